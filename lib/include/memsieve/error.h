@@ -1,0 +1,39 @@
+#pragma once
+// Errors: one line that says where, what, and how to mend it.
+
+#include <stdexcept>
+#include <string>
+
+namespace memsieve {
+
+/// Base of everything memsieve throws on purpose. `what()` is one line, fit to be shown to a user as it is.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A key, value or combination in YAML, on the command line or in the environment is wrong.
+class ConfigError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A file or a batch does not hold what it must: missing, truncated, wrong shape or dtype, ids out of range.
+class DataError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// Some rank failed (this one or another). The message names the guilty rank; every rank throws it at the same step.
+class PeerError : public Error {
+ public:
+  using Error::Error;
+};
+
+/// A NaN or Inf turned up in a signal or a loss. The message names the sample; every rank throws it at the same step.
+class NonFiniteError : public Error {
+ public:
+  using Error::Error;
+};
+
+}  // namespace memsieve

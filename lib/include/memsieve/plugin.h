@@ -1,0 +1,40 @@
+#pragma once
+// Plug-ins: filters in a shared object of their own, named in the YAML (`sieve.plugins`).
+
+#include <memsieve/filter.h>
+#include <torch/version.h>
+
+#include <string>
+
+/// Raised whenever Filter, SignalView, FilterEntry, Schema or Settings change in layout or meaning.
+#define MEMSIEVE_ABI_VERSION 1
+
+extern "C" {
+/// Plain data, read before any code of the plug-in runs.
+struct MemsieveStamp {
+  char magic[8];
+  int memsieve_abi;
+  int gxx_abi;        ///< __GXX_ABI_VERSION
+  int cxx11_strings;  ///< _GLIBCXX_USE_CXX11_ABI
+  char torch[32];
+};
+}
+
+#define MEMSIEVE_STAMP_INITIALIZER \
+  { "msieve", MEMSIEVE_ABI_VERSION, __GXX_ABI_VERSION, _GLIBCXX_USE_CXX11_ABI, TORCH_VERSION }
+
+/// Put once into a plug-in: MEMSIEVE_PLUGIN(function), where `void function(memsieve::FilterRegistry&)` adds its filters.
+#define MEMSIEVE_PLUGIN(function)                                                                          \
+  extern "C" __attribute__((visibility("default"))) const MemsieveStamp memsieve_plugin_stamp;             \
+  extern "C" const MemsieveStamp memsieve_plugin_stamp = MEMSIEVE_STAMP_INITIALIZER;                       \
+  extern "C" __attribute__((visibility("default"))) void memsieve_plugin_register(memsieve::FilterRegistry* registry) { \
+    function(*registry);                                                                                   \
+  }
+
+namespace memsieve {
+
+/// Opens `path` (RTLD_NOW | RTLD_LOCAL, never closed), compares its stamp with this build's, then lets it add its filters.
+/// Throws ConfigError saying what differs and how to mend it.
+void load_plugin(const std::string& path, FilterRegistry& registry);
+
+}  // namespace memsieve
