@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Configures and builds: scripts/build.sh [PRESET [TARGET...]], by default everything of preset 'release'.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+preset=${1:-release}
+shift || true
+cd "$ROOT"
+[ -x "$PYTHON" ] || fail "no Python environment at $VENV; run scripts/setup.sh first"
+cmake --preset "$preset" -DMEMSIEVE_PYTHON="$PYTHON" >/dev/null || fail "configuring preset '$preset' failed"
+cmake --build --preset "$preset" -j "$(compile_jobs)" ${1:+--target "$@"}

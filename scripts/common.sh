@@ -1,0 +1,30 @@
+# Sourced by the other scripts: where things are, and how many jobs this machine can take.
+set -euo pipefail
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${MEMSIEVE_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/memsieve/venv}
+PYTHON=$VENV/bin/python
+export PATH="$VENV/bin:$PATH" MEMSIEVE_VENV="$VENV"
+
+say() { printf '%s\n' "$*"; }
+fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+
+# Cores this process may use: the affinity mask, or the container's quota if that is less.
+cores() {
+  local n quota period
+  n=$(nproc)
+  if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [ "$quota" != max ]; then
+    quota=$(((quota + period - 1) / period))
+    [ "$quota" -ge "$n" ] || n=$quota
+  fi
+  [ "$n" -ge 1 ] || n=1
+  say "$n"
+}
+
+# Compile jobs: one per core, but a file that includes torch's headers needs up to 2 GiB.
+compile_jobs() {
+  local by_memory by_cores
+  by_memory=$(awk '/^MemAvailable:/ {print int($2 / 1048576 / 2)}' /proc/meminfo)
+  by_cores=$(cores)
+  [ "${by_memory:-1}" -ge 1 ] || by_memory=1
+  say $((by_cores < by_memory ? by_cores : by_memory))
+}
