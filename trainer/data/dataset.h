@@ -1,0 +1,64 @@
+#pragma once
+// A training set in one HDF5 file: pictures or latents, caption embeddings, captions. The layout is in
+// docs/data_format.md.
+
+#include <ATen/core/Tensor.h>
+#include <trainer/data/codec.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace memsieve::trainer {
+
+/// Some rows, on the CPU.
+struct Rows {
+  at::Tensor latents;  ///< [B, C, H, W] float32
+  at::Tensor text;     ///< [B, L, D] float32
+  at::Tensor ids;      ///< [B] int64
+};
+
+struct DatasetOptions {
+  int64_t cache_bytes =
+      int64_t{256} << 20;  ///< sets up to this size are read whole on open; larger ones row by row
+};
+
+/// Read-only; cheap to copy (copies share the file). Loading is safe from several threads: HDF5 calls are
+/// serialised. Every error is a DataError naming the file, the dataset in it and, where there is one, the
+/// row.
+class Dataset {
+ public:
+  /// Checks format, shapes, dtypes and row counts of everything; for a set that fits the cache also that no
+  /// latent and no embedding is NaN or Inf.
+  static Dataset open(const std::string& path, const DatasetOptions& options = {});
+
+  int64_t size() const;                              ///< N, at least 1
+  const std::vector<int64_t>& latent_shape() const;  ///< {C, H, W} as the model sees it
+  int64_t text_length() const;                       ///< L
+  int64_t text_dim() const;                          ///< D
+  const at::Tensor& null_text() const;               ///< [L, D] float32: the empty caption
+  const std::vector<std::string>& captions() const;  ///< [N] UTF-8
+  const std::vector<int64_t>& group_ids() const;     ///< [N], or empty if the file has none
+  const std::optional<Codec>& codec() const;         ///< nullopt for a set of latents
+  const std::string& path() const;
+  bool cached() const;
+
+  /// Rows in the order of `ids`; an id may occur twice. Throws DataError for an id outside [0, size()) or a
+  /// NaN or Inf.
+  Rows load(const std::vector<int64_t>& ids) const;
+  /// The stored pictures [B, 3, H, W] uint8. Throws DataError for a set of latents.
+  at::Tensor load_images(const std::vector<int64_t>& ids) const;
+
+  /// Throws DataError unless `other` (validation, held-out, prompts) has the same latent shape, text shape
+  /// and codec.
+  void check_matches(const Dataset& other) const;
+
+ private:
+  struct Impl;
+  explicit Dataset(std::shared_ptr<const Impl> impl);
+  std::shared_ptr<const Impl> impl_;
+};
+
+}  // namespace memsieve::trainer

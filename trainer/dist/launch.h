@@ -1,0 +1,39 @@
+#pragma once
+// Who am I, and who are my peers: read from the environment that torchrun, SLURM or nobody has set.
+
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace memsieve::trainer {
+
+/// This process's place in the run. The same code path serves one process and many.
+struct Launch {
+  int rank = 0;
+  int world_size = 1;
+  int local_rank = 0;                     ///< place on this machine: which GPU to use
+  int local_world_size = 1;               ///< processes of this run on this machine
+  std::string master_addr = "127.0.0.1";  ///< where rank 0 can be reached
+  int master_port = 0;                    ///< 0 = any free port (alone only)
+  std::string launcher = "alone";         ///< "torchrun", "slurm" or "alone"
+  bool store_exists =
+      false;        ///< torchrun's agent serves the store at master_addr:master_port: rank 0 must not
+  int attempt = 0;  ///< torchrun's restart count: keeps keys of an earlier attempt apart
+};
+
+/// Looks a variable up; nullopt = not set. An empty value counts as set.
+using GetEnv = std::function<std::optional<std::string>(const char* name)>;
+
+/// Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT (torchrun), else
+/// SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID, SLURM_NTASKS_PER_NODE, SLURM_LAUNCH_NODE_IPADDR or the first
+/// host of SLURM_STEP_NODELIST, SLURM_JOB_ID (srun; MASTER_ADDR and MASTER_PORT win over what is derived),
+/// else one process alone. Throws ConfigError for values that are missing, no numbers or contradict each
+/// other; it says what to set.
+Launch launch_from_environment();
+/// The same from any source of variables.
+Launch launch_from_environment(const GetEnv& getenv);
+
+/// First host of a SLURM node list: "gpu[07-09,12],cpu1" -> "gpu07". Throws ConfigError if there is none.
+std::string first_slurm_host(const std::string& node_list);
+
+}  // namespace memsieve::trainer
