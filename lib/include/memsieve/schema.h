@@ -45,11 +45,10 @@ class Schema {
   /// The reference as Markdown: one table per mapping, headed by its dotted path.
   std::string markdown(const std::string& path = "") const;
 
+  struct Node;  ///< private to the library
+  const Node& node() const { return *node_; }
+
  private:
-  friend class Settings;
-  friend Settings resolve(const std::string& yaml_text, const std::string& source, const Schema& schema,
-                          const std::vector<std::string>& overrides);
-  struct Node;
   std::shared_ptr<Node> node_;
 };
 
@@ -75,11 +74,12 @@ class Settings {
   /// The whole configuration with defaults filled in, as YAML that resolves to the same settings.
   std::string yaml() const;
 
+  struct Tree;  ///< private to the library
+
  private:
   friend Settings resolve(const std::string&, const std::string&, const Schema&, const std::vector<std::string>&);
-  struct Tree;
   std::shared_ptr<const Tree> tree_;
-  std::string prefix_;
+  std::string prefix_;  ///< dotted path of this mapping, with a trailing dot unless empty
   const Value& at(const std::string& path) const;
 };
 

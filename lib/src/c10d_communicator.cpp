@@ -1,0 +1,21 @@
+#include <ATen/ATen.h>
+#include <memsieve/c10d_communicator.h>
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+
+namespace memsieve {
+
+C10dComm::C10dComm(c10::intrusive_ptr<c10d::Backend> backend) : backend_(std::move(backend)) {}
+C10dComm::~C10dComm() = default;
+int64_t C10dComm::rank() const { return backend_->getRank(); }
+int64_t C10dComm::size() const { return backend_->getSize(); }
+
+at::Tensor C10dComm::all_gather(const at::Tensor& record) {
+  std::vector<at::Tensor> inputs{record};
+  at::Tensor all = at::empty({size(), record.numel()}, record.options());
+  std::vector<std::vector<at::Tensor>> outputs{all.unbind(0)};
+  backend_->allgather(outputs, inputs)->wait();
+  // Some back ends replace the list's tensors instead of writing through them.
+  return outputs[0][0].data_ptr() == all.data_ptr() ? all : at::stack(outputs[0]);
+}
+
+}  // namespace memsieve
