@@ -1,0 +1,61 @@
+#pragma once
+// The config.json of a diffusers UNet2DConditionModel folder, as far as this UNet can build it.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace memsieve::trainer {
+
+/// Field names, defaults and meaning are those of diffusers' UNet2DConditionModel. Whatever diffusers allows
+/// as a number or a list with one entry per level is a list here, so always block_out_channels.size() long.
+/// Levels run from the finest to the coarsest.
+struct UNetConfig {
+  std::optional<std::vector<int64_t>>
+      sample_size;  ///< one entry (square) or {height, width}; informative, forward takes any size
+  int64_t in_channels = 4;
+  int64_t out_channels = 4;
+  bool flip_sin_to_cos = true;
+  double freq_shift = 0;
+  std::vector<std::string> down_block_types = {"CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
+                                               "CrossAttnDownBlock2D", "DownBlock2D"};
+  std::string mid_block_type = "UNetMidBlock2DCrossAttn";
+  std::vector<std::string> up_block_types = {"UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D",
+                                             "CrossAttnUpBlock2D"};
+  std::vector<int64_t> block_out_channels = {320, 640, 1280, 1280};
+  std::vector<int64_t> layers_per_block = {2, 2, 2, 2};
+  int64_t norm_num_groups = 32;
+  double norm_eps = 1e-5;
+  std::vector<int64_t> cross_attention_dim = {1280, 1280, 1280, 1280};
+  std::vector<int64_t> transformer_layers_per_block = {1, 1, 1, 1};
+  std::optional<int64_t> encoder_hid_dim;  ///< set = `encoder_hid_dim_type: text_proj`:
+                                           ///< Linear(encoder_hid_dim, cross_attention_dim)
+  std::vector<int64_t> attention_head_dim = {
+      8, 8, 8, 8};  ///< the NUMBER of heads, in spite of its name, as in diffusers
+  bool use_linear_projection = false;
+  bool upcast_attention =
+      false;  ///< kept for the file only: scaled_dot_product_attention accumulates in float32 anyway
+  std::optional<int64_t> time_embedding_dim;  ///< default 4 * block_out_channels[0]
+  int64_t conv_in_kernel = 3;
+  int64_t conv_out_kernel = 3;
+
+  int64_t levels() const { return static_cast<int64_t>(block_out_channels.size()); }
+  int64_t time_embed_dim() const { return time_embedding_dim.value_or(4 * block_out_channels.front()); }
+  /// Last dimension of encoder_hidden_states.
+  int64_t text_dim() const { return encoder_hid_dim.value_or(cross_attention_dim.front()); }
+};
+
+/// Parses a config.json. A feature that this UNet lacks, an unknown key, a wrong type, a list of the wrong
+/// length, or channels that groups or heads do not divide: ConfigError naming file, key and value. Keys of
+/// lacking features may stand there with diffusers' default.
+UNetConfig read_unet_config(const std::string& path);
+
+/// The same from JSON text; `where` stands for the file name in errors.
+UNetConfig parse_unet_config(const std::string& json_text, const std::string& where);
+
+/// config.json text that diffusers' from_pretrained and read_unet_config both take. Lists of equal entries
+/// become one number.
+std::string to_json(const UNetConfig& config);
+
+}  // namespace memsieve::trainer
