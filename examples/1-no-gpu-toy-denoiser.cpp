@@ -9,7 +9,7 @@
 static const char* const kYaml = R"(
 sieve:
   filters: {magnitude: {scale: log}, prediction_error: {scale: log}}
-  standardise: {by: timestep, bins: 5, window: 200}
+  standardise: {by: timestep, population: training, bins: 5, window: 200}
   evidence: {kind: ledger, visits: 8, min_visits: 4}
   threshold: {kind: fixed, drop: 2.5, release: 1.5}
   action: {kind: drop, warmup_steps: 60}

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The demo: a small text-to-image model is fine-tuned twice on pictures of which a few are repeated many times, without the
+# filter and with it; then a report compares what it draws.
+#   scripts/demo.sh [--seed S] [--with-published] [--out DIR]
+#     --seed S           seed of noise, timesteps and order (default 1)
+#     --with-published   a third run with the published rule, for comparison
+#     --out DIR          where the runs and the report go (default runs/demo; an earlier demo in there is replaced)
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+usage() { sed -n '4,7s/^# *//p' "$0" >&2; exit 2; }
+seed=1
+out=runs/demo
+runs=(off on)
+while [ $# -gt 0 ]; do
+  case $1 in
+    --seed) [[ ${2:-} =~ ^[0-9]+$ ]] || usage; seed=$2; shift 2 ;;
+    --out) [ -n "${2:-}" ] || usage; out=$2; shift 2 ;;
+    --with-published) runs=(off on published); shift ;;
+    *) usage ;;
+  esac
+done
+[ "${out#/}" != "$out" ] || out=$PWD/$out
+cd "$ROOT"
+[ "$out" != "$PWD/runs/demo" ] || out=runs/demo
+
+# Only a folder that an earlier demo made is replaced; it carries this mark.
+mark=$out/.made-by-demo
+if [ -e "$out" ] && [ -n "$(ls -A "$out" 2>/dev/null)" ]; then
+  [ -f "$mark" ] || fail "$out is not empty and was not made by this script; choose another folder with --out"
+  say "demo: replacing the earlier demo in $out"
+  rm -rf "${out:?}"/{off,on,published,report.html,report.png,summary.json}
+fi
+
+scripts/setup.sh --demo
+scripts/build.sh release memsieve-train
+mkdir -p "$out" || fail "cannot make the folder $out"
+: >"$mark"
+"$PYTHON" tools/make_demo_data.py --out data/demo
+
+# One process for each GPU, or two processes that share the cores. They divide a batch of 32 among them.
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)
+processes=2
+if [ "$gpus" -gt 0 ]; then
+  processes=1
+  while [ $((processes * 2)) -le "$gpus" ] && [ "$processes" -lt 32 ]; do processes=$((processes * 2)); done
+fi
+threads=$(($(cores) / processes))
+export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
+
+for run in "${runs[@]}"; do
+  config=configs/demo.yaml
+  [ "$run" = on ] || config=configs/demo_$run.yaml
+  say "demo: run '$run' ($config), $processes processes"
+  "$VENV/bin/torchrun" --standalone --no-python --nproc_per_node "$processes" build/release/trainer/memsieve-train \
+    --config "$config" --set "seed=$seed" --set "output_dir=$out/$run" --set "train_batch_size=$((32 / processes))" ||
+    fail "run '$run' failed"
+done
+report=(--off "$out/off" --on "$out/on" --data data/demo --out "$out")
+[ ! -d "$out/published" ] || report+=(--published "$out/published")
+"$PYTHON" tools/report.py "${report[@]}"

@@ -1,0 +1,65 @@
+"""What the Python tests share: where the build is, and how a program of ours is run."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILD = Path(os.environ.get("MEMSIEVE_BUILD", ROOT / "build" / "release"))
+# Variables of a launcher that may be around the tests must not reach the programs under test.
+LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
+            "TORCHELASTIC_USE_AGENT_STORE")
+
+
+def clean_environment(**more):
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER and not k.startswith("SLURM_")}
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    environment.update(more)
+    return environment
+
+
+def run(*command, timeout=300, cwd=None, **environment):
+    """Runs a program to its end; output is kept as text."""
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=timeout, cwd=cwd,
+                          env=clean_environment(**environment))
+
+
+def run_ok(*command, **options):
+    result = run(*command, **options)
+    assert result.returncode == 0, f"{command}: exit code {result.returncode}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def torchrun(processes, *command, **options):
+    return run(sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc_per_node", processes,
+               *command, **options)
+
+
+def assert_refused(result, code, *words):
+    """The program ended with `code` and said why in one line on stderr that holds all the words."""
+    said = result.stderr.strip()
+    assert result.returncode == code, f"exit code {result.returncode}, not {code}: {said}\n{result.stdout}"
+    assert said and len(said.splitlines()) == 1, f"not one line:\n{said}"
+    for word in words:
+        assert word in said, f"'{word}' is not in: {said}"
+
+
+def configure_and_build(source, prefix, folder):
+    """Builds a project that stands outside the tree against the memsieve installed at `prefix`; returns its build folder."""
+    outside = folder / source.name
+    shutil.copytree(source, outside, ignore=shutil.ignore_patterns("build"))
+    launcher = ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"] if shutil.which("ccache") else []
+    run_ok("cmake", "-S", outside, "-B", outside / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+           f"-DCMAKE_PREFIX_PATH={prefix}", *launcher)
+    run_ok("cmake", "--build", outside / "build", timeout=600)
+    return outside / "build"
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    prefix = tmp_path_factory.mktemp("installed")
+    run_ok("cmake", "--install", BUILD, "--prefix", prefix)
+    return prefix

@@ -1,0 +1,46 @@
+"""The example programs run and show what they say."""
+import re
+import textwrap
+
+from conftest import BUILD, ROOT, run_ok, torchrun
+
+EXAMPLES = BUILD / "examples"
+
+
+def test_toy_denoiser_drops_the_repeated_picture():
+    out = run_ok(EXAMPLES / "1-no-gpu-toy-denoiser")
+    repeated, others = map(int, re.search(r"dropped: (\d+)% .* (\d+)% of the others", out).groups())
+    assert repeated >= 50 and others <= 10, out
+
+
+def test_ranks_train_the_same():
+    alone = run_ok(EXAMPLES / "2-custom-loop-on-ranks", 1)
+    dropped = int(re.match(r"(\d+) of 9600 rows dropped", alone)[1])
+    assert dropped > 0
+    for ranks in (2, 4):
+        assert run_ok(EXAMPLES / "2-custom-loop-on-ranks", ranks) == alone
+
+
+def test_ranks_as_processes():
+    result = torchrun(2, EXAMPLES / "2-custom-loop-on-ranks")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == run_ok(EXAMPLES / "2-custom-loop-on-ranks", 2)
+
+
+def test_accumulation():
+    out = run_ok(EXAMPLES / "3-accumulation")
+    whole, accumulated = re.findall(r"(\d+) of 1920 dropped", out)
+    assert whole == accumulated and 0 < int(whole) < 1920
+
+
+def test_readme_shows_the_example():
+    source = (ROOT / "examples" / "1-no-gpu-toy-denoiser.cpp").read_text()
+    region = re.search(r"// \[readme\]\n(.*?)\n *// \[/readme\]", source, re.S)[1]
+    assert textwrap.dedent(region) in (ROOT / "README.md").read_text()
+
+
+def test_every_example_says_what_it_shows():
+    programs = [*(ROOT / "examples").glob("[0-9]*.cpp"), *(ROOT / "examples").glob("[0-9]*/*.cpp")]
+    assert len(programs) >= 5
+    for program in programs:
+        assert program.read_text().startswith("// "), program
