@@ -1,0 +1,71 @@
+"""The report as one picture for a README: training pictures above what the runs draw for their captions."""
+
+import io
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+
+import report_data as rd
+from report import percent
+from report_plots import COLOURS, NAMES
+
+INK, SOFT = "#1d2126", "#5c6570"
+
+
+def rows_of(comparison):
+    """[(words, images [n, 3, H, W], scores [n] or None, gap above, colour)]: the first drawing of each caption."""
+    count, rows = comparison.count, []
+    runs = [(name, run) for name, run in comparison.runs() if name != "control"]
+    kinds = [("repeated", range(count))]
+    if len(comparison.prompts.images) > count:
+        kinds.append(("ordinary", range(count, min(2 * count, len(comparison.prompts.images)))))
+    for kind, which in kinds:
+        which = list(which)
+        rows.append((f"{kind} training\npictures", comparison.prompts.images[which], None, bool(rows), INK))
+        for name, run in runs:
+            rows.append((f"drawn\n{NAMES[name]}", run.last_samples[which, 0], comparison.scores[name][which, 0], False,
+                         COLOURS[name]))
+    return rows
+
+
+def headline(summary):
+    control = " (interpolated)" if summary["control"]["source"] == "interpolated" else ""
+    return (f"copies: {percent(summary['copies_off'], 0)} without, {percent(summary['copies_on'], 0)} with the filter"
+            f"   |   control at as many kept visits: {percent(summary['copies_control'], 0)}{control}"
+            f"   |   ordinary visits dropped: {percent(summary['ordinary_dropped'])}")
+
+
+def render(comparison, summary):
+    """-> PNG bytes, 1600 pixels wide."""
+    rows = rows_of(comparison)
+    columns = max(len(images) for _, images, _, _, _ in rows)
+    cell, gap, left, head = 1.0, 0.35, 2.3, 1.0
+    width = left + columns * cell + 0.1
+    height = head + len(rows) * cell + gap * sum(row[3] for row in rows) + 0.5
+    figure = plt.figure(figsize=(16, 16 * height / width), dpi=100, facecolor="white")
+    axis = figure.add_axes([0, 0, 1, 1])
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    axis.axis("off")
+    axis.text(0.15, 0.5, headline(summary), fontsize=17, color=INK, va="center", fontweight="bold")
+    top = head
+    for words, images, scores, spaced, colour in rows:
+        top += gap if spaced else 0.0
+        axis.text(left - 0.15, top + cell / 2, words, fontsize=13, color=colour, ha="right", va="center")
+        for column, pixels in enumerate(images):
+            x = left + column * cell
+            axis.imshow(pixels.transpose(1, 2, 0), extent=(x + 0.05, x + 0.95, top + 0.95, top + 0.05), interpolation="nearest",
+                        aspect="auto")
+            if scores is not None and scores[column] > rd.COPY:
+                axis.add_patch(Rectangle((x + 0.03, top + 0.03), 0.94, 0.94, fill=False, edgecolor=COLOURS["off"], linewidth=2.5))
+        top += cell
+    axis.text(left, top + 0.25, f"framed: a copy, correlation > {rd.COPY} with the training picture. First drawing of each caption; the "
+              f"shares count all {np.size(comparison.scores['on'][:comparison.count])}.", fontsize=11.5, color=SOFT, va="center")
+    axis.set(xlim=(0, width), ylim=(height, 0))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
