@@ -38,6 +38,9 @@ std::vector<RowKey> place_keys(int64_t step, int64_t first_place, int64_t count)
 /// words.
 uint64_t keyed_bits(uint64_t seed, Stream stream, RowKey row);
 
+/// `bits` scaled to an integer in [0, bound), 0 < bound < 2^32: the high word of their product.
+int64_t keyed_below(uint64_t bits, int64_t bound);
+
 /// [rows, ...shape] float32 on the CPU: standard normal, from Philox 4x32-10 (Salmon et al., SC 2011) keyed
 /// by keyed_bits and the Box-Muller transform. A row's values depend on its key and the shape alone.
 at::Tensor keyed_normal(uint64_t seed, Stream stream, const std::vector<RowKey>& rows, at::IntArrayRef shape);

@@ -24,6 +24,10 @@ struct GroupOptions {
       1800;  ///< how long one collective may take before it counts as a peer's failure
 };
 
+/// Where this rank should train. `wish` "auto": its own GPU if this machine has one for each local rank, else
+/// the CPU; "cpu"; "cuda": its own GPU, ConfigError if there are too few.
+c10::Device choose_device(const Launch& launch, const std::string& wish);
+
 /// All ranks of the run; one rank is a group of one, through the same code.
 /// Every failure of a peer or of the network is thrown as PeerError with one line.
 class Group {

@@ -24,11 +24,11 @@ struct Launch {
 /// Looks a variable up; nullopt = not set. An empty value counts as set.
 using GetEnv = std::function<std::optional<std::string>(const char* name)>;
 
-/// Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT (torchrun), else
-/// SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID, SLURM_NTASKS_PER_NODE, SLURM_LAUNCH_NODE_IPADDR or the first
-/// host of SLURM_STEP_NODELIST, SLURM_JOB_ID (srun; MASTER_ADDR and MASTER_PORT win over what is derived),
-/// else one process alone. Throws ConfigError for values that are missing, no numbers or contradict each
-/// other; it says what to set.
+/// Reads RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT (torchrun); else, in a step
+/// that srun started, SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID, SLURM_NTASKS_PER_NODE, the first host of
+/// SLURM_STEP_NODELIST or else SLURM_LAUNCH_NODE_IPADDR, and a port made from SLURM_JOB_ID (MASTER_ADDR and
+/// MASTER_PORT win over these two); else one process alone.
+/// Throws ConfigError for values that are missing, no numbers or contradict each other; it says what to set.
 Launch launch_from_environment();
 /// The same from any source of variables.
 Launch launch_from_environment(const GetEnv& getenv);
