@@ -1,4 +1,5 @@
 # Sourced by the other scripts: where things are, and how many jobs this machine can take.
+# shellcheck shell=bash disable=SC2034
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${MEMSIEVE_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/memsieve/venv}

@@ -1,0 +1,236 @@
+"""memsieve-train and bad input: one clear line, the right exit code (2 usage, 3 data, 4 a peer), and no harm done."""
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import tiny
+from conftest import BUILD, assert_refused, clean_environment, run, run_ok
+
+TRAIN = BUILD / "trainer" / "memsieve-train"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.write_run(tmp_path)
+    return tmp_path
+
+
+def train(folder, *arguments, **environment):
+    return run(TRAIN, "--config", "run.yaml", *arguments, cwd=folder, timeout=120, **environment)
+
+
+def edit(folder, before, after):
+    text = (folder / "run.yaml").read_text()
+    assert before in text
+    (folder / "run.yaml").write_text(text.replace(before, after))
+
+
+def line_of(folder, text):
+    return (folder / "run.yaml").read_text().splitlines().index(text) + 1
+
+
+def test_the_good_run_is_good(folder):
+    assert train(folder).returncode == 0
+    assert (folder / "run" / "metrics.jsonl").is_file()
+
+
+# Usage: the command line.
+
+def test_no_config(folder):
+    assert_refused(run(TRAIN, cwd=folder), 2, "--config")
+
+
+def test_unknown_option(folder):
+    assert_refused(train(folder, "--confg"), 2, "--confg")
+
+
+def test_config_missing(folder):
+    assert_refused(run(TRAIN, "--config", "none.yaml", cwd=folder), 2, "none.yaml")
+
+
+# YAML: file, line, key, remedy.
+
+@pytest.mark.parametrize("before, after, words", [
+    ("max_train_steps: 4", "max_trian_steps: 4", ["max_trian_steps", "did you mean 'max_train_steps'?"]),
+    ("max_train_steps: 4", "max_train_steps: 0", ["max_train_steps", "0"]),
+    ("max_train_steps: 4", "max_train_steps: many", ["max_train_steps", "many"]),
+    ("learning_rate: 0.001", "learning_rate: -1", ["learning_rate", "-1"]),
+    ("prediction_type: v_prediction", "prediction_type: v", ["prediction_type", "'v'", "v_prediction"]),
+    ("  train: train.h5", "  trian: train.h5", ["data.trian", "did you mean 'train'?"]),
+    ("    magnitude: {scale: log}", "    magnitude: {skale: log}", ["sieve.filters.magnitude.skale", "did you mean 'scale'?"]),
+    ("    magnitude: {scale: log}", "    magnitud: {scale: log}", ["sieve.filters.magnitud", "did you mean 'magnitude'?"]),
+    ("  held_out: {rows: 2}", "  held_out: {rows: -2}", ["sieve.held_out.rows", "-2"]),
+    ("  held_out: {rows: 2}", "  held_out: {rows: 0}", ["sieve.held_out.rows"]),
+    ("  held_out: {rows: 2}", "  held_out: {rows: 2", ["run.yaml"]),
+])
+def test_yaml(folder, before, after, words):
+    edit(folder, before, after)
+    result = train(folder)
+    assert_refused(result, 2, *words)
+    if "{rows: 2\n" not in (folder / "run.yaml").read_text():
+        assert f"run.yaml:{line_of(folder, after)}:" in result.stderr
+    assert not (folder / "run").exists()
+
+
+def test_yaml_key_twice(folder):
+    (folder / "run.yaml").write_text(tiny.YAML + "seed: 4\n")
+    assert_refused(train(folder), 2, "run.yaml", "seed")
+
+
+@pytest.mark.parametrize("setting, words", [
+    ("max_trian_steps=3", ["max_trian_steps", "did you mean 'max_train_steps'?"]),
+    ("train_batch_size=0", ["train_batch_size", "0"]),
+    ("train_batch_size", ["train_batch_size", "="]),
+])
+def test_set(folder, setting, words):
+    assert_refused(train(folder, "--set", setting), 2, *words)
+
+
+# Data.
+
+def test_data_missing(folder):
+    (folder / "train.h5").unlink()
+    assert_refused(train(folder), 3, "train.h5", "no such file")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.02, 0.6])
+def test_data_truncated(folder, keep):
+    path = folder / "train.h5"
+    os.truncate(path, int(path.stat().st_size * keep))
+    assert_refused(train(folder), 3, "train.h5")
+
+
+def test_data_of_another_kind(folder):
+    with h5py.File(folder / "train.h5", "r+") as file:
+        file.attrs["format"] = "something"
+    assert_refused(train(folder), 3, "train.h5", "something")
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("images", np.zeros((16, 8, 8), np.uint8), ["/images", "[16, 8, 8]"]),
+    ("images", np.zeros((16, 1, 8, 8), np.uint8), ["/images", "1 channels"]),
+    ("images", np.zeros((16, 3, 8, 8), np.float32), ["/images", "float32", "uint8"]),
+    ("images", np.zeros((0, 3, 8, 8), np.uint8), ["/images", "empty"]),
+    ("images", None, ["/images", "/latents"]),
+    ("text", np.zeros((16, 5), np.float32), ["/text", "[16, 5]"]),
+    ("text", np.zeros((16, 5, 6), np.int32), ["/text", "int32", "float"]),
+    ("text", np.zeros((15, 5, 6), np.float32), ["/text", "15 rows", "16"]),
+    ("text", np.zeros((16, 5, 7), np.float32), ["/null_text", "[5, 6]", "[5, 7]"]),
+    ("text", np.full((16, 5, 6), np.nan, np.float32), ["/text", "row 0", "NaN"]),
+    ("null_text", None, ["/null_text", "no such dataset"]),
+    ("caption", None, ["/caption", "no such dataset"]),
+    ("group_id", np.zeros(3, np.int64), ["/group_id", "3 rows", "16"]),
+    ("group_id", np.zeros(16, np.float32), ["/group_id", "float32"]),
+])
+def test_data_sets(folder, name, value, words):
+    tiny.replace(folder / "train.h5", name, value)
+    assert_refused(train(folder), 3, "train.h5", *words)
+
+
+def test_text_does_not_fit_the_model(folder):
+    for name in ("train.h5", "held_out.h5"):
+        tiny.replace(folder / name, "text", np.zeros((16 if name == "train.h5" else 8, 5, 7), np.float32))
+        tiny.replace(folder / name, "null_text", np.zeros((5, 7), np.float32))
+    result = train(folder)
+    assert result.returncode in (2, 3)
+    assert_refused(result, result.returncode, "7", "6")
+
+
+def test_held_out_of_another_shape(folder):
+    tiny.replace(folder / "held_out.h5", "images", np.zeros((8, 3, 16, 16), np.uint8))
+    assert_refused(train(folder), 3, "held_out.h5", "train.h5")
+
+
+def test_nan_picture(tmp_path):
+    tiny.write_run(tmp_path, latents=True)
+    with h5py.File(tmp_path / "train.h5", "r+") as file:
+        file["latents"][5, 2, 1, 1] = np.nan
+    assert_refused(train(tmp_path, "--set", "max_train_steps=20"), 3, "train.h5", "/latents", "row 5", "NaN")
+
+
+def test_batch_bigger_than_the_data(folder):
+    assert_refused(train(folder, "--set", "train_batch_size=17"), 2, "17", "16")
+
+
+# The run folder.
+
+def test_run_folder_cannot_be_made(folder):
+    (folder / "file").write_text("")
+    assert_refused(train(folder, "--set", "output_dir=file/run"), 3, "file/run")
+
+
+def test_run_folder_holds_another_run(folder):
+    assert train(folder).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+    assert_refused(train(folder), 2, "run", "another run")
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+
+
+# Checkpoints.
+
+@pytest.fixture
+def checkpoint(folder):
+    assert train(folder, "--set", "checkpointing_steps=2", "--set", "max_train_steps=2").returncode == 0
+    return folder / "run" / "checkpoints" / "step-000002"
+
+
+def resume(folder):
+    return train(folder, "--resume-from", "latest")
+
+
+def test_resume_goes_on(folder, checkpoint):
+    result = resume(folder)
+    assert result.returncode == 0, result.stderr
+
+
+def test_resume_from_nothing(folder):
+    assert_refused(resume(folder), 3, "checkpoint")
+
+
+@pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "optimizer.safetensors", "sieve.safetensors",
+                                  "state.json"])
+@pytest.mark.parametrize("keep", [None, 0.0, 0.5])
+def test_torn_checkpoint(folder, checkpoint, name, keep):
+    path = checkpoint / name
+    if keep is None:
+        path.unlink()
+    else:
+        os.truncate(path, int(path.stat().st_size * keep))
+    assert_refused(resume(folder), 3, name.rpartition("/")[2])
+
+
+# Plug-ins.
+
+def test_plugin_without_stamp(folder):
+    (folder / "plugin.c").write_text("int nothing;\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "plugin.so", folder / "plugin.c"], check=True)
+    assert_refused(train(folder, "--set", "sieve.plugins=[plugin.so]"), 2, "plugin.so", "no stamp")
+
+
+# Launchers.
+
+@pytest.mark.parametrize("environment, words", [
+    ({"WORLD_SIZE": "2"}, ["RANK"]),
+    ({"RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}, ["WORLD_SIZE"]),
+    ({"WORLD_SIZE": "2", "RANK": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}, ["RANK", "WORLD_SIZE", "2"]),
+    ({"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}, ["WORLD_SIZE", "two"]),
+    ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+      "MASTER_PORT": "29511"}, ["LOCAL_WORLD_SIZE", "WORLD_SIZE"]),
+])
+def test_contradictory_world(folder, environment, words):
+    assert_refused(train(folder, **environment), 2, *words)
+
+
+def test_port_in_use(folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = train(folder, WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1",
+                       MASTER_PORT=str(port))
+    assert_refused(result, 2, str(port), "in use")

@@ -1,0 +1,84 @@
+"""The shell scripts: how tests are counted, and what they refuse."""
+import sys
+
+import pytest
+from conftest import ROOT, run
+
+LOG = """Start testing: Nov 23 05:00 UTC
+----------------------------------------------------------
+{entries}End testing: Nov 23 05:01 UTC
+"""
+ENTRY = """{number}/9 Testing: {name}
+{number}/9 Test: {name}
+Command: "{command}"
+Directory: /somewhere
+"{name}" start time: Nov 23 05:00 UTC
+Output:
+----------------------------------------------------------
+{output}
+<end of output>
+Test time =   1.00 sec
+----------------------------------------------------------
+{verdict}
+"{name}" end time: Nov 23 05:00 UTC
+"{name}" time elapsed: 00:00:01
+----------------------------------------------------------
+
+"""
+OUTPUTS = {
+    "catch_good": ("=====\nAll tests passed (31 assertions in 7 test cases)\n", "Test Passed."),
+    "catch_bad": ("=====\ntest cases: 5 | 3 passed | 2 failed\nassertions: 9 | 7 passed | 2 failed\n", "Test Failed."),
+    "pytest_good": ("....  [100%]\n4 passed in 0.31s\n", "Test Passed."),
+    "pytest_bad": ("FAILED test_x.py::test_y\n2 failed, 3 passed, 1 skipped, 1 error in 1.02s\n", "Test Failed."),
+    "pytest_long": ("12 passed, 2 warnings in 71.52s (0:01:11)\n", "Test Passed."),
+    "crash": ("Segmentation fault\n", "Test Failed."),
+    "crash_after_totals": ("All tests passed (3 assertions in 2 test cases)\nAddressSanitizer: heap-use-after-free\n", "Test Failed."),
+    "plain": ("hello\n", "Test Passed."),
+    "not_built": ("", "Test Passed."),  # what ctest 3.25 writes when there is no such program
+}
+
+
+def count(tmp_path, *names):
+    entries = "".join(ENTRY.format(number=i + 1, name=name, command="" if name == "not_built" else f"/somewhere/{name}",
+                                   output=OUTPUTS[name][0], verdict=OUTPUTS[name][1])
+                      for i, name in enumerate(names))
+    (tmp_path / "LastTest.log").write_text(LOG.format(entries=entries))
+    result = run(sys.executable, ROOT / "scripts" / "count_tests.py", tmp_path / "LastTest.log")
+    return result.stdout.splitlines()[-1], result.returncode
+
+
+@pytest.mark.parametrize("name, line, code", [
+    ("catch_good", "7 passed, 0 failed", 0),
+    ("catch_bad", "3 passed, 2 failed", 1),
+    ("pytest_good", "4 passed, 0 failed", 0),
+    ("pytest_bad", "3 passed, 3 failed", 1),
+    ("pytest_long", "12 passed, 0 failed", 0),
+    ("crash", "0 passed, 1 failed", 1),
+    ("crash_after_totals", "2 passed, 1 failed", 1),
+    ("plain", "1 passed, 0 failed", 0),
+    ("not_built", "0 passed, 1 failed", 1),
+])
+def test_count(tmp_path, name, line, code):
+    assert count(tmp_path, name) == (line, code)
+
+
+def test_count_adds_up(tmp_path):
+    assert count(tmp_path, *OUTPUTS) == ("32 passed, 8 failed", 1)
+
+
+def test_count_of_no_test_is_a_failure(tmp_path):
+    assert count(tmp_path) == ("0 passed, 1 failed", 1)
+
+
+def test_demo_keeps_what_is_not_its_own(tmp_path):
+    (tmp_path / "precious").write_text("")
+    result = run(ROOT / "scripts" / "demo.sh", "--out", tmp_path)
+    assert result.returncode != 0 and "not made by this script" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("script, arguments", [("demo.sh", ["--seed", "x"]), ("demo.sh", ["--what"]), ("test.sh", ["--what"]),
+                                               ("setup.sh", ["--what"]), ("format.sh", ["--what"])])
+def test_unknown_options(script, arguments):
+    result = run(ROOT / "scripts" / script, *arguments)
+    assert result.returncode != 0 and result.stderr
