@@ -6,8 +6,12 @@ namespace memsieve {
 
 C10dComm::C10dComm(c10::intrusive_ptr<c10d::Backend> backend) : backend_(std::move(backend)) {}
 C10dComm::~C10dComm() = default;
-int64_t C10dComm::rank() const { return backend_->getRank(); }
-int64_t C10dComm::size() const { return backend_->getSize(); }
+int64_t C10dComm::rank() const {
+  return backend_->getRank();
+}
+int64_t C10dComm::size() const {
+  return backend_->getSize();
+}
 
 at::Tensor C10dComm::all_gather(const at::Tensor& record) {
   std::vector<at::Tensor> inputs{record};

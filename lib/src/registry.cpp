@@ -10,7 +10,8 @@ namespace memsieve {
 void FilterRegistry::add(FilterEntry entry) {
   if (entry.name.empty() || !entry.make) throw ConfigError("a filter needs a name and a `make` function");
   if (find(entry.name) != nullptr) {
-    throw ConfigError("filter '" + entry.name + "' is registered twice; give the plug-in's filter another name");
+    throw ConfigError("filter '" + entry.name +
+                      "' is registered twice; give the plug-in's filter another name");
   }
   entries_.push_back(std::move(entry));
 }
@@ -31,8 +32,9 @@ std::string describe(const MemsieveStamp& stamp) {
 }
 
 bool same(const MemsieveStamp& a, const MemsieveStamp& b) {
-  return std::memcmp(a.magic, b.magic, sizeof a.magic) == 0 && a.memsieve_abi == b.memsieve_abi && a.gxx_abi == b.gxx_abi &&
-         a.cxx11_strings == b.cxx11_strings && std::strncmp(a.torch, b.torch, sizeof a.torch) == 0;
+  return std::memcmp(a.magic, b.magic, sizeof a.magic) == 0 && a.memsieve_abi == b.memsieve_abi &&
+         a.gxx_abi == b.gxx_abi && a.cxx11_strings == b.cxx11_strings &&
+         std::strncmp(a.torch, b.torch, sizeof a.torch) == 0;
 }
 
 }  // namespace
@@ -44,16 +46,18 @@ void load_plugin(const std::string& path, FilterRegistry& registry) {
   if (library == nullptr) throw ConfigError("plug-in " + path + ": cannot be opened: " + dlerror());
   const auto* stamp = static_cast<const MemsieveStamp*>(dlsym(library, "memsieve_plugin_stamp"));
   if (stamp == nullptr || std::strncmp(stamp->magic, "msieve", 7) != 0) {
-    throw ConfigError("plug-in " + path + ": not a memsieve plug-in (no stamp); put MEMSIEVE_PLUGIN(function) into it");
+    throw ConfigError("plug-in " + path +
+                      ": not a memsieve plug-in (no stamp); put MEMSIEVE_PLUGIN(function) into it");
   }
   const MemsieveStamp ours = MEMSIEVE_STAMP_INITIALIZER;
   if (!same(*stamp, ours)) {
-    throw ConfigError("plug-in " + path + ": built for " + describe(*stamp) + ", but this is " + describe(ours) +
-                      "; rebuild the plug-in against this installation");
+    throw ConfigError("plug-in " + path + ": built for " + describe(*stamp) + ", but this is " +
+                      describe(ours) + "; rebuild the plug-in against this installation");
   }
   using Register = void (*)(FilterRegistry*);
   const auto enter = reinterpret_cast<Register>(dlsym(library, "memsieve_plugin_register"));
-  if (enter == nullptr) throw ConfigError("plug-in " + path + ": no memsieve_plugin_register; use MEMSIEVE_PLUGIN(function)");
+  if (enter == nullptr)
+    throw ConfigError("plug-in " + path + ": no memsieve_plugin_register; use MEMSIEVE_PLUGIN(function)");
   try {
     enter(&registry);
   } catch (const std::exception& error) {

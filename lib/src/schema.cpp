@@ -59,16 +59,25 @@ std::string range(const Option& option) {
 
 const char* kind_name(Kind kind) {
   switch (kind) {
-    case Kind::boolean: return "true or false";
-    case Kind::integer: return "integer";
-    case Kind::real: return "number";
-    case Kind::text: return "text";
-    case Kind::choice: return "choice";
-    case Kind::reals: return "list of numbers";
-    case Kind::integers: return "list of integers";
-    case Kind::texts: return "list of texts";
+    case Kind::boolean:
+      return "true or false";
+    case Kind::integer:
+      return "integer";
+    case Kind::real:
+      return "number";
+    case Kind::text:
+      return "text";
+    case Kind::choice:
+      return "choice";
+    case Kind::reals:
+      return "list of numbers";
+    case Kind::integers:
+      return "list of integers";
+    case Kind::texts:
+      return "list of texts";
     case Kind::section:
-    case Kind::optional_section: return "mapping";
+    case Kind::optional_section:
+      return "mapping";
   }
   return "?";
 }
@@ -87,11 +96,14 @@ Schema& Schema::boolean(const std::string& name, bool initial, const std::string
   node_->options.push_back({name, Kind::boolean, initial, doc});
   return *this;
 }
-Schema& Schema::integer(const std::string& name, int64_t initial, int64_t low, int64_t high, const std::string& doc) {
-  node_->options.push_back({name, Kind::integer, initial, doc, static_cast<double>(low), static_cast<double>(high)});
+Schema& Schema::integer(const std::string& name, int64_t initial, int64_t low, int64_t high,
+                        const std::string& doc) {
+  node_->options.push_back(
+      {name, Kind::integer, initial, doc, static_cast<double>(low), static_cast<double>(high)});
   return *this;
 }
-Schema& Schema::real(const std::string& name, double initial, double low, double high, const std::string& doc) {
+Schema& Schema::real(const std::string& name, double initial, double low, double high,
+                     const std::string& doc) {
   node_->options.push_back({name, Kind::real, initial, doc, low, high});
   return *this;
 }
@@ -99,8 +111,8 @@ Schema& Schema::text(const std::string& name, const std::string& initial, const 
   node_->options.push_back({name, Kind::text, initial, doc});
   return *this;
 }
-Schema& Schema::choice(const std::string& name, const std::string& initial, const std::vector<std::string>& choices,
-                       const std::string& doc) {
+Schema& Schema::choice(const std::string& name, const std::string& initial,
+                       const std::vector<std::string>& choices, const std::string& doc) {
   node_->options.push_back({name, Kind::choice, initial, doc, 0, 0, choices});
   return *this;
 }
@@ -108,11 +120,13 @@ Schema& Schema::reals(const std::string& name, const std::vector<double>& initia
   node_->options.push_back({name, Kind::reals, initial, doc});
   return *this;
 }
-Schema& Schema::integers(const std::string& name, const std::vector<int64_t>& initial, const std::string& doc) {
+Schema& Schema::integers(const std::string& name, const std::vector<int64_t>& initial,
+                         const std::string& doc) {
   node_->options.push_back({name, Kind::integers, std::vector<double>(initial.begin(), initial.end()), doc});
   return *this;
 }
-Schema& Schema::texts(const std::string& name, const std::vector<std::string>& initial, const std::string& doc) {
+Schema& Schema::texts(const std::string& name, const std::vector<std::string>& initial,
+                      const std::string& doc) {
   node_->options.push_back({name, Kind::texts, initial, doc});
   return *this;
 }
@@ -121,7 +135,8 @@ Schema& Schema::section(const std::string& name, const Schema& keys, const std::
   return *this;
 }
 Schema& Schema::optional_section(const std::string& name, const Schema& keys, const std::string& doc) {
-  node_->options.push_back({name, Kind::optional_section, false, doc, 0, 0, {}, std::make_shared<Node>(*keys.node_)});
+  node_->options.push_back(
+      {name, Kind::optional_section, false, doc, 0, 0, {}, std::make_shared<Node>(*keys.node_)});
   return *this;
 }
 
@@ -134,13 +149,15 @@ static void write_markdown(const Schema::Node& node, const std::string& path, st
       out << "| key | default | values | meaning |\n| --- | --- | --- | --- |\n";
       table = true;
     }
-    out << "| `" << option.name << "` | `" << show(option.initial) << "` | " << range(option) << " | " << option.doc << " |\n";
+    out << "| `" << option.name << "` | `" << show(option.initial) << "` | " << range(option) << " | "
+        << option.doc << " |\n";
   }
   if (table) out << "\n";
   for (const auto& option : node.options) {
     if (!option.keys) continue;
     const std::string below = path.empty() ? option.name : path + "." + option.name;
-    out << "**`" << below << "`** " << (option.kind == Kind::optional_section ? "(only if named) " : "") << option.doc << "\n\n";
+    out << "**`" << below << "`** " << (option.kind == Kind::optional_section ? "(only if named) " : "")
+        << option.doc << "\n\n";
     write_markdown(*option.keys, below, out);
   }
 }

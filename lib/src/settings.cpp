@@ -84,16 +84,20 @@ template <typename T>
 T scalar(const Source& source, const std::string& path, const YAML::Node& node, const Option& option) {
   T value{};
   if (!node.IsScalar() || !YAML::convert<T>::decode(node, value)) {
-    const std::string got = node.IsScalar() ? "'" + node.Scalar() + "'" : node.IsNull() ? "nothing" : "a list or mapping";
+    const std::string got = node.IsScalar() ? "'" + node.Scalar() + "'"
+                            : node.IsNull() ? "nothing"
+                                            : "a list or mapping";
     source.fail(path, node, std::string("expected ") + kind_name(option.kind) + ", got " + got);
   }
   return value;
 }
 
-void check_range(const Source& source, const std::string& path, const YAML::Node& node, const Option& option, double value) {
+void check_range(const Source& source, const std::string& path, const YAML::Node& node, const Option& option,
+                 double value) {
   if (std::isfinite(value) && value >= option.low && value <= option.high) return;
   std::ostringstream message;
-  message << node.Scalar() << " is out of range; it must lie in [" << option.low << ", " << option.high << "]";
+  message << node.Scalar() << " is out of range; it must lie in [" << option.low << ", " << option.high
+          << "]";
   source.fail(path, node, message.str());
 }
 
@@ -118,9 +122,11 @@ Value read_list(const Source& source, const std::string& path, const YAML::Node&
   return list;
 }
 
-Value read_value(const Source& source, const std::string& path, const YAML::Node& node, const Option& option) {
+Value read_value(const Source& source, const std::string& path, const YAML::Node& node,
+                 const Option& option) {
   switch (option.kind) {
-    case Kind::boolean: return scalar<bool>(source, path, node, option);
+    case Kind::boolean:
+      return scalar<bool>(source, path, node, option);
     case Kind::integer: {
       const auto value = scalar<int64_t>(source, path, node, option);
       check_range(source, path, node, option, static_cast<double>(value));
@@ -135,17 +141,22 @@ Value read_value(const Source& source, const std::string& path, const YAML::Node
       auto value = scalar<std::string>(source, path, node, option);
       if (std::find(option.choices.begin(), option.choices.end(), value) == option.choices.end()) {
         const std::string guess = closest(value, option.choices);
-        source.fail(path, node, "unknown value '" + value + "'" +
-                                    (guess.empty() ? "; one of " + joined(option.choices) : "; did you mean '" + guess + "'?"));
+        source.fail(
+            path, node,
+            "unknown value '" + value + "'" +
+                (guess.empty() ? "; one of " + joined(option.choices) : "; did you mean '" + guess + "'?"));
       }
       return value;
     }
-    case Kind::text: return node.IsNull() ? std::string() : scalar<std::string>(source, path, node, option);
-    default: return read_list(source, path, node, option);
+    case Kind::text:
+      return node.IsNull() ? std::string() : scalar<std::string>(source, path, node, option);
+    default:
+      return read_list(source, path, node, option);
   }
 }
 
-void check_keys(const Source& source, const std::string& prefix, const YAML::Node& yaml, const Schema::Node& schema) {
+void check_keys(const Source& source, const std::string& prefix, const YAML::Node& yaml,
+                const Schema::Node& schema) {
   std::vector<std::string> names;
   for (const auto& option : schema.options) names.push_back(option.name);
   std::map<std::string, int> seen;
@@ -154,15 +165,17 @@ void check_keys(const Source& source, const std::string& prefix, const YAML::Nod
     if (++seen[key] > 1) source.fail(prefix + key, entry.first, "key given twice; keep one");
     if (schema.find(key) != nullptr) continue;
     const std::string guess = closest(key, names);
-    source.fail(prefix + key, entry.first,
-                "unknown key; " + (guess.empty() ? "known keys: " + joined(names) : "did you mean '" + guess + "'?"));
+    source.fail(
+        prefix + key, entry.first,
+        "unknown key; " + (guess.empty() ? "known keys: " + joined(names) : "did you mean '" + guess + "'?"));
   }
 }
 
-void resolve_into(Settings::Tree& tree, const Source& source, const std::string& prefix, const YAML::Node& yaml,
-                  const Schema::Node& schema) {
+void resolve_into(Settings::Tree& tree, const Source& source, const std::string& prefix,
+                  const YAML::Node& yaml, const Schema::Node& schema) {
   const bool given = yaml.IsDefined() && !yaml.IsNull();
-  if (given && !yaml.IsMap()) source.fail(prefix.substr(0, prefix.size() - (prefix.empty() ? 0 : 1)), yaml, "expected a mapping");
+  if (given && !yaml.IsMap())
+    source.fail(prefix.substr(0, prefix.size() - (prefix.empty() ? 0 : 1)), yaml, "expected a mapping");
   if (given) {
     check_keys(source, prefix, yaml, schema);
     for (const auto& entry : yaml) {
@@ -179,7 +192,8 @@ void resolve_into(Settings::Tree& tree, const Source& source, const std::string&
       tree.sections[path] = {false, where, node.IsDefined()};
       resolve_into(tree, source, path + ".", node, *option.keys);
     } else {
-      tree.leaves[path] = {node.IsDefined() ? read_value(source, path, node, option) : option.initial, where, node.IsDefined()};
+      tree.leaves[path] = {node.IsDefined() ? read_value(source, path, node, option) : option.initial, where,
+                           node.IsDefined()};
     }
   }
 }
@@ -194,7 +208,8 @@ YAML::Node parse(const std::string& text, const std::string& source) {
 
 void apply_override(YAML::Node root, const std::string& text, Source& source) {
   const auto equals = text.find('=');
-  if (equals == std::string::npos || equals == 0) throw ConfigError("--set " + text + ": expected key.subkey=value");
+  if (equals == std::string::npos || equals == 0)
+    throw ConfigError("--set " + text + ": expected key.subkey=value");
   const std::string path = text.substr(0, equals);
   YAML::Node value = parse(text.substr(equals + 1), "--set " + text);
   YAML::Node node = root;
@@ -243,7 +258,8 @@ void emit(YAML::Emitter& out, const Value& value, Kind kind) {
   }
 }
 
-void emit_mapping(YAML::Emitter& out, const Settings::Tree& tree, const std::string& prefix, const Schema::Node& schema) {
+void emit_mapping(YAML::Emitter& out, const Settings::Tree& tree, const std::string& prefix,
+                  const Schema::Node& schema) {
   out << YAML::BeginMap;
   for (const auto& option : schema.options) {
     const std::string path = prefix + option.name;
@@ -274,11 +290,21 @@ const Value& Settings::at(const std::string& path) const {
   return it->second.value;
 }
 
-bool Settings::boolean(const std::string& path) const { return std::get<bool>(at(path)); }
-int64_t Settings::integer(const std::string& path) const { return std::get<int64_t>(at(path)); }
-double Settings::real(const std::string& path) const { return std::get<double>(at(path)); }
-const std::string& Settings::text(const std::string& path) const { return std::get<std::string>(at(path)); }
-std::vector<double> Settings::reals(const std::string& path) const { return std::get<std::vector<double>>(at(path)); }
+bool Settings::boolean(const std::string& path) const {
+  return std::get<bool>(at(path));
+}
+int64_t Settings::integer(const std::string& path) const {
+  return std::get<int64_t>(at(path));
+}
+double Settings::real(const std::string& path) const {
+  return std::get<double>(at(path));
+}
+const std::string& Settings::text(const std::string& path) const {
+  return std::get<std::string>(at(path));
+}
+std::vector<double> Settings::reals(const std::string& path) const {
+  return std::get<std::vector<double>>(at(path));
+}
 std::vector<int64_t> Settings::integers(const std::string& path) const {
   const auto list = reals(path);
   return {list.begin(), list.end()};
@@ -349,12 +375,13 @@ std::string read_text_file(const std::string& path) {
   return text.str();
 }
 
-Settings resolve_file(const std::string& path, const Schema& schema, const std::vector<std::string>& overrides) {
+Settings resolve_file(const std::string& path, const Schema& schema,
+                      const std::vector<std::string>& overrides) {
   return resolve(read_text_file(path), path, schema, overrides);
 }
 
-std::vector<std::string> peek_texts(const std::string& yaml_text, const std::string& source, const std::string& dotted,
-                                    const std::vector<std::string>& overrides) {
+std::vector<std::string> peek_texts(const std::string& yaml_text, const std::string& source,
+                                    const std::string& dotted, const std::vector<std::string>& overrides) {
   Source from{source, {}};
   YAML::Node node = load(yaml_text, overrides, from);
   std::stringstream keys(dotted);

@@ -24,13 +24,15 @@ class DataError : public Error {
   using Error::Error;
 };
 
-/// Some rank failed (this one or another). The message names the guilty rank; every rank throws it at the same step.
+/// Some rank failed (this one or another). The message names the guilty rank; every rank throws it at the
+/// same step.
 class PeerError : public Error {
  public:
   using Error::Error;
 };
 
-/// A NaN or Inf turned up in a signal or a loss. The message names the sample; every rank throws it at the same step.
+/// A NaN or Inf turned up in a signal or a loss. The message names the sample; every rank throws it at the
+/// same step.
 class NonFiniteError : public Error {
  public:
   using Error::Error;

@@ -23,18 +23,20 @@ struct MemsieveStamp {
 #define MEMSIEVE_STAMP_INITIALIZER \
   { "msieve", MEMSIEVE_ABI_VERSION, __GXX_ABI_VERSION, _GLIBCXX_USE_CXX11_ABI, TORCH_VERSION }
 
-/// Put once into a plug-in: MEMSIEVE_PLUGIN(function), where `void function(memsieve::FilterRegistry&)` adds its filters.
-#define MEMSIEVE_PLUGIN(function)                                                                          \
-  extern "C" __attribute__((visibility("default"))) const MemsieveStamp memsieve_plugin_stamp;             \
-  extern "C" const MemsieveStamp memsieve_plugin_stamp = MEMSIEVE_STAMP_INITIALIZER;                       \
-  extern "C" __attribute__((visibility("default"))) void memsieve_plugin_register(memsieve::FilterRegistry* registry) { \
-    function(*registry);                                                                                   \
+/// Put once into a plug-in: MEMSIEVE_PLUGIN(function), where `void function(memsieve::FilterRegistry&)` adds
+/// its filters.
+#define MEMSIEVE_PLUGIN(function)                                                              \
+  extern "C" __attribute__((visibility("default"))) const MemsieveStamp memsieve_plugin_stamp; \
+  extern "C" const MemsieveStamp memsieve_plugin_stamp = MEMSIEVE_STAMP_INITIALIZER;           \
+  extern "C" __attribute__((visibility("default"))) void memsieve_plugin_register(             \
+      memsieve::FilterRegistry* registry) {                                                    \
+    function(*registry);                                                                       \
   }
 
 namespace memsieve {
 
-/// Opens `path` (RTLD_NOW | RTLD_LOCAL, never closed), compares its stamp with this build's, then lets it add its filters.
-/// Throws ConfigError saying what differs and how to mend it.
+/// Opens `path` (RTLD_NOW | RTLD_LOCAL, never closed), compares its stamp with this build's, then lets it add
+/// its filters. Throws ConfigError saying what differs and how to mend it.
 void load_plugin(const std::string& path, FilterRegistry& registry);
 
 }  // namespace memsieve

@@ -1,0 +1,66 @@
+#pragma once
+// The host side of the sieve: what follows later through pinned memory. Private to the library.
+
+#include <ATen/core/Tensor.h>
+#include <memsieve/sieve.h>
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ledger.h"
+#include "options.h"
+#include "record.h"
+
+namespace c10 {
+struct Event;
+}
+
+namespace memsieve {
+
+class Reporter {
+ public:
+  Reporter(const SieveOptions& options, const Setup& setup, const RecordShape& shape, bool writes_ledger,
+           const std::string& configuration);
+  ~Reporter();
+
+  /// Starts the copy of a step's gathered records [ranks, length] to the host.
+  void push(const Clock& clock, const at::Tensor& all);
+  /// Works through the steps that are due: all on a CPU, all but the newest two on a GPU; every one with
+  /// `everything`. Throws what those steps brought: PeerError, NonFiniteError.
+  void catch_up(bool everything);
+  /// Hands buffered ledger rows to the writer and waits until they are on disk.
+  void write_out();
+  /// Opens the ledger; `keep_rows` >= 0 continues an existing one there.
+  void open_ledger(int64_t keep_rows);
+  bool ledger_is_open() const { return ledger_ != nullptr; }
+  bool wants_ledger() const { return writes_ledger_; }
+  /// Rows of the ledger on all ranks' account (kept by every rank, so that checkpoints agree).
+  int64_t ledger_rows() const { return ledger_rows_; }
+  void set_ledger_rows(int64_t rows) { ledger_rows_ = rows; }
+  std::vector<StepReport> take() { return std::exchange(reports_, {}); }
+
+ private:
+  struct Pending;
+  void digest(const Pending& step);
+  StepReport report(const Pending& step, const Gathered& host) const;
+  void add_rows(const Pending& step, const at::Tensor& lines, uint8_t kind);
+  void throw_errors(const Pending& step, const Gathered& host) const;
+
+  const SieveOptions& options_;
+  RecordShape shape_;
+  int64_t held_out_size_, lag_;
+  std::vector<int64_t> group_id_;
+  std::string path_;
+  LedgerHeader header_;
+  bool writes_ledger_;
+  std::deque<Pending> pending_;
+  std::vector<StepReport> reports_;
+  std::vector<LedgerRow> rows_;
+  int64_t ledger_rows_ = 0;
+  std::unique_ptr<Ledger> ledger_;
+};
+
+}  // namespace memsieve
