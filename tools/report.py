@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import report_data as rd
-from report_data import DataSet, ReportError, Run
+from report_data import DataSet, ReportError, Run, change, percent
 
 
 class Comparison:
@@ -41,7 +41,7 @@ class Comparison:
         self.thinning = self.worked_control()
 
     def runs(self):
-        named = (("off", self.off), ("on", self.on), ("published", self.published), ("control", self.control))
+        named = (("off", self.off), ("published", self.published), ("on", self.on), ("control", self.control))
         return [(name, run) for name, run in named if run is not None]
 
     def worked_control(self):
@@ -72,15 +72,6 @@ class Comparison:
         result["quarters"] = self.quarters["on"]
         result["generations"] = int(self.scores["on"][:self.count].size)
         return result
-
-
-def percent(value, digits=1):
-    return "n/a" if value is None else f"{100 * value:.{digits}f}%"
-
-
-def change(summary, name="on"):
-    off, value = summary["val_loss_off"], summary[f"val_loss_{name}"]
-    return "n/a" if not off or value is None else f"{100 * (value / off - 1):+.1f}%"
 
 
 def five_lines(summary, page):

@@ -232,3 +232,14 @@ def dropped_by_picture(visits, data):
         row = int(np.flatnonzero(data.group == group)[0])
         result[int(group)] = (int(mask.sum()), int(dropped[mask].sum()), row, bool(data.repeated[row]))
     return result
+
+
+def percent(value, digits=1):
+    """0.125 -> "12.5%"; None -> "n/a"."""
+    return "n/a" if value is None else f"{100 * value:.{digits}f}%"
+
+
+def change(summary, name="on"):
+    """Validation loss of a run against the plain run, as a signed percentage."""
+    off, value = summary["val_loss_off"], summary[f"val_loss_{name}"]
+    return "n/a" if not off or value is None else f"{100 * (value / off - 1):+.1f}%"

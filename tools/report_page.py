@@ -11,7 +11,7 @@ from PIL import Image
 
 import report_data as rd
 import report_plots as plots
-from report import change, percent
+from report_data import change, percent
 
 
 def picture(pixels, alt):
@@ -36,14 +36,14 @@ def prompt_card(comparison, index, runs, note):
     for name, run in runs:
         drawn = "".join(scored(pixels, score, f"drawn {plots.NAMES[name]}")
                         for pixels, score in zip(run.last_samples[index], comparison.scores[name][index]))
-        columns.append(f'<div><small>{escape(plots.NAMES[name])}</small><div class="pics">{drawn}</div></div>')
+        columns.append(f'<div><small>{plots.SHORT[name]}</small><div class="pics">{drawn}</div></div>')
     return (f'<article class="card"><h3>{escape(prompts.captions[index])}</h3><div class="strip">{"".join(columns)}</div>'
             f'{note}</article>')
 
 
 def prompt_cards(comparison, indices, dropped):
     runs = [(name, run) for name, run in comparison.runs() if name != "control"]
-    width = 62 + sum(16 + 58 * run.last_samples.shape[1] for _, run in runs) + 30
+    width = 72 + sum(8 + 50 * run.last_samples.shape[1] for _, run in runs)
     cards = []
     for index in indices:
         visits, lost, _, _ = dropped.get(int(comparison.prompts.group[index]), (0, 0, 0, False))
@@ -67,7 +67,7 @@ def most_dropped(comparison, dropped, count=12):
     for visits, gone, row, _ in worst:
         nearest = rd.units(comparison.mix.images[row:row + 1]) @ rd.units(repeated).T
         match = int(nearest.argmax())
-        cards.append(f'<article class="card"><h3>{escape(comparison.mix.captions[row])}</h3><div class="strip"><div class="pic">'
+        cards.append(f'<article class="card"><h3>{escape(comparison.mix.captions[row])}</h3><div class="strip row"><div class="pic">'
                      f'{picture(comparison.mix.images[row], "ordinary picture")}</div><div class="soft">{gone} of {visits} visits'
                      f' dropped<br>nearest repeated picture: {nearest.max():.2f}</div><div class="pic">'
                      f'{picture(repeated[match], "nearest repeated picture")}</div></div></article>')
@@ -180,14 +180,22 @@ def settings(comparison):
             f"</details><details><summary>The filtered run's config.yaml</summary><pre>{escape(comparison.on.config)}</pre></details>")
 
 
+def told(comparison):
+    """What the filter knew about the repetition, read from the ledger's group ids."""
+    visits = comparison.on.visits()
+    if len(np.unique(visits["group"])) < len(np.unique(visits["sample"])):
+        return ("The filter was given group ids: it knew which rows are copies of one picture, not that such copies are "
+                "memorised.")
+    return "The filter was not told which rows are copies of one picture."
+
+
 def introduction(comparison, summary):
     ranks = comparison.on.info.get("world_size")
     where = f" on {ranks} rank{'s' if ranks != 1 else ''}" if ranks else ""
     rows = int(comparison.mix.repeated.sum())
     words = (f"A text-to-image model was fine-tuned{where} on {len(comparison.mix.images)} rows, of which {rows} are "
              f"{comparison.count} pictures repeated {rows / comparison.count:.0f} times each, for {summary['last_step_off']} steps without "
-             f"and {summary['last_step_on']} steps with the filter (seed {summary['seed']}). The filter was not told which pictures are "
-             f"repeated.")
+             f"and {summary['last_step_on']} steps with the filter (seed {summary['seed']}). {told(comparison)}")
     warnings = []
     if summary["last_step_off"] != summary["last_step_on"]:
         warnings.append("The two runs have different lengths: their last figures cannot be compared directly.")
@@ -210,7 +218,8 @@ def render(comparison, summary, title):
 <h1>{escape(title)}</h1>{introduction(comparison, summary)}{tiles(summary)}
 <h2>Repeated pictures</h2>
 <p>Under each drawing stands its copy score: the correlation of its pixels, mean removed, with the caption's own training picture, over
-all channels. Above {rd.COPY} it counts as a copy and is framed. Drawings are those of the last step; the same noise for all runs.</p>
+all channels. Above {rd.COPY} it counts as a copy and is framed. The drawings are those of the last step; visits dropped are the
+filtered run's, over all rows of the picture.</p>
 {prompt_cards(comparison, range(count), dropped)}
 {ordinary}
 <h2>All figures</h2>{figures_table(summary)}

@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.patches import Rectangle
 
 import report_data as rd
-from report import percent
-from report_plots import COLOURS, NAMES
+from report_data import percent
+from report_plots import COLOURS
 
 INK, SOFT = "#1d2126", "#5c6570"
+LABELS = {"off": "drawn without\nthe filter", "on": "drawn with\nthe filter", "published": "drawn with the\npublished rule"}
 
 
 def rows_of(comparison):
@@ -27,30 +28,35 @@ def rows_of(comparison):
         which = list(which)
         rows.append((f"{kind} training\npictures", comparison.prompts.images[which], None, bool(rows), INK))
         for name, run in runs:
-            rows.append((f"drawn\n{NAMES[name]}", run.last_samples[which, 0], comparison.scores[name][which, 0], False,
+            rows.append((LABELS[name], run.last_samples[which, 0], comparison.scores[name][which, 0], False,
                          COLOURS[name]))
     return rows
 
 
-def headline(summary):
-    control = " (interpolated)" if summary["control"]["source"] == "interpolated" else ""
-    return (f"copies: {percent(summary['copies_off'], 0)} without, {percent(summary['copies_on'], 0)} with the filter"
-            f"   |   control at as many kept visits: {percent(summary['copies_control'], 0)}{control}"
-            f"   |   ordinary visits dropped: {percent(summary['ordinary_dropped'])}")
+def headlines(summary):
+    """The picture's title and the line below it."""
+    published = f", {percent(summary['copies_published'], 0)} with the published rule" if "copies_published" in summary else ""
+    worked_out = " (interpolated)" if summary["control"]["source"] == "interpolated" else ""
+    return (f"Drawings that copy: {percent(summary['copies_off'], 0)} without{published}, "
+            f"{percent(summary['copies_on'], 0)} with the filter",
+            f"Control, the plain run at as many visits of the repeated pictures as the filter kept: "
+            f"{percent(summary['copies_control'], 0)}{worked_out}.  Visits dropped with the filter: "
+            f"{percent(summary['repeated_dropped'])} of repeated, {percent(summary['ordinary_dropped'])} of ordinary pictures.")
 
 
 def render(comparison, summary):
     """-> PNG bytes, 1600 pixels wide."""
     rows = rows_of(comparison)
     columns = max(len(images) for _, images, _, _, _ in rows)
-    cell, gap, left, head = 1.0, 0.35, 2.3, 1.0
+    cell, gap, left, head = 1.0, 0.35, 2.3, 1.2
     width = left + columns * cell + 0.1
     height = head + len(rows) * cell + gap * sum(row[3] for row in rows) + 0.5
     figure = plt.figure(figsize=(16, 16 * height / width), dpi=100, facecolor="white")
     axis = figure.add_axes([0, 0, 1, 1])
     axis.set(xlim=(0, width), ylim=(height, 0))
     axis.axis("off")
-    axis.text(0.15, 0.5, headline(summary), fontsize=17, color=INK, va="center", fontweight="bold")
+    for y, size, weight, colour, words in zip((0.4, 0.82), (18, 12.5), ("bold", "normal"), (INK, SOFT), headlines(summary)):
+        axis.text(0.15, y, words, fontsize=size, color=colour, va="center", fontweight=weight)
     top = head
     for words, images, scores, spaced, colour in rows:
         top += gap if spaced else 0.0

@@ -13,19 +13,26 @@ import report_data as rd
 
 COLOURS = {"off": "#cf4f3e", "on": "#2f86c8", "published": "#b08a2e", "control": "#8a8f98",
            "repeated": "#9a5fc0", "ordinary": "#3c9a72", "held_out": "#8a8f98"}
-NAMES = {"off": "without the filter", "on": "with the filter", "published": "published rule", "control": "control run"}
+NAMES = {"off": "without the filter", "on": "with the filter", "published": "with the published rule", "control": "control run"}
 INK = "#010203"  # stands for the page's text colour; replaced by currentColor
 STYLE = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
          "font.family": "sans-serif", "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
          "xtick.color": INK, "ytick.color": INK, "axes.linewidth": 0.8, "legend.frameon": False,
          "legend.fontsize": 10, "svg.hashsalt": "memsieve", "axes.grid": True, "grid.color": INK, "grid.alpha": 0.13}
+SHORT = {"off": "without", "on": "with", "published": "published", "control": "control"}
 
 
 def axes(xlabel, ylabel, width=5.6, height=3.3):
+    plt.rcParams.update(STYLE)
     figure, axis = plt.subplots(figsize=(width, height))
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     return figure, axis
+
+
+def legend(axis, columns=2):
+    """Above the curves, where it hides nothing."""
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.6, columnspacing=1.2)
 
 
 def svg(figure, label):
@@ -61,7 +68,7 @@ def copies_over_steps(comparison):
         axis.plot([control["step"]], [control["copies"]], marker="D", markersize=9, color="none", linestyle="none",
                   markeredgecolor=INK, markeredgewidth=1.5, label="control: as many visits kept")
     percent_axis(axis, 1.0)
-    axis.legend(loc="upper left")
+    legend(axis)
     return svg(figure, "share of drawings that are copies over the steps")
 
 
@@ -85,7 +92,7 @@ def column_over_steps(comparison, name, column, label, logarithmic=False):
         axis.plot(curve[:, 0], curve[:, 2], color=COLOURS["held_out"], linestyle="--", label="held-out pictures")
     if logarithmic:
         axis.set_yscale("log")
-    axis.legend(loc="upper left")
+    legend(axis)
     return svg(figure, f"{label} over the steps, {NAMES[name]}")
 
 
@@ -99,11 +106,11 @@ def dropped_over_steps(comparison):
         edges = rd.window_edges(step.max())
         for group, mask in (("repeated", truth), ("ordinary", ~truth)):
             curve = rd.share_by_window(step[mask], visits["weight"][mask] == 0, edges)
-            label = f"{group} pictures" + (", published rule" if name == "published" else "")
+            label = f"{group} pictures" + (", published" if name == "published" else "")
             if len(curve):
                 axis.plot(curve[:, 0], curve[:, 1], color=COLOURS[group], linestyle=style, label=label)
     percent_axis(axis, 1.0)
-    axis.legend(loc="upper left")
+    legend(axis)
     return svg(figure, "share of visits dropped over the steps")
 
 
@@ -118,7 +125,7 @@ def validation_over_steps(comparison):
     if not drawn:
         plt.close(figure)
         return None
-    axis.legend(loc="upper right")
+    legend(axis)
     return svg(figure, "validation loss over the steps")
 
 
@@ -135,7 +142,7 @@ def step_times(comparison):
                   label=f"{NAMES[name]}: median {run.step_ms:.0f} ms")
         axis.axvline(run.step_ms, color=COLOURS[name], linewidth=1.5)
     percent_axis(axis)
-    axis.legend(loc="upper right")
+    legend(axis, 1)
     return svg(figure, "distribution of the time of a step")
 
 
@@ -158,5 +165,5 @@ def evidence(comparison):
                       label=f"{group} pictures")
     axis.axvline(0, color=INK, linewidth=1.2)
     percent_axis(axis)
-    axis.legend(loc="upper left")
+    legend(axis)
     return svg(figure, "distribution of the evidence in the last quarter")
