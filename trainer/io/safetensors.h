@@ -23,7 +23,4 @@ TensorMap load_safetensors(const std::string& path, Metadata* metadata = nullptr
 /// dtype is not in the list above.
 void save_safetensors(const std::string& path, const TensorMap& tensors, const Metadata& metadata = {});
 
-/// Writes `text` in the same way.
-void write_text_atomically(const std::string& path, const std::string& text);
-
 }  // namespace memsieve::trainer

@@ -54,6 +54,9 @@ UNetConfig read_unet_config(const std::string& path);
 /// The same from JSON text; `where` stands for the file name in errors.
 UNetConfig parse_unet_config(const std::string& json_text, const std::string& where);
 
+/// Throws ConfigError naming `where`, field and value if the configuration cannot be built.
+void check_unet_config(const UNetConfig& config, const std::string& where);
+
 /// config.json text that diffusers' from_pretrained and read_unet_config both take. Lists of equal entries
 /// become one number.
 std::string to_json(const UNetConfig& config);

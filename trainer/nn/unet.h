@@ -10,39 +10,29 @@
 
 namespace memsieve::trainer {
 
-class DownBlockImpl;
-class MidBlockImpl;
-class UpBlockImpl;
-class TimestepEmbeddingImpl;
-class LinearImpl;
-class Conv2dImpl;
-class GroupNormSiluImpl;
-
 class UNet2DConditionModelImpl : public torch::nn::Module {
  public:
   /// Weights start at random as torch's layers do, from ATen's default CPU generator (at::manual_seed).
   /// ConfigError if the configuration contradicts itself.
   explicit UNet2DConditionModelImpl(UNetConfig config);
+  ~UNet2DConditionModelImpl() override;
 
   /// sample [B, C, H, W] in any float dtype; timestep [B] (or 0-dim) of integers or floats on sample's
-  /// device; encoder_hidden_states [B, L, D] with D = config().text_dim(). Returns [B, out_channels, H, W]. H
-  /// and W may be any size. Never waits for the device. Inputs are cast to the parameters' dtype (not under
-  /// autocast); the answer has that dtype. On the CPU it is fastest in channels_last, which it uses by itself
-  /// whatever the memory format of `sample` and weights.
+  /// device; encoder_hidden_states [B, L, D] with D = config().text_dim(). Returns [B, out_channels, H, W].
+  /// H and W may be any size. Never waits for the device. Inputs are cast to the parameters' dtype, the
+  /// answer has that dtype (under autocast: what autocast makes of it). Works in channels_last inside,
+  /// whatever the memory format of `sample`. DataError if the shapes do not fit the configuration.
   at::Tensor forward(const at::Tensor& sample, const at::Tensor& timestep,
                      const at::Tensor& encoder_hidden_states);
 
   const UNetConfig& config() const { return config_; }
 
  private:
+  struct Parts;
+  void check_inputs(const at::Tensor& sample, const at::Tensor& timestep, const at::Tensor& text) const;
+
   UNetConfig config_;
-  std::shared_ptr<Conv2dImpl> conv_in_, conv_out_;
-  std::shared_ptr<TimestepEmbeddingImpl> time_embedding_;
-  std::shared_ptr<LinearImpl> encoder_hid_proj_;
-  std::vector<std::shared_ptr<DownBlockImpl>> down_blocks_;
-  std::shared_ptr<MidBlockImpl> mid_block_;
-  std::vector<std::shared_ptr<UpBlockImpl>> up_blocks_;
-  std::shared_ptr<GroupNormSiluImpl> conv_norm_out_;
+  std::unique_ptr<Parts> parts_;
 };
 TORCH_MODULE(UNet2DConditionModel);
 

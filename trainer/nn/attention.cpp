@@ -1,0 +1,108 @@
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/rand.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <trainer/nn/attention.h>
+
+#include <cmath>
+
+namespace memsieve::trainer {
+
+namespace nn = torch::nn;
+
+namespace {
+
+nn::Linear make_linear(int64_t in, int64_t out, bool bias) {
+  return nn::Linear(nn::LinearOptions(in, out).bias(bias));
+}
+
+nn::LayerNorm make_layer_norm(int64_t dim) {
+  return nn::LayerNorm(nn::LayerNormOptions({dim}).eps(1e-5));
+}
+
+// [B, N, heads * d] -> [B, heads, N, d]
+at::Tensor split_heads(const at::Tensor& x, int64_t heads) {
+  return x.view({x.size(0), x.size(1), heads, x.size(2) / heads}).transpose(1, 2);
+}
+
+}  // namespace
+
+AttentionImpl::AttentionImpl(int64_t dim, int64_t heads, int64_t text_dim)
+    : heads_(heads),
+      to_q_(register_module("to_q", make_linear(dim, dim, false))),
+      to_k_(register_module("to_k", make_linear(text_dim > 0 ? text_dim : dim, dim, false))),
+      to_v_(register_module("to_v", make_linear(text_dim > 0 ? text_dim : dim, dim, false))) {
+  // Number 1 of to_out is a dropout in diffusers: no parameters.
+  to_out_ =
+      register_module("to_out", std::make_shared<NumberedImpl>())->add(0, make_linear(dim, dim, true).ptr());
+}
+
+at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context) {
+  const at::Tensor q = split_heads(to_q_(x), heads_);
+  const at::Tensor k = split_heads(to_k_(context), heads_), v = split_heads(to_v_(context), heads_);
+  const at::Tensor mixed = at::scaled_dot_product_attention(q, k, v);
+  return to_out_(mixed.transpose(1, 2).reshape(x.sizes()));
+}
+
+FeedForwardImpl::FeedForwardImpl(int64_t dim) {
+  auto net = register_module("net", std::make_shared<NumberedImpl>());
+  auto geglu = net->add(0, std::make_shared<NumberedImpl>());
+  in_ = geglu->register_module("proj", make_linear(dim, 8 * dim, true));
+  out_ = net->add(2, make_linear(4 * dim, dim, true).ptr());
+}
+
+at::Tensor FeedForwardImpl::forward(const at::Tensor& x) {
+  const auto halves = in_(x).chunk(2, -1);
+  return out_(halves[0] * at::gelu(halves[1]));
+}
+
+BasicTransformerBlockImpl::BasicTransformerBlockImpl(int64_t dim, int64_t heads, int64_t text_dim)
+    : norm1_(register_module("norm1", make_layer_norm(dim))),
+      norm2_(register_module("norm2", make_layer_norm(dim))),
+      norm3_(register_module("norm3", make_layer_norm(dim))),
+      attn1_(register_module("attn1", std::make_shared<AttentionImpl>(dim, heads, 0))),
+      attn2_(register_module("attn2", std::make_shared<AttentionImpl>(dim, heads, text_dim))),
+      ff_(register_module("ff", std::make_shared<FeedForwardImpl>(dim))) {}
+
+at::Tensor BasicTransformerBlockImpl::forward(const at::Tensor& x, const at::Tensor& text) {
+  const at::Tensor normed = norm1_(x);
+  at::Tensor h = x + attn1_->forward(normed, normed);
+  h = h + attn2_->forward(norm2_(h), text);
+  return h + ff_->forward(norm3_(h));
+}
+
+ProjectionImpl::ProjectionImpl(int64_t channels, bool stored_as_convolution) {
+  // torch's Linear and Conv2d both start uniform in +-1/sqrt(inputs), weights and biases alike.
+  const double bound = 1 / std::sqrt(static_cast<double>(channels));
+  std::vector<int64_t> shape = {channels, channels};
+  if (stored_as_convolution) shape.insert(shape.end(), {1, 1});
+  weight_ = register_parameter("weight", (at::rand(shape) * 2 - 1) * bound);
+  bias_ = register_parameter("bias", (at::rand({channels}) * 2 - 1) * bound);
+}
+
+at::Tensor ProjectionImpl::forward(const at::Tensor& x) {
+  return at::linear(x, weight_.flatten(1), bias_);
+}
+
+Transformer2DModelImpl::Transformer2DModelImpl(const Options& o)
+    : norm_(register_module("norm", nn::GroupNorm(nn::GroupNormOptions(o.groups, o.channels).eps(1e-6)))),
+      proj_in_(
+          register_module("proj_in", std::make_shared<ProjectionImpl>(o.channels, !o.linear_projection))),
+      proj_out_(
+          register_module("proj_out", std::make_shared<ProjectionImpl>(o.channels, !o.linear_projection))) {
+  auto list = register_module("transformer_blocks", std::make_shared<NumberedImpl>());
+  for (int64_t i = 0; i < o.layers; ++i)
+    blocks_.push_back(
+        list->add(i, std::make_shared<BasicTransformerBlockImpl>(o.channels, o.heads, o.text_dim)));
+}
+
+at::Tensor Transformer2DModelImpl::forward(const at::Tensor& x, const at::Tensor& text) {
+  // In channels_last these permutes and reshapes are views.
+  const std::vector<int64_t> pixels = {x.size(0), x.size(2) * x.size(3), x.size(1)};
+  at::Tensor h = proj_in_->forward(norm_(x).permute({0, 2, 3, 1}).reshape(pixels));
+  for (auto& block : blocks_) h = block->forward(h, text);
+  h = proj_out_->forward(h).view({x.size(0), x.size(2), x.size(3), x.size(1)}).permute({0, 3, 1, 2});
+  return x + h;
+}
+
+}  // namespace memsieve::trainer

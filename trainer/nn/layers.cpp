@@ -1,0 +1,79 @@
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/upsample_nearest2d.h>
+#include <ATen/ops/zeros.h>
+#include <trainer/nn/layers.h>
+
+#include <cmath>
+
+namespace memsieve::trainer {
+
+namespace nn = torch::nn;
+
+at::Tensor timestep_features(const at::Tensor& timestep, int64_t dim, bool flip_sin_to_cos,
+                             double freq_shift) {
+  const int64_t half = dim / 2;
+  const auto options = timestep.options().dtype(at::kFloat);
+  const at::Tensor exponent =
+      at::arange(half, options) * -std::log(10000.0) / (static_cast<double>(half) - freq_shift);
+  const at::Tensor angle = timestep.to(at::kFloat).unsqueeze(1) * exponent.exp().unsqueeze(0);
+  const at::Tensor sine = angle.sin(), cosine = angle.cos();
+  std::vector<at::Tensor> parts = {flip_sin_to_cos ? cosine : sine, flip_sin_to_cos ? sine : cosine};
+  if (dim % 2 == 1) parts.push_back(at::zeros({timestep.size(0), 1}, options));
+  return at::cat(parts, 1);
+}
+
+TimestepEmbeddingImpl::TimestepEmbeddingImpl(int64_t in, int64_t out)
+    : linear_1_(register_module("linear_1", nn::Linear(in, out))),
+      linear_2_(register_module("linear_2", nn::Linear(out, out))) {}
+
+at::Tensor TimestepEmbeddingImpl::forward(const at::Tensor& features) {
+  return linear_2_(at::silu(linear_1_(features)));
+}
+
+at::Tensor group_norm_silu(nn::GroupNorm& norm, const at::Tensor& x) {
+  return at::silu(norm(x));
+}
+
+namespace {
+
+nn::GroupNorm make_norm(int64_t groups, int64_t channels, double eps) {
+  return nn::GroupNorm(nn::GroupNormOptions(groups, channels).eps(eps));
+}
+
+nn::Conv2d make_conv(int64_t in, int64_t out, int64_t kernel, int64_t stride = 1) {
+  return nn::Conv2d(nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2));
+}
+
+}  // namespace
+
+ResnetBlock2DImpl::ResnetBlock2DImpl(const Options& o)
+    : norm1_(register_module("norm1", make_norm(o.groups, o.in, o.eps))),
+      norm2_(register_module("norm2", make_norm(o.groups, o.out, o.eps))),
+      conv1_(register_module("conv1", make_conv(o.in, o.out, 3))),
+      conv2_(register_module("conv2", make_conv(o.out, o.out, 3))),
+      time_emb_proj_(register_module("time_emb_proj", nn::Linear(o.time_dim, o.out))) {
+  if (o.in != o.out) conv_shortcut_ = register_module("conv_shortcut", make_conv(o.in, o.out, 1));
+}
+
+at::Tensor ResnetBlock2DImpl::forward(const at::Tensor& x, const at::Tensor& activated_time) {
+  at::Tensor h = conv1_(group_norm_silu(norm1_, x));
+  h = h + time_emb_proj_(activated_time).unsqueeze(2).unsqueeze(3);
+  h = conv2_(group_norm_silu(norm2_, h));
+  return (conv_shortcut_ ? conv_shortcut_(x) : x) + h;
+}
+
+ResampleImpl::ResampleImpl(int64_t channels, int64_t stride)
+    : conv_(register_module("conv", make_conv(channels, channels, 3, stride))) {}
+
+at::Tensor ResampleImpl::forward(const at::Tensor& x) {
+  return conv_(x);
+}
+
+at::Tensor ResampleImpl::forward(const at::Tensor& x, at::IntArrayRef height_and_width) {
+  return conv_(at::upsample_nearest2d(x, height_and_width));
+}
+
+}  // namespace memsieve::trainer

@@ -1,0 +1,87 @@
+// memsieve-unet: runs a UNet folder once in float32, so that other implementations can be compared with ours.
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/mean.h>
+#include <memsieve/error.h>
+#include <trainer/io/safetensors.h>
+#include <trainer/nn/unet.h>
+
+#include <boost/program_options.hpp>
+#include <iostream>
+
+namespace {
+
+using namespace memsieve::trainer;
+namespace po = boost::program_options;
+
+struct Arguments {
+  std::string folder, inputs, out, save_to;
+  bool gradients = false;
+};
+
+// False if only --help was asked for.
+bool parse(int argc, char** argv, Arguments& a) {
+  po::options_description visible(
+      "memsieve-unet FOLDER --inputs FILE --out FILE [options]\n"
+      "Runs the UNet of a diffusers folder on `sample`, `timestep` and `encoder_hidden_states` of a "
+      "safetensors\n"
+      "file, in float32 on the CPU, and writes `prediction` to another.\nOptions");
+  visible.add_options()("help", "show this text")  //
+      ("inputs", po::value(&a.inputs)->required(), "safetensors file with the inputs")(
+          "out", po::value(&a.out)->required(), "safetensors file to write")(
+          "gradients", po::bool_switch(&a.gradients),
+          "also write grad.<parameter>, the gradient of mean(prediction^2)")(
+          "save-to", po::value(&a.save_to), "also write the model to this folder");
+  po::options_description all;
+  all.add(visible).add_options()("folder", po::value(&a.folder)->required(), "the UNet folder");
+  po::variables_map values;
+  po::store(po::command_line_parser(argc, argv)
+                .options(all)
+                .positional(po::positional_options_description().add("folder", 1))
+                .run(),
+            values);
+  if (values.count("help") > 0) {
+    std::cout << visible;
+    return false;
+  }
+  po::notify(values);
+  return true;
+}
+
+at::Tensor input(const TensorMap& inputs, const std::string& path, const std::string& name) {
+  const auto found = inputs.find(name);
+  if (found == inputs.end()) throw memsieve::DataError(path + ": tensor '" + name + "' is missing");
+  return found->second;
+}
+
+void run(const Arguments& a) {
+  UNet2DConditionModel model = load_unet(a.folder);
+  const TensorMap inputs = load_safetensors(a.inputs);
+  at::AutoGradMode mode(a.gradients);
+  const at::Tensor prediction =
+      model->forward(input(inputs, a.inputs, "sample"), input(inputs, a.inputs, "timestep"),
+                     input(inputs, a.inputs, "encoder_hidden_states"));
+  TensorMap out = {{"prediction", prediction}};
+  if (a.gradients) {
+    prediction.square().mean().backward();
+    for (const auto& item : model->named_parameters()) out.emplace("grad." + item.key(), item->grad());
+  }
+  save_safetensors(a.out, out);
+  if (!a.save_to.empty()) save_unet(a.save_to, model);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    Arguments arguments;
+    if (parse(argc, argv, arguments)) run(arguments);
+    return 0;
+  } catch (const memsieve::DataError& e) {
+    std::cerr << "memsieve-unet: " << e.what() << "\n";
+    return 3;
+  } catch (const std::exception& e) {
+    std::cerr << "memsieve-unet: " << e.what() << "\n";
+    return 2;
+  }
+}
