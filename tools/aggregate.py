@@ -36,11 +36,16 @@ def dropping(summary, key, name):
     return summary.get(key if name == "on" else f"{key}_{name}")
 
 
+def control(summary, name):
+    return {"off": None, "on": summary.get("copies_control")}.get(name, summary.get(f"copies_control_{name}"))
+
+
 def table(summaries):
     """The Markdown lines."""
     columns = [(name, words) for name, words in COLUMNS if any(f"copies_{name}" in summary for summary in summaries)]
     rows = [
         ("copies among drawings of repeated pictures", lambda s, n: s.get(f"copies_{n}"), share),
+        ("control: copies of plain at as many kept visits", control, share),
         ("mean correlation with the training picture", lambda s, n: s.get(f"correlation_{n}"), "{:.3f}".format),
         ("visits of repeated pictures dropped", lambda s, n: dropping(s, "repeated_dropped", n), share),
         ("visits of ordinary pictures dropped", lambda s, n: dropping(s, "ordinary_dropped", n), share),
@@ -54,11 +59,10 @@ def table(summaries):
     for words, get, show in rows:
         lines.append(f"| {words} | " + " | ".join(spread([get(summary, name) for summary in summaries], show)
                                                   .replace("n/a", "–") for name, _ in columns) + " |")
-    control = spread([summary.get("copies_control") for summary in summaries], share)
     seeds = ", ".join(str(summary.get("seed")) for summary in summaries)
     kinds = {summary.get("control", {}).get("source") for summary in summaries}
     how = "interpolated between its samples" if kinds == {"interpolated"} else "runs of their own" if kinds == {"run"} else "mixed"
-    lines += ["", f"Control, the plain run at as many visits of the repeated pictures as memsieve kept ({how}): {control} copies.",
+    lines += ["", f"Control: the plain run at as many visits of the repeated pictures as the filtered run kept ({how}).",
               f"{len(summaries)} run{'s' if len(summaries) != 1 else ''}, seed{'s' if len(summaries) != 1 else ''} {seeds}; "
               "mean, in brackets least to most."]
     return lines

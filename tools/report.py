@@ -39,6 +39,7 @@ class Comparison:
         if "on" not in self.drops:
             raise ReportError(f"{on.path / 'ledger.h5'}: no visits: the report needs the ledger of the filtered run")
         self.thinning = self.worked_control()
+        self.published_thinning = self.interpolated(published) if "published" in self.drops else None
 
     def runs(self):
         named = (("off", self.off), ("published", self.published), ("on", self.on), ("control", self.control))
@@ -48,8 +49,10 @@ class Comparison:
         if self.control is not None:
             scores = self.scores["control"][:self.count]
             return {"source": "run", "copies": rd.copies(scores), "correlation": float(scores.mean())}
-        result = rd.thinning_control(self.off, self.on.visits(), self.off.visits(), self.mix, self.prompts.images, self.count)
-        return {"source": "interpolated", **result}
+        return {"source": "interpolated", **self.interpolated(self.on)}
+
+    def interpolated(self, run):
+        return rd.thinning_control(self.off, run.visits(), self.off.visits(), self.mix, self.prompts.images, self.count)
 
     def summary(self):
         result = {"seed": self.on.seed}
@@ -69,6 +72,7 @@ class Comparison:
         result |= self.drops["on"]
         if "published" in self.drops:
             result |= {f"{key}_published": value for key, value in self.drops["published"].items()}
+            result["copies_control_published"] = self.published_thinning["copies"]
         result["quarters"] = self.quarters["on"]
         result["generations"] = int(self.scores["on"][:self.count].size)
         return result

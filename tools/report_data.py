@@ -203,7 +203,7 @@ def share_by_window(step, hit, edges):
 
 
 def thinning_control(off, on_visits, off_visits, mix, originals, count):
-    """Copies of the plain run at the step where it had trained as much on the repeated pictures as the filtered run kept.
+    """Copies of the plain run at the step where it had trained as much on the repeated pictures as a filtered run kept.
 
     Interpolates linearly between the two samples next to that step. The plain run's visits are taken from its own ledger,
     or, without one, from the filtered run's: with one seed both see the same rows.

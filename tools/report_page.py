@@ -61,7 +61,8 @@ def most_dropped(comparison, dropped, count=12):
     top = max(1, round(len(lost) * 0.05))
     words = f"{never} of {len(ordinary)} ordinary pictures lost no visit."
     if sum(lost):
-        words += f" The {top} that lost most ({percent(top / len(lost), 0)}) account for {percent(sum(lost[:top]) / sum(lost), 0)} of the wrong drops."
+        words += (f" The {top} that lost most ({percent(top / len(lost), 0)}) account for {percent(sum(lost[:top]) / sum(lost), 0)} of "
+                  f"the wrong drops.")
     repeated = comparison.prompts.images[:comparison.count]
     cards = []
     for visits, gone, row, _ in worst:
@@ -105,10 +106,13 @@ def figures_table(summary):
     def each(key, show):
         return [show(summary[f"{key}_{name}"]) for name in names]
 
+    control = [percent({"off": summary["copies_off"], "published": summary.get("copies_control_published"),
+                        "on": summary["copies_control"]}[name]) for name in names]
     rows = [
         ("Copies among drawings of repeated pictures (own picture)", each("copies", percent)),
         ("&hellip; of any training picture", each("copies_of_any", percent)),
         ("Copies among drawings of ordinary pictures", each("ordinary_copies", percent)),
+        ("Control: copies of the plain run at as many kept visits", control),
         ("Mean correlation of repeated pictures' drawings", each("correlation", lambda v: number(v, 3))),
         ("Visits of repeated pictures dropped (recall)", dropping("repeated_dropped")),
         ("Visits of ordinary pictures dropped", dropping("ordinary_dropped")),

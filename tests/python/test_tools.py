@@ -172,6 +172,17 @@ def test_real_font_gives_named_pictures():
     assert red > 180 and green < 90 and blue < 90
 
 
+def test_the_example_in_the_documentation_makes_a_valid_set(tmp_path, monkeypatch):
+    page = (TOOLS.parent / "docs/data_format.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), {})
+    with h5py.File("mine.h5") as file:
+        assert file.attrs["format"] == "memsieve-dataset" and file.attrs["version"] == 1
+        assert len({len(file[name]) for name in ("images", "text", "caption", "group_id")}) == 1
+        assert file["null_text"].shape == file["text"].shape[1:]
+        assert file["images"].dtype == np.uint8 and set(file["images"].attrs) == {"mean", "std", "pixel_unshuffle"}
+
+
 # ---- the report --------------------------------------------------------------------------------------------------------
 
 ROW = [("step", "u8"), ("epoch", "u4"), ("sample", "i8"), ("group", "i8"), ("timestep", "f4"), ("kind", "u1"),
@@ -273,6 +284,7 @@ def test_control_run_and_published_run(demo):
     summary = json.loads((demo / "out/summary.json").read_text())
     assert summary["copies_control"] == 1.0 and summary["control"]["source"] == "run"
     assert summary["copies_published"] == 0.0 and summary["ordinary_dropped_published"] == pytest.approx(1 / 8)
+    assert summary["copies_control_published"] == pytest.approx(0.25)
 
 
 def test_page_holds_everything_it_shows(demo):
@@ -334,7 +346,8 @@ def test_aggregate_by_hand(tmp_path, capsys):
     assert "| copies among drawings of repeated pictures | 90.0% (80.0% to 100.0%) | 10.0% (10.0% to 10.0%) |" in out
     assert "| the same against plain, per seed | – | +2.5% (+0.0% to +5.0%) |" in out
     assert "| step time against plain, per seed | – | x1.10 (x1.10 to x1.10) |" in out
-    assert "interpolated between its samples): 50.0%" in out and "seeds 1, 2" in out
+    assert "| control: copies of plain at as many kept visits | – | 50.0% (50.0% to 50.0%) |" in out
+    assert "(interpolated between its samples)" in out and "seeds 1, 2" in out
 
 
 def test_aggregate_refuses_other_files(tmp_path, capsys):
