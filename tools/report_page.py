@@ -3,6 +3,7 @@
 import base64
 import difflib
 import io
+import re
 from html import escape
 from pathlib import Path
 
@@ -185,10 +186,9 @@ def settings(comparison):
 
 
 def told(comparison):
-    """What the filter knew about the repetition, read from the ledger's group ids."""
-    visits = comparison.on.visits()
-    if len(np.unique(visits["group"])) < len(np.unique(visits["sample"])):
-        return ("The filter was given group ids: it knew which rows are copies of one picture, not that such copies are "
+    """What the filter knew about the repetition: group ids count only where evidence is pooled over them."""
+    if re.search(r"^\s*pool:\s*[\"']?group\b", comparison.on.config, re.MULTILINE):
+        return ("The filter pooled its evidence over group ids: it knew which rows are copies of one picture, not that they are "
                 "memorised.")
     return "The filter was not told which rows are copies of one picture."
 

@@ -298,13 +298,12 @@ def test_page_holds_everything_it_shows(demo):
         assert picture.width == 1600
 
 
-def test_page_says_so_when_group_ids_were_known(demo):
-    with h5py.File(demo / "on/ledger.h5", "a") as file:
-        visits = file["visits"][:]
-        visits["group"] = visits["sample"] // 2
-        file["visits"][:] = visits
+def test_page_says_so_when_evidence_was_pooled_over_groups(demo):
+    with open(demo / "on/config.yaml", "a") as config:
+        config.write("  evidence:\n    pool: group\n")
     assert run_report(demo) == 0
-    assert "was given group ids" in (demo / "out/report.html").read_text()
+    page = (demo / "out/report.html").read_text()
+    assert "pooled its evidence over group ids" in page and "not told" not in page
 
 
 def test_ledger_is_read_while_it_is_written(demo):
