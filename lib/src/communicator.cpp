@@ -33,7 +33,7 @@ class ThreadComm final : public Communicator {
   at::Tensor all_gather(const at::Tensor& record) override {
     std::unique_lock lock(meeting_->mutex);
     wait(lock, [&] { return meeting_->leaving == 0; });
-    meeting_->records[rank_] = record;
+    meeting_->records[rank_] = record.clone();  // its owner may reuse it before the slowest peer has read it
     if (++meeting_->arrived == size()) {
       meeting_->leaving = size();
       meeting_->changed.notify_all();

@@ -86,7 +86,9 @@ at::Tensor weigh(const at::Tensor& score, const at::Tensor& flagged, const Level
 
 at::Tensor choose_rows(const at::Tensor& priority, int64_t block, int64_t per_block) {
   const auto blocks = in_blocks(priority, block);
-  const auto chosen = std::get<1>(at::topk(blocks, per_block, 1));
+  // A stable sort, not topk: among equals the earlier row wins, whatever the number of blocks.
+  const auto order = at::argsort(blocks, /*stable=*/true, /*dim=*/1, /*descending=*/true);
+  const auto chosen = order.slice(1, 0, per_block);
   const auto first = at::arange(blocks.size(0), chosen.options()).unsqueeze(1) * block;
   return (chosen + first).reshape({-1}).clamp_max(priority.size(0) - 1);
 }

@@ -14,6 +14,8 @@ namespace memsieve {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr int64_t kHeldOutBlock =
+    4;  // held-out rows of a rank are few: their probe budget is counted over four at a time
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 std::vector<int64_t> dense_groups(const std::vector<int64_t>& group_id, int64_t& count) {
@@ -117,8 +119,8 @@ at::Tensor Engine::rows_to_probe(const RawScores& scores, const at::Tensor& ids,
   const auto now = evidence(with_current(p.windows, p.counts, z, measured), channel_weight_);
   const auto age = held_out ? at::zeros_like(scores.timestep) : unprobed_.index_select(0, p.slot);
   const auto eligible = scores.captioned & (scores.timestep >= options_.magnitude_timestep_min());
-  const auto priority = at::nan_to_num(now.score, 0.0) + age + eligible.to(at::kFloat) * 1e6;
-  const int64_t size = block(rows);
+  const auto priority = at::nan_to_num(now.score, 0.0) + age + eligible.to(at::kFloat) * 1e4;
+  const int64_t size = held_out ? kHeldOutBlock : block(rows);
   const auto per_block = static_cast<int64_t>(std::ceil(options_.probe_fraction * static_cast<double>(size)));
   return choose_rows(priority, size, std::clamp<int64_t>(per_block, 1, size));
 }

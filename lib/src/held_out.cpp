@@ -32,6 +32,8 @@ std::vector<HeldOutVisit> plan_held_out(int64_t step, int64_t rows, int64_t pict
   std::vector<HeldOutVisit> visits;
   const auto turn = static_cast<int64_t>(mix(static_cast<uint64_t>(step)) %
                                          static_cast<uint64_t>(std::max<int64_t>(1, rows)));
+  int64_t stride = std::max<int64_t>(1, (3 * rows) / 8);
+  while (std::gcd(stride, rows) != 1) ++stride;
   for (int64_t place = rank * rows_per_rank; place < std::min(rows, (rank + 1) * rows_per_rank); ++place) {
     const int64_t number = step * rows + place;
     HeldOutVisit visit;

@@ -107,7 +107,10 @@ Schema sieve_schema(const FilterRegistry& filters) {
               "suspicious loss or "
               "past and on rows not probed for long")
       .real("fraction", 0.375, 0, 1, "share of each block that `budget` probes, rounded up");
-  held_out.integer("rows", 0, 0, 1000000, "held-out rows observed in each optimiser step, over all ranks");
+  held_out.integer("rows", 0, 0, 1000000,
+                   "held-out rows observed in each optimiser step, over all ranks; a multiple of 4 times the "
+                   "ranks makes decisions "
+                   "independent of their number");
   ledger.integer("flush_every", 50, 1, INT64_MAX / 2, "optimiser steps between writes of the ledger to disk");
   sieve.texts("plugins", {}, "shared objects with further filters; their names and options join `filters`")
       .section("filters", named, "filters in use; the evidence of several is added")
