@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <memsieve/c10d_communicator.h>
 #include <memsieve/error.h>
 #include <trainer/dist/group.h>
 #include <trainer/dist/nccl.h>
@@ -87,7 +88,19 @@ Group::~Group() {
   }
 }
 
-c10::intrusive_ptr<c10d::Backend> Group::backend_for(const at::Tensor& tensor) const {
+const c10::intrusive_ptr<c10d::Backend>& Group::backend() const {
+  return backend_;
+}
+
+const c10::intrusive_ptr<c10d::ProcessGroup>& Group::process_group() const {
+  return process_group_;
+}
+
+std::shared_ptr<Communicator> Group::communicator() const {
+  return std::make_shared<C10dComm>(backend_);
+}
+
+const c10::intrusive_ptr<c10d::Backend>& Group::backend_for(const at::Tensor& tensor) const {
   return tensor.is_cpu() ? host_backend_ : backend_;
 }
 

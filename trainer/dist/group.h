@@ -5,8 +5,11 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 #include <c10/util/intrusive_ptr.h>
+#include <memsieve/communicator.h>
 #include <trainer/dist/launch.h>
 
+#include <exception>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -45,10 +48,12 @@ class Group {
   const Launch& launch() const { return launch_; }
   c10::Device device() const { return device_; }
 
-  /// The back end for tensors on `device()`: what memsieve::C10dComm wants.
-  c10::intrusive_ptr<c10d::Backend> backend() const { return backend_; }
+  /// The back end for tensors on `device()`. To copy it, include torch/csrc/distributed/c10d/Backend.hpp.
+  const c10::intrusive_ptr<c10d::Backend>& backend() const;
+  /// The same for the sieve, which gathers its records on `device()`. Outlives the group.
+  std::shared_ptr<Communicator> communicator() const;
   /// Both back ends behind one process group: what c10d::Reducer wants.
-  c10::intrusive_ptr<c10d::ProcessGroup> process_group() const { return process_group_; }
+  const c10::intrusive_ptr<c10d::ProcessGroup>& process_group() const;
 
   // Host-side agreements. They go over Gloo whatever the device is, so they never synchronise with a GPU.
   /// COLLECTIVE. Waits for all ranks.
@@ -66,7 +71,7 @@ class Group {
   void all_reduce_sum(const at::Tensor& tensor);
 
  private:
-  c10::intrusive_ptr<c10d::Backend> backend_for(const at::Tensor& tensor) const;
+  const c10::intrusive_ptr<c10d::Backend>& backend_for(const at::Tensor& tensor) const;
 
   Launch launch_;
   c10::Device device_;
