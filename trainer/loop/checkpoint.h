@@ -1,0 +1,45 @@
+#pragma once
+// Checkpoints: a folder that appears whole or not at all.
+//
+//   step-000880/unet/            diffusers folder
+//               unet_ema/        the same with the averaged weights, if use_ema
+//               optimizer.safetensors
+//               sieve.safetensors, if there is a sieve
+//               state.json       written last; lists every other file with its size
+
+#include <trainer/io/safetensors.h>
+#include <trainer/nn/unet.h>
+
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace memsieve::trainer {
+
+/// What state.json holds.
+struct CheckpointState {
+  int64_t step = 0;  ///< optimiser steps done
+  uint64_t seed = 0;
+  int64_t world_size = 1, global_batch = 0, nonfinite_in_a_row = 0;
+  std::string run_id;
+  std::string meaning;  ///< meaning_of(configuration): what must not change when resuming
+  bool has_ema = false, has_sieve = false;
+};
+
+/// What goes into a checkpoint besides its state.
+struct CheckpointParts {
+  std::function<void(const std::string& folder)> save_unet;
+  std::function<void(const std::string& folder)> save_unet_ema;  ///< empty = no EMA
+  TensorMap optimizer;
+  std::optional<TensorMap> sieve;
+};
+
+/// Writes to `folder`.tmp, syncs everything to disk and renames. If `folder` exists it is replaced. Throws
+/// DataError.
+void write_checkpoint(const std::string& folder, const CheckpointState& state, const CheckpointParts& parts);
+
+/// Reads state.json and checks that every file it lists is there with its size. Throws DataError saying which
+/// piece is missing or torn and what to do.
+CheckpointState read_checkpoint_state(const std::string& folder);
+
+}  // namespace memsieve::trainer

@@ -1,0 +1,106 @@
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <trainer/diffusion/ddim.h>
+#include <trainer/loop/agree.h>
+#include <trainer/loop/evaluate.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace memsieve::trainer {
+
+namespace {
+
+constexpr int64_t kRowsPerBatch = 64;
+
+/// One row to evaluate or picture to draw.
+struct Item {
+  int64_t first = 0;
+  int64_t second = 0;
+};
+
+/// This rank's share: batches of equal size, dealt out in turn.
+std::vector<std::vector<Item>> my_batches(int64_t first_count, int64_t second_count, const Group& group) {
+  const int64_t total = first_count * second_count, ranks = group.world_size();
+  const int64_t rows = std::clamp<int64_t>((total + ranks - 1) / ranks, 1, kRowsPerBatch);
+  std::vector<std::vector<Item>> batches;
+  for (int64_t begin = 0, i = 0; begin < total; begin += rows, ++i) {
+    if (i % ranks != group.rank()) continue;
+    auto& batch = batches.emplace_back();
+    for (int64_t at = begin; at < std::min(total, begin + rows); ++at) {
+      batch.push_back({at / second_count, at % second_count});
+    }
+  }
+  return batches;
+}
+
+}  // namespace
+
+int64_t stratified_timestep(int64_t row, int64_t draw, int64_t draws, int64_t num_timesteps) {
+  const double golden = 0.6180339887498949;
+  const double shift = (static_cast<double>(row) + 0.5) * golden;
+  const double fraction =
+      (static_cast<double>(draw) + shift - std::floor(shift)) / static_cast<double>(draws);
+  return std::min(num_timesteps - 1, static_cast<int64_t>(fraction * static_cast<double>(num_timesteps)));
+}
+
+ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const TrainConfig& config) {
+  at::NoGradGuard no_grad;
+  const int64_t draws = config.validation.draws, size = rows.data().size();
+  at::Tensor sum = at::zeros({1}, at::TensorOptions(at::kDouble).device(model.device()));
+  on_all_ranks(group, [&] {
+    for (const auto& batch : my_batches(size, draws, group)) {
+      std::vector<int64_t> ids, timesteps;
+      std::vector<RowKey> keys;
+      for (const auto& item : batch) {
+        ids.push_back(item.first);
+        timesteps.push_back(
+            stratified_timestep(item.first, item.second, draws, rows.schedule().num_timesteps()));
+        keys.push_back({item.first, item.second});
+      }
+      const at::Tensor noise =
+          keyed_normal(config.seed, Stream::validation_noise, keys, rows.data().latent_shape());
+      const NoisyRows noisy = rows.make(ids, ids, at::tensor(timesteps, at::kLong), noise);
+      const at::Tensor prediction = model.predict(noisy.noisy, noisy.timestep, noisy.text);
+      sum += row_losses(prediction, noisy.target).to(at::kDouble).sum();
+    }
+  });
+  group.all_reduce_sum(sum);
+  const int64_t count = size * draws;
+  return {sum.item<double>() / static_cast<double>(count), count};
+}
+
+at::Tensor draw_samples(Model& model, const Dataset& prompts, const NoiseSchedule& schedule, Group& group,
+                        const TrainConfig& config) {
+  at::NoGradGuard no_grad;
+  const int64_t seeds = config.draw.per_prompt;
+  const auto& shape = prompts.latent_shape();
+  const int64_t factor = prompts.codec()->factor;
+  const int64_t height = shape[1] * factor, width = shape[2] * factor;
+  const at::Tensor images = at::zeros({prompts.size() * seeds, 3, height, width}, at::kByte);
+  const Denoiser denoiser = [&](const at::Tensor& x, const at::Tensor& t, const at::Tensor& text) {
+    return model.predict(x, t, text);
+  };
+  const DdimOptions options{config.draw.steps, config.draw.guidance};
+  on_all_ranks(group, [&] {
+    const at::Tensor null_text = prompts.null_text().to(model.device());
+    for (const auto& batch : my_batches(prompts.size(), seeds, group)) {
+      std::vector<int64_t> ids, places;
+      std::vector<RowKey> keys;
+      for (const auto& item : batch) {
+        ids.push_back(item.first);
+        places.push_back(item.first * seeds + item.second);
+        keys.push_back({item.first, item.second});
+      }
+      const at::Tensor noise = keyed_normal(config.seed, Stream::draw_noise, keys, shape).to(model.device());
+      const at::Tensor text = prompts.load(ids).text.to(model.device());
+      const at::Tensor drawn = ddim_sample(schedule, denoiser, noise, text, null_text, options);
+      images.index_copy_(0, at::tensor(places, at::kLong), prompts.codec()->decode(drawn).cpu());
+    }
+  });
+  // Every picture was drawn by one rank and is 0 on the others.
+  group.all_reduce_sum(images);
+  return images.view({prompts.size(), seeds, 3, height, width});
+}
+
+}  // namespace memsieve::trainer

@@ -1,0 +1,58 @@
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <trainer/loop/rows.h>
+
+namespace memsieve::trainer {
+
+RowMaker::RowMaker(Dataset data, const NoiseSchedule& schedule, c10::Device device)
+    : data_(std::move(data)),
+      schedule_(schedule),
+      device_(device),
+      null_text_(data_.null_text().to(device)) {}
+
+at::Tensor RowMaker::to_device(const at::Tensor& tensor) const {
+  if (device_.is_cpu()) return tensor;
+  return tensor.pin_memory().to(device_, /*non_blocking=*/true);
+}
+
+NoisyRows RowMaker::make(const std::vector<int64_t>& rows, const std::vector<int64_t>& label,
+                         const at::Tensor& timestep, const at::Tensor& noise,
+                         const at::Tensor& uncaptioned) const {
+  at::NoGradGuard no_grad;
+  const Rows loaded = data_.load(rows);
+  NoisyRows out;
+  out.ids = at::tensor(label, at::kLong);
+  out.timestep = to_device(timestep);
+  const at::Tensor latents = to_device(loaded.latents), device_noise = to_device(noise);
+  out.noisy =
+      schedule_.add_noise(latents, device_noise, out.timestep).contiguous(at::MemoryFormat::ChannelsLast);
+  out.target =
+      schedule_.target(latents, device_noise, out.timestep).contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor without =
+      to_device(uncaptioned.defined() ? uncaptioned : at::zeros({timestep.size(0)}, at::kBool));
+  out.text = at::where(without.view({-1, 1, 1}), null_text_.unsqueeze(0), to_device(loaded.text));
+  out.captioned = without.logical_not();
+  return out;
+}
+
+Batch batch_of(Model& model, const NoisyRows& rows, const at::Tensor& prediction,
+               const at::Tensor& null_text) {
+  Batch batch;
+  batch.sample_id = rows.ids;
+  batch.timestep = rows.timestep;
+  batch.prediction = prediction;
+  batch.target = rows.target;
+  batch.has_caption = rows.captioned;
+  batch.null_prediction = [&model, &rows, null_text](const at::Tensor& which) {
+    at::NoGradGuard no_grad;
+    const at::Tensor text = null_text.unsqueeze(0).expand({which.size(0), -1, -1});
+    return model.predict(rows.noisy.index_select(0, which), rows.timestep.index_select(0, which), text);
+  };
+  return batch;
+}
+
+at::Tensor row_losses(const at::Tensor& prediction, const at::Tensor& target) {
+  return (prediction - target).square().flatten(1).mean(1);
+}
+
+}  // namespace memsieve::trainer

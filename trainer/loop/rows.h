@@ -1,0 +1,58 @@
+#pragma once
+// From samples to noisy rows. All randomness is keyed by what a row is, never by which rank holds it.
+
+#include <memsieve/batch.h>
+#include <trainer/data/dataset.h>
+#include <trainer/diffusion/keyed.h>
+#include <trainer/diffusion/schedule.h>
+#include <trainer/loop/model.h>
+
+#include <string>
+#include <vector>
+
+namespace memsieve::trainer {
+
+/// Noised rows, ready for the model. On the device except `ids`.
+struct NoisyRows {
+  at::Tensor ids;        ///< [B] int64 on the CPU
+  at::Tensor timestep;   ///< [B] int64
+  at::Tensor noisy;      ///< [B, C, H, W] float32
+  at::Tensor target;     ///< like noisy
+  at::Tensor text;       ///< [B, L, D] float32; the empty caption where it was dropped
+  at::Tensor captioned;  ///< [B] bool
+};
+
+/// Makes NoisyRows of one data set under one schedule.
+class RowMaker {
+ public:
+  RowMaker(Dataset data, const NoiseSchedule& schedule, c10::Device device);
+
+  /// `timestep` [B] int64, `noise` [B, C, H, W] and `uncaptioned` [B] bool (or undefined = none) are CPU
+  /// tensors; `label` the ids that the rows are to carry. Throws DataError for a row that cannot be read or
+  /// holds a NaN.
+  NoisyRows make(const std::vector<int64_t>& rows, const std::vector<int64_t>& label,
+                 const at::Tensor& timestep, const at::Tensor& noise,
+                 const at::Tensor& uncaptioned = {}) const;
+
+  const Dataset& data() const { return data_; }
+  const NoiseSchedule& schedule() const { return schedule_; }
+  /// [L, D] on the device.
+  const at::Tensor& null_text() const { return null_text_; }
+
+ private:
+  at::Tensor to_device(const at::Tensor& tensor) const;
+  Dataset data_;
+  const NoiseSchedule& schedule_;
+  c10::Device device_;
+  at::Tensor null_text_;
+};
+
+/// What the sieve wants to know of rows that the model has answered with `prediction`. The batch keeps
+/// references: use it at once.
+Batch batch_of(Model& model, const NoisyRows& rows, const at::Tensor& prediction,
+               const at::Tensor& null_text);
+
+/// [B]: mean over C, H, W of (prediction - target)^2.
+at::Tensor row_losses(const at::Tensor& prediction, const at::Tensor& target);
+
+}  // namespace memsieve::trainer

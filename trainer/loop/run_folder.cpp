@@ -1,0 +1,115 @@
+#include <memsieve/error.h>
+#include <trainer/io/atomic_file.h>
+#include <trainer/loop/run_folder.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+
+namespace memsieve::trainer {
+
+namespace fs = std::filesystem;
+
+std::string step_name(int64_t step) {
+  char name[32];
+  std::snprintf(name, sizeof name, "step-%06lld", static_cast<long long>(step));
+  return name;
+}
+
+std::string make_run_id() {
+  std::random_device device;
+  static const char* const digits = "0123456789abcdef";
+  std::string id;
+  for (int i = 0; i < 16; ++i) id += digits[device() % 16];
+  return id;
+}
+
+std::optional<std::string> RunFolder::run_id() const {
+  std::ifstream in(file("run.json"));
+  const auto json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || !json.contains("run_id") || !json["run_id"].is_string()) return std::nullopt;
+  return json["run_id"].get<std::string>();
+}
+
+void RunFolder::claim(const std::string& where, bool resuming) const {
+  std::error_code error;
+  fs::create_directories(path_, error);
+  if (error || !fs::is_directory(path_)) {
+    throw ConfigError(where + ": folder " + path_ + " cannot be made (" + error.message() +
+                      "); choose another with --set output_dir=FOLDER");
+  }
+  if (access(path_.c_str(), W_OK | X_OK) != 0) {
+    throw ConfigError(
+        where + ": folder " + path_ +
+        " cannot be written to; change its permissions or choose another with --set output_dir=FOLDER");
+  }
+  if (resuming) return;
+  for (const char* name : {"run.json", "metrics.jsonl", "ledger.h5", "checkpoints", "samples"}) {
+    if (!fs::exists(file(name))) continue;
+    const auto id = run_id();
+    throw ConfigError(
+        where + ": " + path_ + " holds " + (id ? "run " + *id : std::string("another run (") + name + ")") +
+        "; continue it with --resume-from latest, or choose another folder with --set output_dir=FOLDER");
+  }
+}
+
+void RunFolder::describe(const std::string& run_id, int world_size, const std::string& device,
+                         const std::string& config_yaml) const {
+  char started[32];
+  const std::time_t now = std::time(nullptr);
+  std::strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  const nlohmann::ordered_json json{{"run_id", run_id},   {"world_size", world_size}, {"device", device},
+                                    {"started", started}, {"format", "memsieve-run"}, {"version", 1}};
+  write_text_atomically(file("run.json"), json.dump(2) + "\n");
+  write_text_atomically(file("config.yaml"), config_yaml);
+}
+
+std::vector<int64_t> RunFolder::checkpoints() const {
+  std::vector<int64_t> steps;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(file("checkpoints"), error)) {
+    const std::string name = entry.path().filename();
+    if (name.rfind("step-", 0) != 0 || name.find_first_not_of("0123456789", 5) != std::string::npos) continue;
+    if (name.size() > 5 && name.size() < 20) steps.push_back(std::stoll(name.substr(5)));
+  }
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+void RunFolder::prune(int64_t limit) const {
+  std::error_code error;
+  const auto steps = checkpoints();
+  if (limit > 0) {
+    for (size_t i = 0; i + static_cast<size_t>(limit) < steps.size(); ++i)
+      fs::remove_all(checkpoint(steps[i]), error);
+  }
+  std::vector<fs::path> leftovers;
+  for (const auto& entry : fs::directory_iterator(file("checkpoints"), error)) {
+    if (entry.path().extension() == ".tmp") leftovers.push_back(entry.path());
+  }
+  for (const auto& path : leftovers) fs::remove_all(path, error);
+}
+
+void RunFolder::clear() const {
+  std::error_code error;
+  for (const char* name : {"metrics.jsonl", "ledger.h5", "samples"}) fs::remove_all(file(name), error);
+}
+
+void RunFolder::trim_metrics(int64_t step) const {
+  std::ifstream in(file("metrics.jsonl"));
+  std::string kept;
+  for (std::string line; std::getline(in, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer())
+      continue;  // a torn last line
+    if (json["step"].get<int64_t>() < step) kept += line + "\n";
+  }
+  write_text_atomically(file("metrics.jsonl"), kept);
+}
+
+}  // namespace memsieve::trainer

@@ -1,0 +1,47 @@
+#pragma once
+// The folder a run writes to. One run each; nothing in it is ever overwritten without being asked for.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace memsieve::trainer {
+
+/// "step-000880".
+std::string step_name(int64_t step);
+
+class RunFolder {
+ public:
+  explicit RunFolder(std::string path) : path_(std::move(path)) {}
+
+  const std::string& path() const { return path_; }
+  std::string file(const std::string& name) const { return path_ + "/" + name; }
+  std::string checkpoint(int64_t step) const { return file("checkpoints/" + step_name(step)); }
+
+  /// Makes the folder and tries whether it can be written to. If it holds a run, throws ConfigError unless
+  /// `resuming`. `where` ("run.yaml:3: output_dir") begins the messages.
+  void claim(const std::string& where, bool resuming) const;
+  /// The run_id in run.json, or nullopt if there is no (readable) run.json.
+  std::optional<std::string> run_id() const;
+  /// Writes run.json and config.yaml.
+  void describe(const std::string& run_id, int world_size, const std::string& device,
+                const std::string& config_yaml) const;
+
+  /// Steps of the checkpoints there, ascending. Folders still under a temporary name do not count.
+  std::vector<int64_t> checkpoints() const;
+  /// Removes the oldest checkpoints beyond `limit` (0 = none), and temporary folders that a crash has left.
+  void prune(int64_t limit) const;
+  /// Removes what a run killed before its first checkpoint has written: metrics, ledger and samples.
+  void clear() const;
+  /// Keeps the lines of metrics.jsonl of steps before `step`; the resumed run writes the others anew.
+  void trim_metrics(int64_t step) const;
+
+ private:
+  std::string path_;
+};
+
+/// 16 random hexadecimal digits.
+std::string make_run_id();
+
+}  // namespace memsieve::trainer

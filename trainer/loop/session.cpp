@@ -1,0 +1,208 @@
+#include <ATen/ATen.h>
+#include <memsieve/c10d_communicator.h>
+#include <memsieve/error.h>
+#include <trainer/loop/agree.h>
+#include <trainer/loop/log.h>
+#include <trainer/loop/session.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+namespace memsieve::trainer {
+
+namespace {
+
+/// A rank whose file differs from rank 0's would train something else: say so on every rank.
+void require_same_config(const TrainConfig& config, Group& group) {
+  const std::string mine = config.settings.yaml(), first = group.broadcast(mine);
+  on_all_ranks(group, [&] {
+    const std::string difference = first_difference(mine, first);
+    if (difference.empty()) return;
+    throw ConfigError(config.source + ": differs from rank 0's configuration: " + difference +
+                      "; give all ranks the same file");
+  });
+}
+
+}  // namespace
+
+Session::Session(const TrainConfig& given, Group& ranks, bool dry)
+    : config(given),
+      group(ranks),
+      folder(given.output_dir),
+      schedule(given.schedule, ranks.device()),
+      dry_(dry) {
+  require_same_config(config, group);
+  choose_start();
+  on_all_ranks(group, [&] { open_data(); });
+  build_model();
+  build_sieve();
+  if (saved_) on_all_ranks(group, [&] { restore(); });
+  if (!dry_) on_all_ranks(group, [&] { start_writing(); });
+}
+
+void Session::choose_start() {
+  const bool resuming = !config.resume_from.empty();
+  nlohmann::json decision;
+  on_all_ranks(group, [&] {
+    if (group.rank() != 0 || dry_) return;
+    folder.claim(config.settings.where("output_dir"), resuming);
+    const auto existing = folder.run_id();
+    const auto steps = folder.checkpoints();
+    std::string from;
+    if (config.resume_from == "latest") {
+      if (!steps.empty()) from = folder.checkpoint(steps.back());
+      if (steps.empty()) {
+        log_warning(folder.path() + ": no checkpoint to resume from; the run begins at step 0");
+        folder.clear();
+      }
+    } else if (resuming) {
+      from = config.resume_from;
+      const std::string owner = read_checkpoint_state(from).run_id;
+      if (!existing || owner != *existing) {
+        throw ConfigError(
+            config.settings.where("resume_from_checkpoint") + ": " + from + " belongs to run " + owner +
+            ", but " + folder.path() +
+            " does not; set output_dir to that run's folder, or start a new run from its weights "
+            "with model.pretrained=" +
+            from + "/unet");
+      }
+    }
+    decision = {from, existing && !from.empty() ? *existing : make_run_id()};
+  });
+  decision = nlohmann::json::parse(group.broadcast(decision.dump()));
+  if (dry_) return;
+  checkpoint_ = decision[0];
+  run_id_ = decision[1];
+}
+
+void Session::open_data() {
+  const auto open = [&](std::optional<RowMaker>& into, const std::string& path) {
+    if (!path.empty()) into.emplace(Dataset::open(path), schedule, group.device());
+    if (into && training) training->data().check_matches(into->data());
+  };
+  open(training, config.train_data);
+  open(held_out, config.held_out_data);
+  open(validation, config.validation_data);
+  if (!config.prompts_data.empty()) {
+    prompts = Dataset::open(config.prompts_data);
+    training->data().check_matches(*prompts);
+  }
+  if (config.draw.every > 0 && !prompts->codec()) {
+    throw ConfigError(
+        config.settings.where("sampling.every") + ": " + config.prompts_data +
+        " holds latents, which this trainer cannot decode to pictures; set sampling.every to 0");
+  }
+  sampler.emplace(training->data().size(), group.world_size(), config.train_batch_size, config.accumulation,
+                  config.seed);
+}
+
+void Session::build_model() {
+  if (!checkpoint_.empty()) {
+    on_all_ranks(group, [&] {
+      saved_ = read_checkpoint_state(checkpoint_);
+      const std::string difference = first_difference(meaning_of(config.settings.yaml()), saved_->meaning);
+      if (!difference.empty()) {
+        throw ConfigError(
+            config.source + ": differs from the configuration of " + checkpoint_ +
+            " (now / then): " + difference +
+            "; resume with the same one, or start a new run with model.pretrained=" + checkpoint_ + "/unet");
+      }
+      if (saved_->global_batch != sampler->global_batch_size()) {
+        throw ConfigError(checkpoint_ + ": was made with " + std::to_string(saved_->global_batch) +
+                          " rows a step, but this run has " + std::to_string(sampler->global_batch_size()) +
+                          "; adapt train_batch_size to the number of ranks");
+      }
+    });
+  }
+  model.emplace(make_model(config, checkpoint_.empty() ? "" : checkpoint_ + "/unet", group));
+  on_all_ranks(group, [&] {
+    const auto& data = training->data();
+    check_model_fits(model->unet()->config(), data.latent_shape(), data.text_dim(), data.path());
+  });
+  optimizer.emplace(model->parameters(), config.optimizer, config.max_train_steps);
+  if (config.use_ema) ema.emplace(model->parameter_list(), config.ema_decay);
+  reducer = std::make_unique<GradientReducer>(model->parameter_list(), group, config.bucket_mb);
+}
+
+void Session::build_sieve() {
+  if (!config.sieve) return;
+  Setup setup;
+  setup.filters = config.filters;
+  setup.dataset_size = training->data().size();
+  setup.rows_per_micro_batch = config.train_batch_size;
+  setup.micro_batches = config.accumulation;
+  setup.num_timesteps = schedule.num_timesteps();
+  setup.held_out_size = held_out ? held_out->data().size() : 0;
+  setup.group_id = training->data().group_ids();
+  setup.device = group.device();
+  setup.run_id = run_id_;
+  setup.ledger_path = dry_ ? "" : folder.file("ledger.h5");
+  sieve.emplace(Sieve::from_settings(config.settings.section("sieve"),
+                                     std::make_shared<C10dComm>(group.backend()), setup));
+}
+
+void Session::restore() {
+  first_step = saved_->step;
+  nonfinite_in_a_row = saved_->nonfinite_in_a_row;
+  const std::string optimizer_file = checkpoint_ + "/optimizer.safetensors";
+  optimizer->restore(load_safetensors(optimizer_file), optimizer_file);
+  if (ema) ema->copy_from(load_unet(checkpoint_ + "/unet_ema")->parameters());
+  if (sieve) sieve->restore(load_safetensors(checkpoint_ + "/sieve.safetensors"));
+  if (saved_->world_size != group.world_size()) {
+    log_info("resuming a run of " + std::to_string(saved_->world_size) + " ranks on " +
+             std::to_string(group.world_size()) + ": the same up to the order of summation");
+  }
+}
+
+void Session::start_writing() {
+  const bool first = group.rank() == 0;
+  if (first) {
+    if (saved_) folder.trim_metrics(first_step);
+    folder.prune(0);
+    folder.describe(run_id_, group.world_size(), group.device().str(), config.settings.yaml());
+  }
+  metrics.emplace(first ? folder.file("metrics.jsonl") : "", sieve.has_value(), sampler->global_batch_size());
+}
+
+void Session::save(int64_t step) {
+  if (sieve) sieve->flush();
+  on_all_ranks(group, [&] {
+    if (group.rank() != 0) return;
+    metrics->flush();
+    CheckpointState state;
+    state.step = step;
+    state.seed = config.seed;
+    state.world_size = group.world_size();
+    state.global_batch = sampler->global_batch_size();
+    state.nonfinite_in_a_row = nonfinite_in_a_row;
+    state.run_id = run_id_;
+    state.meaning = meaning_of(config.settings.yaml());
+    CheckpointParts parts;
+    parts.save_unet = [&](const std::string& to) { save_unet(to, model->unet()); };
+    if (ema) {
+      parts.save_unet_ema = [&](const std::string& to) {
+        const WithEma averaged(&*ema);
+        save_unet(to, model->unet());
+      };
+    }
+    parts.optimizer = optimizer->state();
+    if (sieve) parts.sieve = sieve->state();
+    write_checkpoint(folder.checkpoint(step), state, parts);
+    folder.prune(config.checkpoints_total_limit);
+  });
+}
+
+std::string Session::describe() const {
+  int64_t parameters = 0;
+  for (const auto& p : model->parameter_list()) parameters += p.numel();
+  const int64_t rows = sampler->global_batch_size(), size = training->data().size();
+  return std::to_string(parameters) + " parameters on " + std::to_string(group.world_size()) + " x " +
+         group.device().str() + "; " + std::to_string(size) + " samples of " + training->data().path() +
+         "; " + std::to_string(config.max_train_steps) + " steps of " + std::to_string(rows) +
+         " rows = " + std::to_string(config.max_train_steps * rows / size) + " epochs; " +
+         (sieve                          ? "sieve on"
+          : config.settings.has("sieve") ? "sieve off (filter: off)"
+                                         : "no sieve");
+}
+
+}  // namespace memsieve::trainer

@@ -1,0 +1,61 @@
+#pragma once
+// Everything one run consists of, built from its configuration in a fixed order on all ranks.
+
+#include <memsieve/sieve.h>
+#include <trainer/data/sampler.h>
+#include <trainer/dist/reducer.h>
+#include <trainer/loop/checkpoint.h>
+#include <trainer/loop/ema.h>
+#include <trainer/loop/metrics.h>
+#include <trainer/loop/ranks.h>
+#include <trainer/loop/rows.h>
+#include <trainer/loop/run_folder.h>
+
+#include <memory>
+#include <optional>
+
+namespace memsieve::trainer {
+
+class Session {
+ public:
+  /// COLLECTIVE. Claims the run folder, opens the data, builds model, optimiser and sieve, and resumes if
+  /// asked to. An error on one rank is thrown on all. `dry` = touch no file and start no run.
+  Session(const TrainConfig& config, Group& group, bool dry);
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  /// COLLECTIVE. Writes the checkpoint of the state after `step` steps and removes old ones.
+  void save(int64_t step);
+  /// What will be trained on what, in a few lines.
+  std::string describe() const;
+
+  const TrainConfig& config;
+  Group& group;
+  RunFolder folder;
+  NoiseSchedule schedule;
+  std::optional<RowMaker> training, held_out, validation;
+  std::optional<Dataset> prompts;
+  std::optional<Sampler> sampler;
+  std::optional<Model> model;
+  std::optional<AdamW> optimizer;
+  std::optional<Ema> ema;
+  std::unique_ptr<GradientReducer> reducer;
+  std::optional<Sieve> sieve;
+  std::optional<MetricsWriter> metrics;
+  int64_t first_step = 0;          ///< steps that an earlier part of this run has done
+  int64_t nonfinite_in_a_row = 0;  ///< steps
+
+ private:
+  void choose_start();
+  void open_data();
+  void build_model();
+  void build_sieve();
+  void restore();
+  void start_writing();
+
+  bool dry_;
+  std::string run_id_, checkpoint_;  ///< checkpoint to resume from, or ""
+  std::optional<CheckpointState> saved_;
+};
+
+}  // namespace memsieve::trainer

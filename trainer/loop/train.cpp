@@ -1,0 +1,223 @@
+#include <ATen/core/Tensor.h>
+#include <memsieve/error.h>
+#include <trainer/loop/agree.h>
+#include <trainer/loop/evaluate.h>
+#include <trainer/loop/log.h>
+#include <trainer/loop/reference.h>
+#include <trainer/loop/stop.h>
+#include <trainer/loop/train.h>
+#include <trainer/loop/train_step.h>
+#include <trainer/report/contact_sheet.h>
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+
+namespace memsieve::trainer {
+
+namespace {
+
+/// Steps that a GPU may run ahead of the host.
+constexpr size_t kLag = 4;
+
+double now_ms() {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+class Run {
+ public:
+  explicit Run(Session& session)
+      : s_(session),
+        step_(session),
+        mailbox_(session.group.device(), kLag),
+        progress_("step", session.config.max_train_steps, session.config.log_every) {}
+
+  ExitCode go() {
+    const int64_t last = s_.config.max_train_steps;
+    if (s_.first_step >= last) {
+      log_info("nothing to do: " + std::to_string(s_.first_step) + " steps are done already");
+      return kDone;
+    }
+    evaluate(s_.first_step);
+    for (int64_t step = s_.first_step; step < last;) {
+      one_step(step++);
+      const bool end = step == last;
+      if (stop_) return stop_here(step);
+      const bool save = end || due(s_.config.checkpointing_steps, step);
+      const bool look = end || due(s_.config.validation.every, step) || due(s_.config.draw.every, step);
+      if (save || look) read_mail(true);
+      if (stop_) return stop_here(step);
+      if (look) evaluate(step, end);
+      if (save) s_.save(step);
+    }
+    progress_.pause();
+    log_info("done: " + std::to_string(last) + " steps; " + s_.folder.checkpoint(last));
+    return kDone;
+  }
+
+ private:
+  static bool due(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
+
+  void one_step(int64_t step) {
+    const double begin = now_ms();
+    mailbox_.push(step, step_.run(step));
+    read_mail(false);
+    times_[step] = now_ms() - begin;
+    write_metrics(step);
+  }
+
+  /// Works through the numbers that are due; the same ones on every rank at the same step.
+  void read_mail(bool all) {
+    for (const auto& letter : mailbox_.take(all)) {
+      const StepNumbers n = step_numbers(letter.values);
+      if (n.failed > 0) fail_together(n);
+      if (n.stop > 0) stop_ = true;
+      s_.nonfinite_in_a_row = n.nonfinite > 0 ? s_.nonfinite_in_a_row + 1 : 0;
+      numbers_[letter.step] = n;
+      if (s_.nonfinite_in_a_row < s_.config.max_nonfinite_steps) continue;
+      flush_metrics();
+      throw NonFiniteError("the gradient was NaN or Inf in " + std::to_string(s_.nonfinite_in_a_row) +
+                           " steps in a row, the last at step " + std::to_string(letter.step) +
+                           "; lower learning_rate, or resume from an earlier checkpoint");
+    }
+    if (all) write_metrics(-1);
+  }
+
+  [[noreturn]] void fail_together(const StepNumbers& n) {
+    if (step_.failure()) std::rethrow_exception(step_.failure());
+    const auto count = static_cast<int64_t>(n.failed);
+    throw PeerError(count == 1 ? "rank " + std::to_string(static_cast<int64_t>(n.guilty) - 1) +
+                                     " could not read its rows"
+                               : std::to_string(count) + " ranks could not read their rows");
+  }
+
+  /// Writes the steps whose numbers and duration are both known. `shown`: the step to show progress for, or
+  /// -1.
+  void write_metrics(int64_t shown) {
+    while (!numbers_.empty() && times_.count(numbers_.begin()->first) > 0) {
+      const auto [step, n] = *numbers_.begin();
+      StepMetrics m;
+      m.step = step;
+      m.epoch = s_.sampler->epoch(step);
+      m.loss = n.loss_sum / static_cast<double>(s_.sampler->global_batch_size());
+      m.lr = n.lr;
+      m.grad_norm = n.grad_norm;
+      m.step_ms = times_[step];
+      m.skipped = n.skipped > 0;
+      m.nonfinite = n.nonfinite > 0;
+      s_.metrics->step(m);
+      latest_ = m;
+      smooth_loss_ = smooth_loss_ < 0 ? m.loss : 0.98 * smooth_loss_ + 0.02 * m.loss;
+      times_.erase(step);
+      numbers_.erase(numbers_.begin());
+    }
+    take_reports();
+    if (shown >= 0 && smooth_loss_ >= 0) progress_.show(shown + 1, note());
+  }
+
+  void take_reports() {
+    if (!s_.sieve) return;
+    for (const auto& report : s_.sieve->take_reports()) {
+      s_.metrics->report(report);
+      rows_ += report.rows;
+      dropped_ += report.dropped;
+    }
+  }
+
+  std::string note() const {
+    char text[160];
+    int n = std::snprintf(text, sizeof text, "loss %.4f  lr %.2e  %.0f ms/step", smooth_loss_, latest_.lr,
+                          latest_.step_ms);
+    if (s_.sieve && rows_ > 0 && n > 0) {
+      std::snprintf(text + n, sizeof text - static_cast<size_t>(n), "  dropped %.1f%%",
+                    100.0 * double(dropped_) / double(rows_));
+    }
+    return text;
+  }
+
+  void evaluate(int64_t step, bool end = false) {
+    const bool validate_now =
+        s_.config.validation.every > 0 && (end || due(s_.config.validation.every, step));
+    const bool draw_now = s_.config.draw.every > 0 && (end || due(s_.config.draw.every, step));
+    if (!validate_now && !draw_now) return;
+    const WithEma averaged(s_.ema ? &*s_.ema : nullptr);
+    if (validate_now) {
+      const ValidationLoss v = validate(*s_.model, *s_.validation, s_.group, s_.config);
+      s_.metrics->validation(step, v.loss, v.rows);
+      char text[64];
+      std::snprintf(text, sizeof text, "%.5f", v.loss);
+      progress_.pause();
+      log_info("validation loss after " + std::to_string(step) + " steps: " + text);
+    }
+    if (draw_now) draw(step);
+    flush_metrics();
+  }
+
+  void draw(int64_t step) {
+    const at::Tensor images = draw_samples(*s_.model, *s_.prompts, s_.schedule, s_.group, s_.config);
+    on_all_ranks(s_.group, [&] {
+      if (s_.group.rank() != 0) return;
+      const std::string name = "samples/" + step_name(step);
+      std::error_code error;
+      std::filesystem::create_directories(s_.folder.file("samples"), error);
+      write_samples(s_.folder.file(name + ".h5"), images);
+      write_contact_sheet(s_.folder.file(name + ".png"), images, {2, 2});
+      s_.metrics->samples(step, name + ".h5", name + ".png");
+    });
+  }
+
+  void flush_metrics() {
+    on_all_ranks(s_.group, [&] { s_.metrics->flush(); });
+  }
+
+  ExitCode stop_here(int64_t step) {
+    read_mail(true);
+    progress_.pause();
+    s_.save(step);
+    log_warning("stopped by a signal after " + std::to_string(step) +
+                " steps; continue with --resume-from latest");
+    return kStopped;
+  }
+
+  Session& s_;
+  TrainStep step_;
+  Mailbox mailbox_;
+  Progress progress_;
+  std::map<int64_t, StepNumbers> numbers_;
+  std::map<int64_t, double> times_;
+  StepMetrics latest_;
+  double smooth_loss_ = -1;
+  int64_t rows_ = 0, dropped_ = 0;
+  bool stop_ = false;
+};
+
+}  // namespace
+
+ExitCode train(const TrainConfig& config, Group& group, bool dry) {
+  Session session(config, group, dry);
+  log_info(session.describe());
+  if (dry) {
+    log_info("dry run: everything is in order; nothing was written");
+    return kDone;
+  }
+  if (session.first_step > 0) log_info("resuming after " + std::to_string(session.first_step) + " steps");
+  if (session.sieve && session.sieve->reference_draws() > 0 && !session.sieve->has_reference()) {
+    const RowMaker* held_out = session.held_out ? &*session.held_out : nullptr;
+    if (!reference_pass(*session.sieve, *session.model, *session.training, held_out, group, config)) {
+      log_warning("stopped by a signal before the first step; start again with --resume-from latest");
+      return kStopped;
+    }
+  }
+  return Run(session).go();
+}
+
+ExitCode exit_code_of(const std::exception& error) {
+  if (dynamic_cast<const ConfigError*>(&error) != nullptr) return kUsageError;
+  if (dynamic_cast<const DataError*>(&error) != nullptr) return kDataFailure;
+  if (dynamic_cast<const NonFiniteError*>(&error) != nullptr) return kDiverged;
+  if (is_peer_failure(error)) return kPeerFailure;
+  return kOtherError;
+}
+
+}  // namespace memsieve::trainer

@@ -1,0 +1,26 @@
+#pragma once
+// The training run: start, steps, validation, drawing, checkpoints, end.
+
+#include <trainer/loop/config.h>
+#include <trainer/loop/ranks.h>
+
+namespace memsieve::trainer {
+
+enum ExitCode {
+  kDone = 0,
+  kOtherError = 1,
+  kUsageError = 2,
+  kDataFailure = 3,
+  kPeerFailure = 4,
+  kDiverged = 5,
+  kStopped = 143
+};
+
+/// COLLECTIVE. Trains to the end (kDone) or until a rank gets SIGTERM or SIGINT; then writes a checkpoint
+/// (kStopped). With `dry`, builds everything, says what would be done and returns. Throws memsieve's errors.
+ExitCode train(const TrainConfig& config, Group& group, bool dry);
+
+/// The exit code for an error that `train` or what comes before it has thrown.
+ExitCode exit_code_of(const std::exception& error);
+
+}  // namespace memsieve::trainer

@@ -1,0 +1,119 @@
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <memsieve/error.h>
+#include <trainer/loop/stop.h>
+#include <trainer/loop/train_step.h>
+
+#include <algorithm>
+
+namespace memsieve::trainer {
+
+StepNumbers step_numbers(const std::vector<double>& v) {
+  return {v.at(0), v.at(1), v.at(2), v.at(3), v.at(4), v.at(5), v.at(6), v.at(7)};
+}
+
+TrainStep::TrainStep(Session& session) : s_(session) {}
+
+NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
+  const int64_t count = s_.config.train_batch_size, rank = s_.group.rank();
+  const auto& shape = s_.training->data().latent_shape();
+  const auto keys = place_keys(step, s_.sampler->place(micro, rank, 0), count);
+  const at::Tensor timestep =
+      keyed_timesteps(s_.config.seed, Stream::train_timestep, keys, s_.schedule.num_timesteps());
+  const at::Tensor noise = keyed_normal(s_.config.seed, Stream::train_noise, keys, shape);
+  const at::Tensor uncaptioned =
+      keyed_bernoulli(s_.config.seed, Stream::train_caption, keys, s_.config.proportion_empty_prompts);
+  auto ids = s_.sampler->rows(step, micro, rank);
+  try {
+    return s_.training->make(ids, ids, timestep, noise, uncaptioned);
+  } catch (const Error&) {
+    failure_ = std::current_exception();
+  }
+  // The peers wait for this rank's gradient: it goes on with rows of nothing, and all ranks stop after the
+  // step.
+  const auto device = s_.group.device();
+  const auto& null_text = s_.training->null_text();
+  const at::Tensor nothing = at::zeros(noise.sizes(), at::TensorOptions(at::kFloat).device(device));
+  return {at::tensor(ids, at::kLong),
+          at::zeros({count}, at::TensorOptions(at::kLong).device(device)),
+          nothing,
+          nothing,
+          null_text.unsqueeze(0).expand({count, -1, -1}),
+          at::zeros({count}, at::TensorOptions(at::kBool).device(device))};
+}
+
+NoisyRows TrainStep::held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step) {
+  const int64_t timesteps = s_.schedule.num_timesteps();
+  std::vector<int64_t> pictures, labels, t;
+  std::vector<RowKey> keys;
+  for (const auto& visit : visits) {
+    pictures.push_back(visit.picture);
+    labels.push_back(visit.id);
+    t.push_back(std::min(timesteps - 1,
+                         static_cast<int64_t>(visit.timestep_fraction * static_cast<double>(timesteps))));
+    keys.push_back({step, visit.place});
+  }
+  const at::Tensor noise =
+      keyed_normal(s_.config.seed, Stream::held_out_noise, keys, s_.held_out->data().latent_shape());
+  return s_.held_out->make(pictures, labels, at::tensor(t, at::kLong), noise);
+}
+
+at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
+  const NoisyRows batch = rows(clock.step, micro);
+  const at::Tensor prediction = s_.model->predict(batch.noisy, batch.timestep, batch.text);
+  const at::Tensor plain = row_losses(prediction, batch.target);
+  const at::Tensor row_loss = s_.config.snr_gamma > 0
+                                  ? plain * s_.schedule.min_snr_weight(batch.timestep, s_.config.snr_gamma)
+                                  : plain;
+  at::Tensor loss;
+  if (s_.sieve) {
+    loss = s_.sieve->inspect(batch_of(*s_.model, batch, prediction, s_.training->null_text()), clock)
+               .loss(row_loss);
+  } else {
+    loss = row_loss.mean();
+    if (s_.config.accumulation > 1) loss = loss / static_cast<double>(s_.config.accumulation);
+  }
+  s_.reducer->prepare(loss, /*sync=*/micro + 1 == s_.config.accumulation);
+  loss.backward();
+  return plain.detach().sum().to(at::kDouble);
+}
+
+void TrainStep::observe_held_out(const Clock& clock) {
+  at::NoGradGuard no_grad;
+  const auto visits = s_.sieve->held_out_visits(clock.step);
+  if (visits.empty()) return;
+  try {
+    const NoisyRows rows = held_out_rows(visits, clock.step);
+    const at::Tensor prediction = s_.model->predict(rows.noisy, rows.timestep, rows.text);
+    s_.sieve->observe(batch_of(*s_.model, rows, prediction, s_.held_out->null_text()), clock);
+  } catch (const Error&) {
+    failure_ = std::current_exception();
+  }
+}
+
+at::Tensor TrainStep::run(int64_t step) {
+  const Clock clock{step, s_.sampler->epoch(step)};
+  const auto real = at::TensorOptions(at::kDouble).device(s_.group.device());
+  at::Tensor sums = at::zeros({4}, real);
+  for (int64_t micro = 0; micro < s_.config.accumulation; ++micro) sums[0] += micro_step(clock, micro);
+  StepEnd end;
+  if (s_.sieve) {
+    observe_held_out(clock);
+    end = s_.sieve->end_step(clock);
+  } else {
+    end = {at::ones({}, real.dtype(at::kFloat)), at::zeros({}, real.dtype(at::kFloat))};
+  }
+  const Update update = s_.optimizer->step(end);
+  if (s_.ema) s_.ema->update(s_.optimizer->updates(), update.skipped);
+  if (stop_requested()) sums[1].fill_(1);
+  if (failure_) {
+    sums[2].fill_(1);
+    sums[3].fill_(s_.group.rank() + 1);
+  }
+  s_.group.all_reduce_sum(sums);
+  const at::Tensor mine = at::stack({update.grad_norm.to(at::kDouble), update.lr.to(at::kDouble),
+                                     update.skipped.to(at::kDouble), update.nonfinite.to(at::kDouble)});
+  return at::cat({sums, mine});
+}
+
+}  // namespace memsieve::trainer

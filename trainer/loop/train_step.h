@@ -1,0 +1,43 @@
+#pragma once
+// One optimiser step: the place where the sieve sits in the loop.
+
+#include <trainer/loop/session.h>
+
+#include <exception>
+
+namespace memsieve::trainer {
+
+/// What one step tells the host, at once on a CPU and some steps later from a GPU. Order of the values in the
+/// mailbox.
+struct StepNumbers {
+  double loss_sum = 0;  ///< of the per-row losses over all ranks, before weights
+  double stop = 0;      ///< ranks that have been asked to stop
+  double failed = 0;    ///< ranks that could not read their rows
+  double guilty = 0;    ///< sum of (rank + 1) over them
+  double grad_norm = 0, lr = 0, skipped = 0, nonfinite = 0;
+};
+StepNumbers step_numbers(const std::vector<double>& values);
+
+class TrainStep {
+ public:
+  explicit TrainStep(Session& session);
+
+  /// COLLECTIVE: the gradient's buckets, the sieve's record and one small sum, whatever the data hold.
+  /// Returns StepNumbers as a tensor on the device. Throws PeerError or NonFiniteError as Sieve::end_step
+  /// does, on all ranks.
+  at::Tensor run(int64_t step);
+
+  /// Why this rank could not read its rows, or null. It takes part in the step's collectives all the same.
+  const std::exception_ptr& failure() const { return failure_; }
+
+ private:
+  NoisyRows rows(int64_t step, int64_t micro);
+  NoisyRows held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step);
+  at::Tensor micro_step(const Clock& clock, int64_t micro);
+  void observe_held_out(const Clock& clock);
+
+  Session& s_;
+  std::exception_ptr failure_;
+};
+
+}  // namespace memsieve::trainer
