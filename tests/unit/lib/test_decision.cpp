@@ -1,5 +1,4 @@
 #include <ATen/ATen.h>
-#include <catch2/catch.hpp>
 
 #include <cmath>
 #include <limits>
@@ -7,11 +6,15 @@
 #include "decision.h"
 #include "evidence.h"
 
+#include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
+
 using namespace memsieve;
 
 namespace {
 const float kNaN = std::nanf("");
-Levels levels(double drop, double release) { return {at::full({}, drop), at::full({}, release)}; }
+Levels levels(double drop, double release) {
+  return {at::full({}, drop), at::full({}, release)};
+}
 }  // namespace
 
 TEST_CASE("evidence is Stouffer's sum per channel", "[decision]") {
@@ -22,7 +25,8 @@ TEST_CASE("evidence is Stouffer's sum per channel", "[decision]") {
   CHECK(std::isnan(evidence(at::full({1, 4, 2}, kNaN), at::ones({2})).score.item<float>()));
 }
 
-TEST_CASE("evidence of independent standard-normal visits has unit variance for any number of visits", "[decision]") {
+TEST_CASE("evidence of independent standard-normal visits has unit variance for any number of visits",
+          "[decision]") {
   const auto g = at::randn({20000, 8, 1});
   for (int64_t n : {1, 2, 5, 8}) {
     auto windows = g.clone();
@@ -33,8 +37,9 @@ TEST_CASE("evidence of independent standard-normal visits has unit variance for 
 
 TEST_CASE("this visit takes the oldest visit's place", "[decision]") {
   const auto past = at::arange(8).to(at::kFloat).reshape({2, 4, 1});
-  const auto now = with_current(past, at::tensor({5L, 2L}, at::kLong), at::tensor({50.F, 60.F}).reshape({2, 1}),
-                                at::tensor({1, 0}, at::kByte).to(at::kBool));
+  const auto now =
+      with_current(past, at::tensor({5L, 2L}, at::kLong), at::tensor({50.F, 60.F}).reshape({2, 1}),
+                   at::tensor({1, 0}, at::kByte).to(at::kBool));
   CHECK(at::equal(now.reshape({-1}), at::tensor({0.F, 50.F, 2.F, 3.F, 4.F, 5.F, 6.F, 7.F})));
 }
 
@@ -83,8 +88,10 @@ TEST_CASE("weights: drop, down-weight, floor, cap", "[decision]") {
   o.max_fraction = 1;
   o.action = Action::downweight;
   o.floor = 0.1;
-  CHECK(at::allclose(weigh(score, flagged, levels(2, 2), o, 5), at::tensor({0.25F, 1.F, 0.1F, 1.F / 9, 0.16F})));
-  CHECK(at::allclose(weigh(-score, flagged, levels(-9, -9), o, 5), at::tensor({0.1F, 1.F, 0.1F, 0.1F, 0.1F})));
+  CHECK(at::allclose(weigh(score, flagged, levels(2, 2), o, 5),
+                     at::tensor({0.25F, 1.F, 0.1F, 1.F / 9, 0.16F})));
+  CHECK(
+      at::allclose(weigh(-score, flagged, levels(-9, -9), o, 5), at::tensor({0.1F, 1.F, 0.1F, 0.1F, 0.1F})));
 }
 
 TEST_CASE("permuting rows permutes weights", "[decision]") {
@@ -103,5 +110,6 @@ TEST_CASE("the number of probed rows depends on the shape alone", "[decision]") 
     CHECK(rows.size(0) == 6);
     CHECK(rows.max().item<int64_t>() < 10);
   }
-  CHECK(at::equal(choose_rows(at::tensor({0.F, 9.F, 5.F, 1.F, 0.F, 0.F, 7.F, 0.F}), 4, 2), at::tensor({1L, 2L, 6L, 4L}, at::kLong)));
+  CHECK(at::equal(choose_rows(at::tensor({0.F, 9.F, 5.F, 1.F, 0.F, 0.F, 7.F, 0.F}), 4, 2),
+                  at::tensor({1L, 2L, 6L, 4L}, at::kLong)));
 }

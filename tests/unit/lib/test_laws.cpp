@@ -1,7 +1,6 @@
 // The design's laws, on ranks that are threads. tests/collective repeats the distributed ones on processes.
 #include <ATen/core/grad_mode.h>
 #include <ATen/record_function.h>
-#include <catch2/catch.hpp>
 
 #include <atomic>
 #include <mutex>
@@ -9,6 +8,8 @@
 
 #include "ranks.h"
 #include "toy.h"
+
+#include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
 using memsieve::Communicator;
 using memsieve::Sieve;

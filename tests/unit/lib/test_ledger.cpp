@@ -1,7 +1,6 @@
 #include "ledger.h"
 
 #include <ATen/ATen.h>
-#include <catch2/catch.hpp>
 #include <hdf5.h>
 #include <memsieve/error.h>
 #include <unistd.h>
@@ -9,6 +8,8 @@
 #include <csignal>
 #include <filesystem>
 #include <sys/wait.h>
+
+#include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
 using memsieve::Ledger;
 using memsieve::LedgerHeader;
@@ -47,7 +48,8 @@ std::vector<uint64_t> steps_in(const std::string& path) {
 }
 
 struct Folder {
-  std::filesystem::path path = std::filesystem::temp_directory_path() / ("memsieve-ledger-" + std::to_string(getpid()));
+  std::filesystem::path path =
+      std::filesystem::temp_directory_path() / ("memsieve-ledger-" + std::to_string(getpid()));
   Folder() { std::filesystem::create_directories(path); }
   ~Folder() { std::filesystem::remove_all(path); }
   std::string file(const std::string& name) const { return path / name; }
@@ -85,7 +87,8 @@ TEST_CASE("a resumed run continues after the checkpoint's rows", "[ledger]") {
   }
   CHECK(steps_in(path).size() == 70);
   CHECK(steps_in(path).back() == 69);
-  CHECK_THROWS_WITH(Ledger(path, kHeader, 71), Catch::Contains("holds 70 rows, but the checkpoint expects 71"));
+  CHECK_THROWS_WITH(Ledger(path, kHeader, 71),
+                    Catch::Contains("holds 70 rows, but the checkpoint expects 71"));
   CHECK_THROWS_WITH(Ledger(folder.file("none.h5"), kHeader, 5), Catch::Contains("is missing"));
   CHECK_THROWS_WITH(Ledger(folder.file("no/folder.h5"), kHeader), Catch::Contains("cannot be created"));
 }

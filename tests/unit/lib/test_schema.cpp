@@ -1,5 +1,6 @@
-#include <catch2/catch.hpp>
 #include <memsieve/memsieve.h>
+
+#include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
 using memsieve::ConfigError;
 using memsieve::resolve;
@@ -37,7 +38,8 @@ TEST_CASE("errors name file, line, key and remedy", "[schema]") {
         "run.yaml:4: filters.magnitude.treshold: unknown key; did you mean 'threshold'?");
   CHECK(error_of("seed: 101") == "run.yaml:1: seed: 101 is out of range; it must lie in [0, 100]");
   CHECK(error_of("\nseed: many") == "run.yaml:2: seed: expected integer, got 'many'");
-  CHECK(error_of("filters: {magnitude: {norm: l1}}") == "run.yaml:1: filters.magnitude.norm: unknown value 'l1'; did you mean 'l2'?");
+  CHECK(error_of("filters: {magnitude: {norm: l1}}") ==
+        "run.yaml:1: filters.magnitude.norm: unknown value 'l1'; did you mean 'l2'?");
   CHECK(error_of("filters: {magnitude: {threshold: .nan}}").find("out of range") != std::string::npos);
   CHECK(error_of("filters: 3") == "run.yaml:1: filters: expected a mapping");
   CHECK(error_of("- a") == "run.yaml:1: expected a mapping of keys to values");
@@ -48,7 +50,8 @@ TEST_CASE("errors name file, line, key and remedy", "[schema]") {
 }
 
 TEST_CASE("overrides win over the file and are named in errors", "[schema]") {
-  const auto s = resolve("seed: 1", "run.yaml", sample(), {"seed=5", "filters.magnitude.norm=rms", "files=[a, b]"});
+  const auto s =
+      resolve("seed: 1", "run.yaml", sample(), {"seed=5", "filters.magnitude.norm=rms", "files=[a, b]"});
   CHECK(s.integer("seed") == 5);
   CHECK(s.section("filters").section("magnitude").text("norm") == "rms");
   CHECK(s.texts("files") == std::vector<std::string>{"a", "b"});
@@ -70,7 +73,8 @@ TEST_CASE("optional sections are there only if named; defaults fill the rest", "
 }
 
 TEST_CASE("the printed configuration resolves to itself", "[schema]") {
-  const auto s = resolve("seed: 3\nname: 'a: b'\nfilters: {magnitude: {threshold: 0.1}}", "run.yaml", sample());
+  const auto s =
+      resolve("seed: 3\nname: 'a: b'\nfilters: {magnitude: {threshold: 0.1}}", "run.yaml", sample());
   const auto again = resolve(s.yaml(), "printed", sample());
   CHECK(again.yaml() == s.yaml());
   CHECK(again.text("name") == "a: b");
@@ -84,7 +88,8 @@ TEST_CASE("the sieve refuses combinations that cannot work, naming the key", "[s
     setup.dataset_size = 10;
     setup.rows_per_micro_batch = 4;
     try {
-      memsieve::Sieve::from_text("sieve:\n  " + sieve, "run.yaml", std::make_shared<memsieve::SoloComm>(), setup);
+      memsieve::Sieve::from_text("sieve:\n  " + sieve, "run.yaml", std::make_shared<memsieve::SoloComm>(),
+                                 setup);
     } catch (const ConfigError& error) {
       return std::string(error.what());
     }
@@ -92,22 +97,28 @@ TEST_CASE("the sieve refuses combinations that cannot work, naming the key", "[s
   };
   CHECK(refusal("filters: {}").find("sieve.filters: names no filter") != std::string::npos);
   CHECK(refusal("filters: {prediction_error: {}}").find("sieve.held_out.rows: is 0") != std::string::npos);
-  const std::string base = "{filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: ";
+  const std::string base =
+      "{filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: ";
   const auto whole = [&](const std::string& threshold, const std::string& more = "") {
     memsieve::Setup setup;
     setup.filters = memsieve::builtin_filters();
     setup.dataset_size = 10;
     setup.rows_per_micro_batch = 4;
     try {
-      memsieve::Sieve::from_text("sieve: " + base + threshold + more + "}", "run.yaml", std::make_shared<memsieve::SoloComm>(), setup);
+      memsieve::Sieve::from_text("sieve: " + base + threshold + more + "}", "run.yaml",
+                                 std::make_shared<memsieve::SoloComm>(), setup);
     } catch (const ConfigError& error) {
       return std::string(error.what());
     }
     return std::string();
   };
   CHECK(whole("{kind: fixed, drop: 2}").empty());
-  CHECK(whole("{kind: quantile, drop: 2}").find("run.yaml:1: sieve.threshold.drop: with `kind: quantile`") == 0);
-  CHECK(whole("{kind: fixed, drop: 2, release: 1}").find("needs `evidence.kind: ledger`") != std::string::npos);
-  CHECK(whole("{kind: fixed, drop: 2}", ", block_rows: 5").find("larger than the micro-batch of 4 rows") != std::string::npos);
-  CHECK(whole("{kind: fixed, drop: 2}", ", reference: {kind: start_model}").find("set standardise.by: timestep") != std::string::npos);
+  CHECK(whole("{kind: quantile, drop: 2}").find("run.yaml:1: sieve.threshold.drop: with `kind: quantile`") ==
+        0);
+  CHECK(whole("{kind: fixed, drop: 2, release: 1}").find("needs `evidence.kind: ledger`") !=
+        std::string::npos);
+  CHECK(whole("{kind: fixed, drop: 2}", ", block_rows: 5").find("larger than the micro-batch of 4 rows") !=
+        std::string::npos);
+  CHECK(whole("{kind: fixed, drop: 2}", ", reference: {kind: start_model}")
+            .find("set standardise.by: timestep") != std::string::npos);
 }

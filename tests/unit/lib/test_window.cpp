@@ -1,5 +1,4 @@
 #include <ATen/ATen.h>
-#include <catch2/catch.hpp>
 #include <rapidcheck.h>
 
 #include <cmath>
@@ -7,6 +6,8 @@
 #include <map>
 
 #include "window.h"
+
+#include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
 namespace {
 
@@ -38,7 +39,8 @@ TEST_CASE("rings hold the last items of each key, in any split of the stream", "
     float next = 0;
     const int batches = *rc::gen::inRange(1, 5);
     for (int b = 0; b < batches; ++b) {
-      const auto keys = *rc::gen::nonEmpty(rc::gen::container<std::vector<int64_t>>(rc::gen::inRange<int64_t>(0, rows)));
+      const auto keys =
+          *rc::gen::nonEmpty(rc::gen::container<std::vector<int64_t>>(rc::gen::inRange<int64_t>(0, rows)));
       std::vector<float> items;
       std::vector<uint8_t> valid;
       for (int64_t key : keys) {
@@ -50,7 +52,8 @@ TEST_CASE("rings hold the last items of each key, in any split of the stream", "
         }
         ++next;
       }
-      rings.fold(at::tensor(keys, at::kLong), at::tensor(items).reshape({-1, 1}), at::tensor(valid, at::kByte).to(at::kBool));
+      rings.fold(at::tensor(keys, at::kLong), at::tensor(items).reshape({-1, 1}),
+                 at::tensor(valid, at::kByte).to(at::kBool));
     }
     for (int64_t row = 0; row < rows; ++row) {
       std::multiset<float> have, want(model[row].begin(), model[row].end());

@@ -1,0 +1,233 @@
+// The sieve as a whole on scripted signals: what it drops, when, and what a resumed run sees.
+#include "toy.h"
+
+#include <unistd.h>
+
+#include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
+#include <filesystem>
+
+using memsieve::Sieve;
+
+namespace {
+
+/// A batch whose prediction error is exactly `error` [B] and whose magnitude is exactly `magnitude` [B].
+memsieve::Batch scripted(const at::Tensor& ids, const at::Tensor& t, const at::Tensor& error,
+                         const at::Tensor& magnitude) {
+  memsieve::Batch batch;
+  const int64_t rows = ids.size(0);
+  batch.sample_id = ids;
+  batch.timestep = t;
+  batch.prediction = at::zeros({rows, 4});
+  batch.target = error.sqrt().unsqueeze(1).expand({rows, 4});
+  batch.null_prediction = [magnitude](const at::Tensor& chosen) {
+    return (magnitude.index_select(0, chosen) / 2).unsqueeze(1).expand({chosen.size(0), 4}).contiguous();
+  };
+  return batch;
+}
+
+Sieve make(const std::string& yaml, memsieve::Setup setup) {
+  return Sieve::from_text("sieve:\n" + yaml, "test", std::make_shared<memsieve::SoloComm>(), setup);
+}
+
+const std::string kHeldOut = R"(
+  filters: {prediction_error: {}}
+  standardise: {by: timestep, population: held_out, bins: 2, window: 64, min_count: 20}
+  evidence: {kind: ledger, visits: 4}
+  threshold: {kind: held_out, drop: 0.01, release: 0.1}
+  held_out: {rows: 32}
+)";
+
+memsieve::Setup setup_for(int64_t dataset, int64_t rows, int64_t held_out) {
+  auto setup = toy::setup(dataset, rows);
+  setup.held_out_size = held_out;
+  return setup;
+}
+
+/// Log-normal errors around 1 with `easy` of them divided by e^offset; keyed by the step.
+at::Tensor errors_at(int64_t step, int64_t rows, const at::Tensor& offset) {
+  const auto g = at::detail::createCPUGenerator(99 + step);
+  return (at::randn({rows}, g) * 0.3 - offset).exp();
+}
+
+at::Tensor timesteps(int64_t step, int64_t rows) {
+  const auto g = at::detail::createCPUGenerator(7777 + step);
+  return at::randint(1000, {rows}, g, at::kLong);
+}
+
+/// One step: all 16 samples are visited; samples below `memorised` have an error lower by e^2 from step 10
+/// on.
+at::Tensor play(Sieve& sieve, int64_t step, int64_t memorised) {
+  const auto ids = at::arange(16);
+  const auto offset = (ids < memorised).to(at::kFloat) * (step >= 10 ? 2.0 : 0.0);
+  const auto plan = sieve.inspect(
+      scripted(ids, timesteps(step, 16), errors_at(step, 16, offset), at::ones({16})), {step, 0});
+  const auto visits = sieve.held_out_visits(step);
+  const auto count = static_cast<int64_t>(visits.size());
+  if (count > 0) {
+    at::Tensor held = at::empty({count}, at::kLong), t = at::empty({count});
+    for (int64_t i = 0; i < count; ++i) {
+      held[i] = visits[i].id;
+      t[i] = visits[i].timestep_fraction * 1000;
+    }
+    sieve.observe(scripted(held, t, errors_at(step + 100000, count, at::zeros({count})), at::ones({count})),
+                  {step, 0});
+  }
+  sieve.end_step({step, 0});
+  return plan.weight();
+}
+
+}  // namespace
+
+TEST_CASE("held-out rule: memorised samples are found and stay found, others are left alone", "[sieve]") {
+  auto sieve = make(kHeldOut, setup_for(16, 16, 32));
+  double dropped_memorised = 0, dropped_others = 0;
+  for (int64_t step = 0; step < 60; ++step) {
+    const auto weight = play(sieve, step, 4);
+    if (step < 20) continue;
+    dropped_memorised += (1 - weight.slice(0, 0, 4)).sum().item<double>() / (40 * 4);
+    dropped_others += (1 - weight.slice(0, 4)).sum().item<double>() / (40 * 12);
+  }
+  CHECK(dropped_memorised > 0.97);
+  CHECK(dropped_others < 0.06);
+}
+
+TEST_CASE("warm-up measures and drops nothing", "[sieve]") {
+  auto setup = setup_for(16, 16, 32);
+  auto sieve = make(kHeldOut + "  action: {warmup_steps: 40}\n", setup);
+  for (int64_t step = 0; step < 40; ++step) CHECK(play(sieve, step, 4).min().item<float>() == 1.F);
+  CHECK(play(sieve, 40, 4).slice(0, 0, 4).max().item<float>() == 0.F);  // the past was measured all the same
+}
+
+TEST_CASE("a restored sieve decides as the uninterrupted one, and the ledger continues", "[sieve]") {
+  const auto folder = std::filesystem::temp_directory_path() / ("memsieve-sieve-" + std::to_string(getpid()));
+  std::filesystem::create_directories(folder);
+  auto setup = setup_for(16, 16, 32);
+  setup.ledger_path = folder / "ledger.h5";
+  std::vector<at::Tensor> weights;
+  std::map<std::string, at::Tensor> state;
+  {
+    auto sieve = make(kHeldOut, setup);
+    for (int64_t step = 0; step < 40; ++step) {
+      if (step == 25) {
+        sieve.flush();
+        state = sieve.state();
+      }
+      weights.push_back(play(sieve, step, 4));
+    }
+    sieve.flush();
+  }
+  auto resumed = make(kHeldOut, setup);
+  resumed.restore(state);
+  for (int64_t step = 25; step < 40; ++step) CHECK(at::equal(play(resumed, step, 4), weights[step]));
+  resumed.flush();
+  CHECK(resumed.state().at("ledger_rows").item<int64_t>() == 40 * (16 + 32));
+  state.erase("windows");
+  auto torn = make(kHeldOut, setup);
+  CHECK_THROWS_WITH(torn.restore(state), Catch::Contains("'windows' is missing"));
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("samples of a group pool their evidence", "[sieve]") {
+  // Each step shows one of four copies; a single copy has too few visits for a verdict, the group has enough.
+  const auto early_drops = [](bool pooled) {
+    auto setup = setup_for(16, 4, 32);
+    for (int64_t i = 0; i < 16; ++i) setup.group_id.push_back(i < 4 ? 0 : i);
+    setup.overrides = {std::string("sieve.evidence.pool=") + (pooled ? "group" : "sample"),
+                       "sieve.evidence.min_visits=4"};
+    auto sieve = make(kHeldOut, setup);
+    int64_t drops = 0;
+    for (int64_t step = 0; step < 52; ++step) {
+      const auto ids = at::tensor({step % 4, 4 + step % 4, 8 + step % 4, 12 + step % 4}, at::kLong);
+      const auto offset = (ids < 4).to(at::kFloat) * (step >= 40 ? 0.6 : 0.0);
+      const auto plan = sieve.inspect(
+          scripted(ids, timesteps(step, 4), errors_at(step, 4, offset), at::ones({4})), {step, 0});
+      const auto visits = sieve.held_out_visits(step);
+      at::Tensor held = at::empty({32}, at::kLong), t = at::empty({32});
+      for (int64_t i = 0; i < 32; ++i) {
+        held[i] = visits[i].id;
+        t[i] = visits[i].timestep_fraction * 1000;
+      }
+      sieve.observe(scripted(held, t, errors_at(step + 100000, 32, at::zeros({32})), at::ones({32})),
+                    {step, 0});
+      sieve.end_step({step, 0});
+      if (step >= 40) drops += plan.weight()[0].item<float>() == 0;
+    }
+    return drops;
+  };
+  CHECK(early_drops(true) >= 8);  // of the first 12 visits after memorisation
+  CHECK(early_drops(true) >= early_drops(false) + 2);
+}
+
+TEST_CASE("start-model reference: a picture that was always easy is not taken for a memorised one",
+          "[sieve]") {
+  const auto drops = [](bool reference) {
+    auto setup = setup_for(16, 16, 32);
+    setup.overrides = {std::string("sieve.reference.kind=") + (reference ? "start_model" : "none"),
+                       "sieve.reference.draws=16"};
+    auto sieve = make(kHeldOut, setup);
+    // Pictures differ in easiness: of training samples and of held-out pictures alike, every fourth is easy.
+    const auto easiness = [](const at::Tensor& picture) {
+      return (picture.remainder(4) == 0).to(at::kFloat) * 0.6;
+    };
+    if (reference) {
+      for (int64_t draw = 0; draw < 16; ++draw) {
+        const auto t = at::full({16}, (draw + 0.5) / 16 * 1000), ids = at::arange(16);
+        sieve.reference(scripted(ids, t, errors_at(5000 + draw, 16, easiness(ids)), at::ones({16})), false);
+        const auto th = at::full({32}, (draw + 0.5) / 16 * 1000), held = at::arange(32);
+        sieve.reference(scripted(held, th, errors_at(6000 + draw, 32, easiness(held)), at::ones({32})), true);
+      }
+      sieve.finish_reference();
+    }
+    double dropped = 0, memorised = 0;
+    for (int64_t step = 0; step < 80; ++step) {
+      const auto ids = at::arange(16);
+      auto offset = easiness(ids);
+      if (step >= 20) offset[5] = 0.6;  // one sample becomes memorised
+      const auto plan = sieve.inspect(
+          scripted(ids, timesteps(step, 16), errors_at(step, 16, offset), at::ones({16})), {step, 0});
+      const auto visits = sieve.held_out_visits(step);
+      at::Tensor held = at::empty({32}, at::kLong), picture = at::empty({32}, at::kLong), t = at::empty({32});
+      for (int64_t i = 0; i < 32; ++i) {
+        held[i] = visits[i].id;
+        picture[i] = visits[i].picture;
+        t[i] = visits[i].timestep_fraction * 1000;
+      }
+      sieve.observe(scripted(held, t, errors_at(step + 100000, 32, easiness(picture)), at::ones({32})),
+                    {step, 0});
+      sieve.end_step({step, 0});
+      if (step < 40) continue;
+      memorised += 1 - plan.weight()[5].item<double>();
+      for (int64_t i = 0; i < 16; i += 4) dropped += 1 - plan.weight()[i].item<double>();
+    }
+    return std::make_pair(dropped / 160, memorised / 40);
+  };
+  const auto [easy_with, found_with] = drops(true);
+  const auto [easy_without, found_without] = drops(false);
+  // The memorised sample has become as easy as the easy pictures always were: only the correction tells them
+  // apart.
+  CHECK(easy_with < 0.15);
+  CHECK(found_with > 0.9);
+  CHECK(found_without - easy_without < 0.5);
+}
+
+TEST_CASE("the probe budget goes to suspicious rows", "[sieve]") {
+  auto setup = toy::setup(8, 8);
+  auto sieve = make(R"(
+  filters: {magnitude: {}, prediction_error: {}}
+  standardise: {by: none}
+  evidence: {kind: visit}
+  threshold: {kind: fixed, drop: 1000}
+  probe: {kind: budget, fraction: 0.25}
+)",
+                    setup);
+  at::Tensor probed;
+  auto batch = scripted(at::arange(8), at::full({8}, 500),
+                        at::tensor({1.F, 1.F, 1e-3F, 1.F, 1.F, 1e-4F, 1.F, 1.F}), at::ones({8}));
+  const auto inner = batch.null_prediction;
+  batch.null_prediction = [&](const at::Tensor& rows) {
+    probed = rows;
+    return inner(rows);
+  };
+  sieve.inspect(batch, {});
+  CHECK(at::equal(std::get<0>(at::sort(probed)), at::tensor({2L, 5L}, at::kLong)));
+}
