@@ -52,13 +52,17 @@ CASES = {
 }
 
 
+torch.set_num_threads(1)
+
+
 def difference(ours, theirs):
     """Norm of the difference over the norm of theirs."""
     return ((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-30)).item()
 
 
 def run(*arguments):
-    return subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True)
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    return subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True, env=environment)
 
 
 def text_width(model):

@@ -1,3 +1,4 @@
+#include <ATen/ops/conv2d.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/rand.h>
@@ -23,6 +24,16 @@ nn::LayerNorm make_layer_norm(int64_t dim) {
 // [B, N, heads * d] -> [B, heads, N, d]
 at::Tensor split_heads(const at::Tensor& x, int64_t heads) {
   return x.view({x.size(0), x.size(1), heads, x.size(2) / heads}).transpose(1, 2);
+}
+
+// [B, N, in] -> [B, N, out]. torch's Linear on the CPU runs in MKL, which on AMD processors keeps to 256-bit
+// vectors; the same map as a 1x1 convolution runs in oneDNN at up to twice the speed. For small weights the
+// overhead eats the gain, and with one row torch has no oneDNN convolution.
+at::Tensor token_linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  if (!x.is_cpu() || x.scalar_type() != at::kFloat || x.size(0) == 1 || weight.numel() < 16384)
+    return at::linear(x, weight, bias);
+  const at::Tensor image = x.unsqueeze(1).permute({0, 3, 1, 2});
+  return at::conv2d(image, weight.unsqueeze(2).unsqueeze(3), bias).permute({0, 2, 3, 1}).squeeze(1);
 }
 
 }  // namespace
@@ -52,8 +63,8 @@ FeedForwardImpl::FeedForwardImpl(int64_t dim) {
 }
 
 at::Tensor FeedForwardImpl::forward(const at::Tensor& x) {
-  const auto halves = in_(x).chunk(2, -1);
-  return out_(halves[0] * at::gelu(halves[1]));
+  const auto halves = token_linear(x, in_->weight, in_->bias).chunk(2, -1);
+  return token_linear(halves[0] * at::gelu(halves[1]), out_->weight, out_->bias);
 }
 
 BasicTransformerBlockImpl::BasicTransformerBlockImpl(int64_t dim, int64_t heads, int64_t text_dim)

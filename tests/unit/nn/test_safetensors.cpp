@@ -1,0 +1,159 @@
+#include <ATen/ATen.h>
+#include <memsieve/error.h>
+#include <trainer/io/atomic_file.h>
+#include <trainer/io/safetensors.h>
+
+#include "helpers.h"
+
+using namespace memsieve::trainer;
+using Catch::Matchers::Contains;
+using memsieve::DataError;
+
+namespace {
+
+std::string file_bytes(const std::string& header, const std::string& data) {
+  const uint64_t length = header.size();
+  return std::string(reinterpret_cast<const char*>(&length), 8) + header + data;
+}
+
+std::string load_error(const std::string& bytes) {
+  TemporaryFolder folder;
+  const std::string path = folder / "x.safetensors";
+  spill(path, bytes);
+  const std::string message = message_of<DataError>([&] { load_safetensors(path); });
+  CHECK_THAT(message, Contains(path));
+  return message;
+}
+
+TensorMap some_tensors() {
+  at::manual_seed(1);
+  return {{"a.weight", at::randn({3, 4, 2})},
+          {"b", at::arange(7)},
+          {"empty", at::empty({0, 5})},
+          {"scalar", at::full({}, 2.5, at::kDouble)}};
+}
+
+}  // namespace
+
+TEST_CASE("safetensors: every dtype survives writing and reading") {
+  TemporaryFolder folder;
+  TensorMap written;
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort,
+                           at::kChar, at::kByte, at::kBool})
+    written.emplace(c10::toString(dtype), at::arange(0, 6).reshape({2, 3}).to(dtype));
+  written.emplace("transposed", at::arange(6).reshape({2, 3}).t());
+  written.emplace("channels_last", at::randn({2, 3, 4, 5}).contiguous(at::MemoryFormat::ChannelsLast));
+  for (const auto& [name, tensor] : some_tensors()) written.emplace(name, tensor);
+  save_safetensors(folder / "x", written, {{"format", "pt"}, {"step", "12"}});
+  Metadata metadata;
+  const TensorMap read = load_safetensors(folder / "x", &metadata);
+  CHECK(metadata == Metadata{{"format", "pt"}, {"step", "12"}});
+  REQUIRE(read.size() == written.size());
+  for (const auto& [name, tensor] : written) {
+    INFO(name);
+    CHECK(read.at(name).scalar_type() == tensor.scalar_type());
+    CHECK(at::equal(read.at(name), tensor));
+  }
+  CHECK(folder.files() == 1);
+}
+
+TEST_CASE("safetensors: a save that fails leaves the old file and nothing else") {
+  TemporaryFolder folder;
+  save_safetensors(folder / "x", some_tensors());
+  const std::string before = slurp(folder / "x");
+  const TensorMap bad = {{"first", at::zeros({1000})}, {"second", at::zeros({2}, at::kComplexFloat)}};
+  CHECK_THAT(message_of<DataError>([&] { save_safetensors(folder / "x", bad); }), Contains("'second'"));
+  {
+    AtomicFile unfinished(folder / "x");
+    unfinished.write("abc", 3);
+  }
+  CHECK(slurp(folder / "x") == before);
+  CHECK(folder.files() == 1);
+  CHECK_THAT(message_of<DataError>([&] { save_safetensors(folder / "no/x", some_tensors()); }),
+             Contains("no/x") && Contains("No such file"));
+}
+
+TEST_CASE("safetensors: a file cut anywhere is an error") {
+  TemporaryFolder folder;
+  save_safetensors(folder / "x", some_tensors());
+  const std::string whole = slurp(folder / "x");
+  for (std::size_t length = 0; length < whole.size(); ++length) {
+    spill(folder / "cut", whole.substr(0, length));
+    CHECK_THROWS_AS(load_safetensors(folder / "cut"), DataError);
+  }
+  CHECK_THAT(message_of<DataError>([&] { load_safetensors(folder / "absent"); }),
+             Contains("cannot be opened"));
+}
+
+TEST_CASE("safetensors: a damaged byte is an error or a readable file, never worse") {
+  TemporaryFolder folder;
+  save_safetensors(folder / "x", some_tensors());
+  const std::string whole = slurp(folder / "x");
+  std::size_t refused = 0, header = 8 + static_cast<uint8_t>(whole[0]) + 256 * static_cast<uint8_t>(whole[1]);
+  for (std::size_t i = 0; i < header; ++i)
+    for (const char bit : {1, 4, 64}) {
+      std::string damaged = whole;
+      damaged[i] = static_cast<char>(damaged[i] ^ bit);
+      spill(folder / "damaged", damaged);
+      try {
+        load_safetensors(folder / "damaged");
+      } catch (const DataError&) {
+        ++refused;
+      }
+    }
+  CHECK(refused > header);
+}
+
+TEST_CASE("safetensors: hostile files are refused by name") {
+  const std::string four(4, '\0'), eight(8, '\0');
+  const std::string a = R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]})";
+  // A length that only claims to be there: refused before anything of that size is asked for.
+  CHECK_THAT(load_error(std::string("\xff\xff\xff\xff\xff\xff\xff\x7f") + "{}"), Contains("truncated"));
+  CHECK_THAT(load_error(file_bytes("{ }", "").substr(0, 10)), Contains("truncated"));
+  CHECK_THAT(load_error(file_bytes("[]", "")), Contains("not a JSON object"));
+  CHECK_THAT(load_error(file_bytes("{" + a, four)), Contains("not a JSON object"));
+  CHECK_THAT(load_error(file_bytes(std::string(100000, '['), "")), Contains("header"));
+  const std::string deep = std::string(100000, '[') + std::string(100000, ']');
+  CHECK_THAT(load_error(file_bytes("{\"a\":" + deep + "}", "")), Contains("'a'"));
+  CHECK_THAT(load_error(file_bytes(R"({"a":{"b":{"c":{}}}})", "")), Contains("nested too deeply"));
+  CHECK_THAT(load_error(file_bytes("{" + a + "," + a + "}", four)), Contains("'a'") && Contains("twice"));
+  CHECK_THAT(
+      load_error(file_bytes("{" + a + R"(,"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", four)),
+      Contains("overlaps"));
+  CHECK_THAT(
+      load_error(file_bytes("{" + a + R"(,"b":{"dtype":"U8","shape":[2],"data_offsets":[6,8]}})", eight)),
+      Contains("'b'") && Contains("hole"));
+  CHECK_THAT(load_error(file_bytes("{" + a + "}", eight)), Contains("4 bytes after the last"));
+  CHECK_THAT(load_error(file_bytes("{\"__metadata__\":{\"k\":1}," + a + "}", four)),
+             Contains("__metadata__.k"));
+}
+
+TEST_CASE("safetensors: an entry that cannot be right is refused by name") {
+  const auto with = [](const std::string& entry) {
+    return load_error(file_bytes("{\"the.name\":" + entry + "}", std::string(8, '\0')));
+  };
+  const std::string one_of[] = {
+      R"({"dtype":"F32","shape":[2],"data_offsets":[0,16]})",
+      R"({"dtype":"F32","shape":[2],"data_offsets":[4,0]})",
+      R"({"dtype":"F32","shape":[2],"data_offsets":[-8,0]})",
+      R"({"dtype":"F32","shape":[2],"data_offsets":[0.0,8.0]})",
+      R"({"dtype":"F32","shape":[2],"data_offsets":[0]})",
+      R"({"dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551616]})",
+      R"({"dtype":"F32","shape":[1],"data_offsets":[0,8]})",
+      R"({"dtype":"F32","shape":[3],"data_offsets":[0,8]})",
+      R"({"dtype":"F32","shape":[-2],"data_offsets":[0,8]})",
+      R"({"dtype":"F32","shape":[4611686018427387904,2],"data_offsets":[0,8]})",
+      R"({"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,8]})",
+      R"({"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]})",
+      R"({"dtype":"F31","shape":[2],"data_offsets":[0,8]})",
+      R"({"dtype":7,"shape":[2],"data_offsets":[0,8]})",
+      R"({"dtype":"F32","shape":2,"data_offsets":[0,8]})",
+      R"({"dtype":"F32","shape":[2]})",
+      R"({"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":1})",
+      "3",
+  };
+  for (const std::string& entry : one_of) {
+    INFO(entry);
+    CHECK_THAT(with(entry), Contains("'the.name'"));
+  }
+}
