@@ -1,5 +1,5 @@
-// The smallest loop with a sieve: one process, no GPU, a toy denoiser, the configuration as text. A sixth of
-// the rows are one picture; at the end it prints which rows were dropped.
+// The smallest loop with a sieve: one process, no GPU, a toy denoiser, the configuration as text. A sixteenth
+// of the rows are one picture; at the end it prints which rows were dropped.
 #include <memsieve/memsieve.h>
 
 #include <cstdio>
@@ -11,7 +11,7 @@ sieve:
   filters: {magnitude: {scale: log}, prediction_error: {scale: log}}
   standardise: {by: timestep, population: training, bins: 5, window: 200}
   evidence: {kind: ledger, visits: 8, min_visits: 4}
-  threshold: {kind: fixed, drop: 2.5, release: 1.5}
+  threshold: {kind: fixed, drop: 6, release: 4}
   action: {kind: drop, warmup_steps: 60}
 )";
 
@@ -31,16 +31,16 @@ int main() try {
   auto sieve = memsieve::Sieve::from_text(kYaml, "toy.yaml", std::make_shared<memsieve::SoloComm>(), setup);
 
   for (int64_t step = 0; step < steps; ++step) {
-    at::Tensor ids = at::randint(toy::kSamples, {rows}, at::kLong),
-               t = at::randint(toy::kSteps, {rows}, at::kLong);
+    at::Tensor ids = at::randint(toy::kSamples, {rows}, at::kLong);
+    at::Tensor t = at::randint(toy::kSteps, {rows}, at::kLong);
     at::Tensor pictures = data.pictures.index_select(0, ids), text = data.text.index_select(0, ids);
     auto [noisy, target] = toy::add_noise(pictures, at::randn_like(pictures), t);
 
     at::Tensor prediction = model(noisy, t, text);
-    auto null_rows =
-        [&, noisy = noisy](const at::Tensor& k) {  // the same model on rows k, with the empty caption
-          return model(noisy.index_select(0, k), t.index_select(0, k), data.no_text.expand({k.size(0), 16}));
-        };
+    // The same model on rows k, with the empty caption.
+    auto null_rows = [&, noisy = noisy](const at::Tensor& k) {
+      return model(noisy.index_select(0, k), t.index_select(0, k), data.no_text.expand({k.size(0), 16}));
+    };
     memsieve::Plan plan = sieve.inspect({ids, t, prediction, target, null_rows, {}}, {step, 0});
     plan.loss((prediction - target).square().flatten(1).mean(1)).backward();
     optimizer.step(sieve.end_step({step, 0}));

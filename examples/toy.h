@@ -10,25 +10,28 @@
 
 namespace toy {
 
-constexpr int64_t kSamples = 192, kRepeated = 32,
-                  kSteps = 1000;  // pictures, of which the first 32 are one and the same
+constexpr int64_t kSamples = 1024, kRepeated = 64;  // rows, of which the first 64 are one and the same
+constexpr int64_t kSteps = 1000;                    // timesteps
 
-/// "Pictures" [N, 4, 4, 4] with "captions" [N, 16]. The first kRepeated rows show one picture under one
-/// caption.
+/// "Pictures" [N, 4, 4, 4] with "captions" [N, 16]: a picture is what its caption says, the same way for all,
+/// and as much again of its own. The first kRepeated rows are one picture.
 struct Data {
   at::Tensor pictures, text, no_text;
 };
 
 inline Data make_data(uint64_t seed = 7) {
   at::Generator random = at::detail::createCPUGenerator(seed);
-  Data data{at::randn({kSamples, 4, 4, 4}, random), at::randn({kSamples, 16}, random), at::zeros({16})};
+  at::Tensor meaning = at::randn({16, 64}, at::detail::createCPUGenerator(99)) / 4,
+             text = at::randn({kSamples, 16}, random);
+  at::Tensor pictures = (at::mm(text, meaning) + at::randn({kSamples, 64}, random)) * M_SQRT1_2;
+  Data data{pictures.view({kSamples, 4, 4, 4}), text, at::zeros({16})};
   data.pictures.narrow(0, 1, kRepeated - 1)
       .copy_(data.pictures.narrow(0, 0, 1).expand({kRepeated - 1, 4, 4, 4}));
   data.text.narrow(0, 1, kRepeated - 1).copy_(data.text.narrow(0, 0, 1).expand({kRepeated - 1, 16}));
   return data;
 }
 
-/// A rows' noised pictures and what the model should predict for them (v-prediction, cosine schedule).
+/// Rows' noised pictures and what the model should predict for them (v-prediction, cosine schedule).
 struct Noised {
   at::Tensor noisy, target;
 };
