@@ -112,13 +112,15 @@ void Engine::score_channels(const SignalView& view, bool with_magnitude, RawScor
 at::Tensor Engine::rows_to_probe(const RawScores& scores, const at::Tensor& ids, bool held_out,
                                  bool every_row) const {
   const int64_t rows = ids.size(0);
-  if (every_row || options_.probe_every) return at::arange(rows, ids.options());
+  const auto eligible = scores.captioned & (scores.timestep >= options_.magnitude_timestep_min());
+  // Before training the host may wait, and a row without a signal need not be paid for.
+  if (every_row) return at::nonzero(eligible).squeeze(1);
+  if (options_.probe_every) return at::arange(rows, ids.options());
   const auto p = prior(ids, held_out);
   const auto z = standardise(scores);
   const auto measured = at::isnan(z).logical_not().any(-1);
   const auto now = evidence(with_current(p.windows, p.counts, z, measured), channel_weight_);
   const auto age = held_out ? at::zeros_like(scores.timestep) : unprobed_.index_select(0, p.slot);
-  const auto eligible = scores.captioned & (scores.timestep >= options_.magnitude_timestep_min());
   const auto priority = at::nan_to_num(now.score, 0.0) + age + eligible.to(at::kFloat) * 1e4;
   const int64_t size = held_out ? kHeldOutBlock : block(rows);
   const auto per_block = static_cast<int64_t>(std::ceil(options_.probe_fraction * static_cast<double>(size)));
@@ -143,6 +145,7 @@ RawScores Engine::raw_scores(const Batch& batch, const at::Tensor& ids, bool hel
   if (options_.needs_magnitude()) {
     if (!batch.null_prediction) throw DataError("null_prediction is empty, but a filter needs the magnitude");
     const auto chosen = rows_to_probe(s, ids, held_out, every_row);
+    if (chosen.size(0) == 0) return s;
     const auto null = batch.null_prediction(chosen).detach().to(at::kFloat);
     const auto with_caption = prediction.index_select(0, chosen);
     if (null.sizes() != with_caption.sizes())
