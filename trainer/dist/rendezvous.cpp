@@ -5,6 +5,9 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <future>
+#include <memory>
+#include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <vector>
@@ -39,6 +42,24 @@ bool contains(const std::string& text, const char* part) {
   return text.find(part) != std::string::npos;
 }
 
+// TCPStore waits for ever for the greeting of a server that is none. So it is made in a thread, which is left
+// behind in that case: the error ends the run anyway.
+c10::intrusive_ptr<c10d::Store> construct(const std::string& host, const c10d::TCPStoreOptions& options) {
+  using Store = c10::intrusive_ptr<c10d::Store>;
+  auto made = std::make_shared<std::promise<Store>>();
+  auto result = made->get_future();
+  std::thread([made, host, options] {
+    try {
+      made->set_value(c10::make_intrusive<c10d::TCPStore>(host, options));
+    } catch (...) {
+      made->set_exception(std::current_exception());
+    }
+  }).detach();
+  if (result.wait_for(options.timeout + std::chrono::seconds(2)) != std::future_status::ready)
+    throw PeerError("group: no answer");
+  return result.get();
+}
+
 c10::intrusive_ptr<c10d::Store> connect(const Launch& launch, milliseconds timeout) {
   c10d::TCPStoreOptions options;
   options.port = static_cast<uint16_t>(launch.master_port);
@@ -46,7 +67,7 @@ c10::intrusive_ptr<c10d::Store> connect(const Launch& launch, milliseconds timeo
   options.waitWorkers = false;  // they are awaited by name, so that the missing ones can be named
   options.timeout = timeout;
   try {
-    return c10::make_intrusive<c10d::TCPStore>(launch.master_addr, options);
+    return construct(launch.master_addr, options);
   } catch (const std::exception& error) {
     const std::string text = error.what();
     if (options.isServer && contains(text, "EADDRINUSE"))
