@@ -1,12 +1,13 @@
 // memsieve-train: the example trainer's command line.
 #include <c10/core/DeviceGuard.h>
 #include <memsieve/error.h>
-#include <trainer/loop/ranks.h>
+#include <trainer/dist/group.h>
 #include <trainer/dist/launch.h>
 #include <trainer/loop/config.h>
 #include <trainer/loop/log.h>
 #include <trainer/loop/stop.h>
 #include <trainer/loop/train.h>
+#include <trainer/loop/warnings.h>
 
 #include <boost/program_options.hpp>
 #include <cstdlib>
@@ -77,6 +78,7 @@ ExitCode run(const CommandLine& line) {
     return kDone;
   }
   catch_stop_signals();
+  route_torch_warnings();
   const c10::Device device = choose_device(launch, config.device);
   c10::OptionalDeviceGuard guard;
   if (!device.is_cpu()) guard.reset_device(device);

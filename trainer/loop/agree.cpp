@@ -20,7 +20,9 @@ void agree(Group& group, const std::exception_ptr& mine) {
   std::string first;
   for (int rank = 0; rank < group.world_size(); ++rank) {
     const bool me = rank == group.rank() && mine;
-    const std::string text = group.broadcast(me ? "!" + message_of(mine) : std::string(), rank);
+    std::string text;
+    if (me) text.append("!").append(message_of(mine));
+    text = group.broadcast(text, rank);
     if (first.empty() && !text.empty()) first = "rank " + std::to_string(rank) + " failed: " + text.substr(1);
   }
   if (mine) std::rethrow_exception(mine);

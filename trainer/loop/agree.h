@@ -1,7 +1,7 @@
 #pragma once
 // A rank that fails alone must not leave its peers waiting: all ranks learn of it at the same place.
 
-#include <trainer/loop/ranks.h>
+#include <trainer/dist/group.h>
 
 #include <exception>
 #include <functional>

@@ -2,7 +2,7 @@
 // Validation loss, and pictures drawn while training. Both the same for any number of ranks.
 
 #include <ATen/core/Tensor.h>
-#include <trainer/loop/ranks.h>
+#include <trainer/dist/group.h>
 #include <trainer/loop/rows.h>
 
 namespace memsieve::trainer {

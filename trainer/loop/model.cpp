@@ -4,7 +4,6 @@
 #include <trainer/dist/reducer.h>
 #include <trainer/loop/agree.h>
 #include <trainer/loop/model.h>
-#include <trainer/loop/ranks.h>
 
 namespace memsieve::trainer {
 

@@ -3,7 +3,7 @@
 
 #include <trainer/loop/config.h>
 #include <trainer/loop/optimizer.h>
-#include <trainer/loop/ranks.h>
+#include <trainer/dist/group.h>
 #include <trainer/nn/unet.h>
 
 namespace memsieve::trainer {

@@ -2,7 +2,7 @@
 // Before training: what does the model at the start already find easy?
 
 #include <memsieve/sieve.h>
-#include <trainer/loop/ranks.h>
+#include <trainer/dist/group.h>
 #include <trainer/loop/rows.h>
 
 namespace memsieve::trainer {

@@ -1,5 +1,4 @@
 #include <ATen/ATen.h>
-#include <memsieve/c10d_communicator.h>
 #include <memsieve/error.h>
 #include <trainer/loop/agree.h>
 #include <trainer/loop/log.h>
@@ -137,8 +136,7 @@ void Session::build_sieve() {
   setup.device = group.device();
   setup.run_id = run_id_;
   setup.ledger_path = dry_ ? "" : folder.file("ledger.h5");
-  sieve.emplace(Sieve::from_settings(config.settings.section("sieve"),
-                                     std::make_shared<C10dComm>(group.backend()), setup));
+  sieve.emplace(Sieve::from_settings(config.settings.section("sieve"), group.communicator(), setup));
 }
 
 void Session::restore() {

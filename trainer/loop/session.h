@@ -7,7 +7,6 @@
 #include <trainer/loop/checkpoint.h>
 #include <trainer/loop/ema.h>
 #include <trainer/loop/metrics.h>
-#include <trainer/loop/ranks.h>
 #include <trainer/loop/rows.h>
 #include <trainer/loop/run_folder.h>
 

@@ -2,7 +2,7 @@
 // The training run: start, steps, validation, drawing, checkpoints, end.
 
 #include <trainer/loop/config.h>
-#include <trainer/loop/ranks.h>
+#include <trainer/dist/group.h>
 
 namespace memsieve::trainer {
 
