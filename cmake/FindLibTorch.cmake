@@ -47,7 +47,10 @@ target_compile_options(LibTorch::LibTorch INTERFACE
   "SHELL:-idirafter ${LibTorch_DIR_IN_WHEEL}/include"
   "SHELL:-idirafter ${LibTorch_DIR_IN_WHEEL}/include/torch/csrc/api/include")
 target_link_directories(LibTorch::LibTorch INTERFACE "${LibTorch_DIR_IN_WHEEL}/lib")
-target_link_options(LibTorch::LibTorch INTERFACE "LINKER:-rpath,${LibTorch_DIR_IN_WHEEL}/lib")
+# libtorch.so exports a broken copy of std::filesystem: the C++ library's own must come first.
+target_link_options(LibTorch::LibTorch INTERFACE
+  "SHELL:-Wl,--push-state,--no-as-needed -lstdc++ -Wl,--pop-state"
+  "LINKER:-rpath,${LibTorch_DIR_IN_WHEEL}/lib")
 target_link_libraries(LibTorch::LibTorch INTERFACE torch_cpu c10)
 
 set(LibTorch_CUDA_FOUND FALSE)
