@@ -36,25 +36,28 @@ std::optional<std::string> RunFolder::run_id() const {
   return json["run_id"].get<std::string>();
 }
 
-void RunFolder::claim(const std::string& where, bool resuming) const {
+void RunFolder::refuse_if_used(const std::string& where) const {
+  for (const char* name : {"run.json", "metrics.jsonl", "ledger.h5", "checkpoints", "samples"}) {
+    std::error_code error;
+    if (!fs::exists(file(name), error)) continue;
+    const auto id = run_id();
+    throw ConfigError(
+        where + ": " + path_ + " holds " + (id ? "run " + *id : "another run (" + std::string(name) + ")") +
+        "; continue it with --resume-from latest, or choose another folder with --set output_dir=FOLDER");
+  }
+}
+
+void RunFolder::make(const std::string& where) const {
   std::error_code error;
   fs::create_directories(path_, error);
-  if (error || !fs::is_directory(path_)) {
+  if (error || !fs::is_directory(path_, error)) {
     throw ConfigError(where + ": folder " + path_ + " cannot be made (" + error.message() +
                       "); choose another with --set output_dir=FOLDER");
   }
   if (access(path_.c_str(), W_OK | X_OK) != 0) {
-    throw ConfigError(
-        where + ": folder " + path_ +
-        " cannot be written to; change its permissions or choose another with --set output_dir=FOLDER");
-  }
-  if (resuming) return;
-  for (const char* name : {"run.json", "metrics.jsonl", "ledger.h5", "checkpoints", "samples"}) {
-    if (!fs::exists(file(name))) continue;
-    const auto id = run_id();
-    throw ConfigError(
-        where + ": " + path_ + " holds " + (id ? "run " + *id : std::string("another run (") + name + ")") +
-        "; continue it with --resume-from latest, or choose another folder with --set output_dir=FOLDER");
+    throw ConfigError(where + ": folder " + path_ +
+                      " cannot be written to; change its permissions or choose another with "
+                      "--set output_dir=FOLDER");
   }
 }
 
@@ -95,9 +98,9 @@ void RunFolder::prune(int64_t limit) const {
   for (const auto& path : leftovers) fs::remove_all(path, error);
 }
 
-void RunFolder::clear() const {
+void RunFolder::forget() const {
   std::error_code error;
-  for (const char* name : {"metrics.jsonl", "ledger.h5", "samples"}) fs::remove_all(file(name), error);
+  for (const char* name : {"metrics.jsonl", "config.yaml", "run.json"}) fs::remove(file(name), error);
 }
 
 void RunFolder::trim_metrics(int64_t step) const {

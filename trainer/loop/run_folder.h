@@ -19,9 +19,10 @@ class RunFolder {
   std::string file(const std::string& name) const { return path_ + "/" + name; }
   std::string checkpoint(int64_t step) const { return file("checkpoints/" + step_name(step)); }
 
-  /// Makes the folder and tries whether it can be written to. If it holds a run, throws ConfigError unless
-  /// `resuming`. `where` ("run.yaml:3: output_dir") begins the messages.
-  void claim(const std::string& where, bool resuming) const;
+  /// Throws ConfigError if the folder holds a run. `where` ("run.yaml:3: output_dir") begins the message.
+  void refuse_if_used(const std::string& where) const;
+  /// Makes the folder and tries whether it can be written to. Throws ConfigError.
+  void make(const std::string& where) const;
   /// The run_id in run.json, or nullopt if there is no (readable) run.json.
   std::optional<std::string> run_id() const;
   /// Writes run.json and config.yaml.
@@ -32,8 +33,8 @@ class RunFolder {
   std::vector<int64_t> checkpoints() const;
   /// Removes the oldest checkpoints beyond `limit` (0 = none), and temporary folders that a crash has left.
   void prune(int64_t limit) const;
-  /// Removes what a run killed before its first checkpoint has written: metrics, ledger and samples.
-  void clear() const;
+  /// Undoes `describe`, after a run that ended before its first step.
+  void forget() const;
   /// Keeps the lines of metrics.jsonl of steps before `step`; the resumed run writes the others anew.
   void trim_metrics(int64_t step) const;
 

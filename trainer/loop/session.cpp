@@ -44,25 +44,24 @@ void Session::choose_start() {
   nlohmann::json decision;
   on_all_ranks(group, [&] {
     if (group.rank() != 0 || dry_) return;
-    folder.claim(config.settings.where("output_dir"), resuming);
+    const std::string where = config.settings.where(resuming ? "resume_from_checkpoint" : "output_dir");
     const auto existing = folder.run_id();
-    const auto steps = folder.checkpoints();
-    std::string from;
-    if (config.resume_from == "latest") {
-      if (!steps.empty()) from = folder.checkpoint(steps.back());
+    std::string from = config.resume_from;
+    if (!resuming) folder.refuse_if_used(where);
+    if (from == "latest") {
+      const auto steps = folder.checkpoints();
       if (steps.empty()) {
-        log_warning(folder.path() + ": no checkpoint to resume from; the run begins at step 0");
-        folder.clear();
+        throw DataError(where + ": " + folder.path() +
+                        " holds no checkpoint to resume from; start a new run without --resume-from");
       }
+      from = folder.checkpoint(steps.back());
     } else if (resuming) {
-      from = config.resume_from;
       const std::string owner = read_checkpoint_state(from).run_id;
       if (!existing || owner != *existing) {
         throw ConfigError(
-            config.settings.where("resume_from_checkpoint") + ": " + from + " belongs to run " + owner +
-            ", but " + folder.path() +
-            " does not; set output_dir to that run's folder, or start a new run from its weights "
-            "with model.pretrained=" +
+            where + ": " + from + " belongs to run " + owner + ", but " + folder.path() +
+            " does not; set output_dir to that run's folder, or start a new run from its weights with "
+            "model.pretrained=" +
             from + "/unet");
       }
     }
@@ -155,6 +154,7 @@ void Session::restore() {
 void Session::start_writing() {
   const bool first = group.rank() == 0;
   if (first) {
+    folder.make(config.settings.where("output_dir"));
     if (saved_) folder.trim_metrics(first_step);
     folder.prune(0);
     folder.describe(run_id_, group.world_size(), group.device().str(), config.settings.yaml());

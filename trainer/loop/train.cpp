@@ -205,7 +205,9 @@ ExitCode train(const TrainConfig& config, Group& group, bool dry) {
   if (session.sieve && session.sieve->reference_draws() > 0 && !session.sieve->has_reference()) {
     const RowMaker* held_out = session.held_out ? &*session.held_out : nullptr;
     if (!reference_pass(*session.sieve, *session.model, *session.training, held_out, group, config)) {
-      log_warning("stopped by a signal before the first step; start again with --resume-from latest");
+      if (group.rank() == 0) session.folder.forget();
+      log_warning(
+          "stopped by a signal before the first step; nothing was trained, so there is no checkpoint");
       return kStopped;
     }
   }
