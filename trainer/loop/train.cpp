@@ -1,4 +1,4 @@
-#include <ATen/core/Tensor.h>
+#include <ATen/ATen.h>
 #include <memsieve/error.h>
 #include <trainer/loop/agree.h>
 #include <trainer/loop/evaluate.h>
@@ -9,7 +9,9 @@
 #include <trainer/loop/train_step.h>
 #include <trainer/report/contact_sheet.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 
@@ -23,6 +25,20 @@ constexpr size_t kLag = 4;
 double now_ms() {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
+}
+
+/// [P, S, ...] as [rows, prompts_per_row * S, ...]: a sheet about as wide as high, the pictures of a prompt
+/// side by side.
+at::Tensor as_sheet(const at::Tensor& images) {
+  const int64_t prompts = images.size(0), seeds = images.size(1);
+  const auto side = std::sqrt(static_cast<double>(prompts * seeds));
+  const int64_t in_a_row = std::clamp<int64_t>(std::llround(side / static_cast<double>(seeds)), 1, prompts);
+  const int64_t rows = (prompts + in_a_row - 1) / in_a_row;
+  auto shape = images.sizes().vec();
+  shape[0] = rows * in_a_row;
+  at::Tensor sheet = at::full(shape, 255, images.options());
+  sheet.narrow(0, 0, prompts).copy_(images);
+  return sheet.view({rows, in_a_row * seeds, shape[2], shape[3], shape[4]});
 }
 
 class Run {
@@ -162,7 +178,7 @@ class Run {
       std::error_code error;
       std::filesystem::create_directories(s_.folder.file("samples"), error);
       write_samples(s_.folder.file(name + ".h5"), images);
-      write_contact_sheet(s_.folder.file(name + ".png"), images, {2, 2});
+      write_contact_sheet(s_.folder.file(name + ".png"), as_sheet(images), {2, 2});
       s_.metrics->samples(step, name + ".h5", name + ".png");
     });
   }
