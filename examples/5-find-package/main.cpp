@@ -1,6 +1,7 @@
 // A program outside memsieve's tree: reads a configuration (`uses-memsieve sieve.yaml`), plug-ins included,
 // and runs the sieve on a model that is one tensor.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <memsieve/memsieve.h>
 
 #include <cstdio>

@@ -10,13 +10,14 @@ EXAMPLES = BUILD / "examples"
 def test_toy_denoiser_drops_the_repeated_picture():
     out = run_ok(EXAMPLES / "1-no-gpu-toy-denoiser")
     repeated, others = map(int, re.search(r"dropped: (\d+)% .* (\d+)% of the others", out).groups())
-    assert repeated >= 50 and others <= 10, out
+    assert repeated >= 45 and others <= 8, out
 
 
 def test_ranks_train_the_same():
     alone = run_ok(EXAMPLES / "2-custom-loop-on-ranks", 1)
-    dropped = int(re.match(r"(\d+) of 9600 rows dropped", alone)[1])
-    assert dropped > 0
+    (dropped, visits), (others, other_visits) = ((int(a), int(b)) for a, b in re.findall(r"(\d+) of (\d+)", alone))
+    assert visits + other_visits == 9600
+    assert dropped > 0.4 * visits and others < 0.08 * other_visits, alone
     for ranks in (2, 4):
         assert run_ok(EXAMPLES / "2-custom-loop-on-ranks", ranks) == alone
 
