@@ -7,6 +7,8 @@
 #include <array>
 #include <sstream>
 
+#include "record.h"
+
 namespace memsieve {
 
 namespace {
@@ -37,18 +39,27 @@ std::string build(const Setup& setup) {
 
 }  // namespace
 
-void require_agreement(Communicator& communicator, const Settings& settings, const Setup& setup) {
+Fingerprint fingerprint(const Settings& settings, const Setup& setup) {
+  return {digest(settings.yaml()), digest(describe(setup)), digest(build(setup)), ""};
+}
+
+void require_agreement(Communicator& communicator, const Fingerprint& mine, at::Device device) {
+  RecordBuilder record({}, device);
+  if (!mine.error.empty()) record.fail(mine.error);
+  const auto prints = at::tensor({mine.configuration, mine.setup, mine.build}, at::kDouble).to(device);
+  const auto all = communicator.all_gather(at::cat({record.flat(), prints})).to(at::kCPU);
+  if (!mine.error.empty()) return;  // this rank throws its own error
+  const std::string error = first_error(all);
+  if (!error.empty()) throw PeerError(error);
   const std::array<const char*, 3> names{"the sieve's configuration",
                                          "the loop's setup (data set size, batch size, ...)",
                                          "the build (memsieve, torch, compiler, plug-ins)"};
-  const auto mine =
-      at::tensor({digest(settings.yaml()), digest(describe(setup)), digest(build(setup))}, at::kDouble)
-          .to(setup.device);
-  const auto all = communicator.all_gather(mine).to(at::kCPU);
   const auto values = all.accessor<double, 2>();
+  const int64_t first = all.size(1) - static_cast<int64_t>(names.size());
   for (int64_t rank = 1; rank < all.size(0); ++rank) {
     for (size_t i = 0; i < names.size(); ++i) {
-      if (values[rank][static_cast<int64_t>(i)] == values[0][static_cast<int64_t>(i)]) continue;
+      const int64_t column = first + static_cast<int64_t>(i);
+      if (values[rank][column] == values[0][column]) continue;
       throw ConfigError("rank " + std::to_string(rank) + " differs from rank 0 in " + names[i] +
                         "; start all ranks alike");
     }

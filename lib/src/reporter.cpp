@@ -14,6 +14,8 @@ namespace {
 constexpr int64_t kLagOnGpu =
     2;  // steps; long enough that waiting for the copy never stalls the queue of kernels
 
+constexpr size_t kReportsKept = 10000;  // of a loop that never asks for them
+
 bool any_set(const at::Tensor& column) {
   const auto values = column.accessor<double, 1>();
   for (int64_t i = 0; i < column.size(0); ++i) {
@@ -49,7 +51,13 @@ Reporter::Reporter(const SieveOptions& options, const Setup& setup, const Record
   for (const auto& channel : options.channels) header_.channels.push_back(channel.name);
 }
 
-Reporter::~Reporter() = default;
+Reporter::~Reporter() {
+  try {
+    if (ledger_ && !rows_.empty()) ledger_->append(std::move(rows_));  // a loop that ends without flush()
+  } catch (
+      const std::exception&) {  // NOLINT(bugprone-empty-catch): an earlier write failed and was reported then
+  }
+}
 
 void Reporter::push(const Clock& clock, const at::Tensor& all) {
   Pending step{clock, {}, nullptr};
@@ -76,6 +84,7 @@ void Reporter::catch_up(bool everything) {
 
 void Reporter::digest(const Pending& step) {
   const Gathered host = split(step.host, shape_);
+  if (reports_.size() >= kReportsKept) reports_.pop_front();
   reports_.push_back(report(step, host));
   add_rows(step, host.training, 0);
   add_rows(step, host.held_out, 1);

@@ -40,7 +40,10 @@ class Reporter {
   /// Rows of the ledger on all ranks' account (kept by every rank, so that checkpoints agree).
   int64_t ledger_rows() const { return ledger_rows_; }
   void set_ledger_rows(int64_t rows) { ledger_rows_ = rows; }
-  std::vector<StepReport> take() { return std::exchange(reports_, {}); }
+  std::vector<StepReport> take() {
+    const auto taken = std::exchange(reports_, {});
+    return {taken.begin(), taken.end()};
+  }
 
  private:
   struct Pending;
@@ -57,7 +60,7 @@ class Reporter {
   LedgerHeader header_;
   bool writes_ledger_;
   std::deque<Pending> pending_;
-  std::vector<StepReport> reports_;
+  std::deque<StepReport> reports_;
   std::vector<LedgerRow> rows_;
   int64_t ledger_rows_ = 0;
   std::unique_ptr<Ledger> ledger_;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "engine.h"
 #include "fingerprint.h"
@@ -72,27 +73,61 @@ Schema Sieve::schema(const FilterRegistry& filters) {
   return sieve_schema(filters);
 }
 
+namespace {
+
+struct Prepared {
+  Settings settings;
+  Setup setup;
+};
+
+/// COLLECTIVE. What `prepare` made of this rank's files, once all ranks have agreed on it. An error of
+/// `prepare` reaches the other ranks too, so that none waits for one that cannot start.
+template <typename Prepare>
+Prepared agreed(Communicator& communicator, at::Device device, Prepare prepare) {
+  std::optional<Prepared> mine;
+  std::exception_ptr error;
+  Fingerprint print;
+  try {
+    mine = prepare();
+    check_setup(mine->setup);
+    print = fingerprint(mine->settings, mine->setup);
+  } catch (const std::exception& failure) {
+    error = std::current_exception();
+    print.error = failure.what();
+  }
+  require_agreement(communicator, print, device);
+  if (error) std::rethrow_exception(error);
+  return *mine;
+}
+
+Prepared parse(const std::string& yaml, const std::string& source, const Setup& given) {
+  Setup own = given;
+  for (const auto& path : peek_texts(yaml, source, "sieve.plugins", given.overrides))
+    load_plugin(path, own.filters);
+  Schema root;
+  root.section("sieve", sieve_schema(own.filters), "the sieve");
+  return {resolve(yaml, source, root, given.overrides).section("sieve"), own};
+}
+
+}  // namespace
+
 Sieve Sieve::from_settings(const Settings& settings, std::shared_ptr<Communicator> communicator,
                            const Setup& setup) {
-  check_setup(setup);
-  require_agreement(*communicator, settings, setup);
-  return Sieve(std::make_unique<Impl>(settings, std::move(communicator), setup));
+  const Prepared p = agreed(*communicator, setup.device, [&] { return Prepared{settings, setup}; });
+  return Sieve(std::make_unique<Impl>(p.settings, std::move(communicator), p.setup));
 }
 
 Sieve Sieve::from_text(const std::string& yaml, const std::string& source,
                        std::shared_ptr<Communicator> communicator, const Setup& setup) {
-  Setup own = setup;
-  for (const auto& path : peek_texts(yaml, source, "sieve.plugins", setup.overrides))
-    load_plugin(path, own.filters);
-  Schema root;
-  root.section("sieve", sieve_schema(own.filters), "the sieve");
-  return from_settings(resolve(yaml, source, root, setup.overrides).section("sieve"), std::move(communicator),
-                       own);
+  const Prepared p = agreed(*communicator, setup.device, [&] { return parse(yaml, source, setup); });
+  return Sieve(std::make_unique<Impl>(p.settings, std::move(communicator), p.setup));
 }
 
 Sieve Sieve::from_yaml(const std::string& path, std::shared_ptr<Communicator> communicator,
                        const Setup& setup) {
-  return from_text(read_text_file(path), path, std::move(communicator), setup);
+  const Prepared p =
+      agreed(*communicator, setup.device, [&] { return parse(read_text_file(path), path, setup); });
+  return Sieve(std::make_unique<Impl>(p.settings, std::move(communicator), p.setup));
 }
 
 Sieve::Sieve(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -34,17 +34,23 @@ int free_port() {
   return ntohs(address.sin_port);
 }
 
-std::vector<std::string> environment_for(int rank, int ranks, int port, const std::string& argument, const std::string& folder) {
+std::vector<std::string> environment_for(int rank, int ranks, int port, const std::string& argument,
+                                         const std::string& folder) {
   std::vector<std::string> variables;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string text = *entry;
-    const bool launcher = text.rfind("RANK=", 0) == 0 || text.rfind("WORLD_SIZE=", 0) == 0 || text.rfind("LOCAL_", 0) == 0 ||
-                          text.rfind("MASTER_", 0) == 0 || text.rfind("SLURM_", 0) == 0 || text.rfind("TORCHELASTIC_", 0) == 0 ||
+    const bool launcher = text.rfind("RANK=", 0) == 0 || text.rfind("WORLD_SIZE=", 0) == 0 ||
+                          text.rfind("LOCAL_", 0) == 0 || text.rfind("MASTER_", 0) == 0 ||
+                          text.rfind("SLURM_", 0) == 0 || text.rfind("TORCHELASTIC_", 0) == 0 ||
                           text.rfind("OMP_NUM_THREADS=", 0) == 0;
     if (!launcher) variables.push_back(text);
   }
-  for (const auto& [name, value] : {std::pair{"RANK", rank}, {"WORLD_SIZE", ranks}, {"LOCAL_RANK", rank}, {"LOCAL_WORLD_SIZE", ranks},
-                                    {"MASTER_PORT", port}, {"OMP_NUM_THREADS", 1}}) {
+  for (const auto& [name, value] : {std::pair{"RANK", rank},
+                                    {"WORLD_SIZE", ranks},
+                                    {"LOCAL_RANK", rank},
+                                    {"LOCAL_WORLD_SIZE", ranks},
+                                    {"MASTER_PORT", port},
+                                    {"OMP_NUM_THREADS", 1}}) {
     variables.push_back(std::string(name) + "=" + std::to_string(value));
   }
   variables.push_back("MASTER_ADDR=127.0.0.1");
@@ -67,7 +73,8 @@ pid_t start(const std::string& scenario, std::vector<std::string> environment, c
   posix_spawn_file_actions_adddup2(&actions, 1, 2);
   std::vector<std::string> arguments{"/proc/self/exe", scenario};
   pid_t pid = -1;
-  posix_spawn(&pid, "/proc/self/exe", &actions, nullptr, pointers(arguments).data(), pointers(environment).data());
+  posix_spawn(&pid, "/proc/self/exe", &actions, nullptr, pointers(arguments).data(),
+              pointers(environment).data());
   posix_spawn_file_actions_destroy(&actions);
   return pid;
 }
@@ -81,7 +88,8 @@ Result run(const std::string& scenario, int ranks, const std::string& argument, 
   const int port = free_port();
   std::vector<pid_t> pids;
   for (int rank = 0; rank < ranks; ++rank) {
-    pids.push_back(start(scenario, environment_for(rank, ranks, port, argument, name), name + "/out" + std::to_string(rank)));
+    pids.push_back(start(scenario, environment_for(rank, ranks, port, argument, name),
+                         name + "/out" + std::to_string(rank)));
   }
   Result result;
   result.exit_codes.assign(ranks, -1);
@@ -113,7 +121,11 @@ Result run(const std::string& scenario, int ranks, const std::string& argument, 
   return result;
 }
 
-std::string argument() { return std::getenv("MEMSIEVE_ARGUMENT") == nullptr ? "" : std::getenv("MEMSIEVE_ARGUMENT"); }
-std::string shared_folder() { return std::getenv("MEMSIEVE_SHARED") == nullptr ? "" : std::getenv("MEMSIEVE_SHARED"); }
+std::string argument() {
+  return std::getenv("MEMSIEVE_ARGUMENT") == nullptr ? "" : std::getenv("MEMSIEVE_ARGUMENT");
+}
+std::string shared_folder() {
+  return std::getenv("MEMSIEVE_SHARED") == nullptr ? "" : std::getenv("MEMSIEVE_SHARED");
+}
 
 }  // namespace processes

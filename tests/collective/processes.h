@@ -11,8 +11,8 @@ struct Result {
   std::vector<std::string> outputs;  ///< what each rank wrote to stdout and stderr
 };
 
-/// Runs this test binary's hidden case `scenario` once for each of `ranks` ranks on this machine, with RANK, WORLD_SIZE and
-/// the like set, and `argument` in MEMSIEVE_ARGUMENT.
+/// Runs this test binary's hidden case `scenario` once for each of `ranks` ranks on this machine, with RANK,
+/// WORLD_SIZE and the like set, and `argument` in MEMSIEVE_ARGUMENT.
 Result run(const std::string& scenario, int ranks, const std::string& argument = "", double seconds = 60);
 
 /// In a scenario: the argument, and a folder that all ranks of this run share.

@@ -66,9 +66,9 @@ class Sieve {
   Sieve& operator=(Sieve&&) noexcept;
   ~Sieve();
 
-  /// Local. Measures and judges one micro-batch. Never throws for what a filter or the null prediction does:
-  /// such an error is carried to end_step, which throws it on every rank. Throws DataError for a batch that
-  /// breaks the contract.
+  /// Local. Measures and judges one micro-batch. Whatever goes wrong here (a filter or the null prediction
+  /// throws, the batch breaks the contract) is carried to end_step, which throws it on every rank; the rows
+  /// then weigh 1 and the update is skipped.
   Plan inspect(const Batch& batch, const Clock& clock);
 
   /// The held-out rows that this rank should observe in this step; the same number every step. Pure.
@@ -92,7 +92,8 @@ class Sieve {
   /// later, the updates between having been skipped on the device.
   StepEnd end_step(const Clock& clock);
 
-  /// Reports of the steps that the host has caught up with since the last call, oldest first.
+  /// Reports of the steps that the host has caught up with since the last call, oldest first; the newest 10
+  /// 000 are kept.
   std::vector<StepReport> take_reports();
   /// Waits for outstanding steps, hands out their errors as end_step would, and writes the ledger to disk.
   /// COLLECTIVE only in that every rank must call it at the same step.

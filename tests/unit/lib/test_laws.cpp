@@ -326,3 +326,30 @@ TEST_CASE("ranks that are configured differently are refused on all ranks", "[la
   for (const auto& error : errors)
     CHECK_THAT(error, Catch::Contains("rank 1 differs from rank 0 in the loop's setup"));
 }
+
+TEST_CASE("a rank whose configuration is bad does not leave the others waiting", "[law]") {
+  const auto errors = toy::on_ranks(3, [&](auto comm) {
+    Sieve::from_text(comm->rank() == 1 ? "sieve: {filters: {magnitud: {}}}" : published(2), "run.yaml", comm,
+                     toy::setup(50, 15, 3));
+  });
+  CHECK(errors[1] == "run.yaml:1: sieve.filters.magnitud: unknown key; did you mean 'magnitude'?");
+  for (const int rank : {0, 2}) CHECK(errors[rank] == "rank 1: " + errors[1]);
+}
+
+TEST_CASE("configs/wen2024.yaml is the published rule: keep a row if its raw L2 magnitude is at most 2",
+          "[law]") {
+  const auto step = toy::make_step(32, 50, 4, 0);
+  const auto expected = published_weights(step, 2);
+  REQUIRE((expected.sum().item<double>() > 0 && expected.sum().item<double>() < 32));
+  auto sieve = Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/wen2024.yaml",
+                                std::make_shared<memsieve::SoloComm>(), toy::setup(50, 32));
+  const toy::Model model;
+  CHECK(at::equal(sieve.inspect(toy::batch_of(model, step, 0, 32), {}).weight(), expected));
+}
+
+TEST_CASE("configs/default.yaml is a whole configuration", "[law]") {
+  auto setup = toy::setup(50, 32);
+  setup.held_out_size = 16;
+  CHECK_NOTHROW(Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/default.yaml",
+                                 std::make_shared<memsieve::SoloComm>(), setup));
+}
