@@ -2,6 +2,7 @@
 //   ranks as processes:  torchrun --no-python --nproc_per_node 2 ./2-custom-loop-on-ranks
 //   ranks as threads:    ./2-custom-loop-on-ranks 4
 // Data and noise are keyed by their place in the global batch, so any number of ranks trains the same.
+#include <ATen/core/grad_mode.h>
 #include <memsieve/c10d_communicator.h>
 #include <memsieve/memsieve.h>
 

@@ -7,8 +7,6 @@
 #     --out DIR          where the runs and the report go (default runs/demo; an earlier demo in there is replaced)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 usage() { sed -n '4,7s/^# *//p' "$0" >&2; exit 2; }
-# For the published rule: the raw L2 magnitude that most ordinary pictures of this size and model stay below.
-PUBLISHED_LEVEL=6
 seed=1
 out=runs/demo
 published=no
@@ -29,7 +27,7 @@ mark=$out/.made-by-demo
 if [ -e "$out" ] && [ -n "$(ls -A "$out" 2>/dev/null)" ]; then
   [ -f "$mark" ] || fail "$out is not empty and was not made by this script; choose another folder with --out"
   say "demo: replacing the earlier demo in $out"
-  rm -rf "${out:?}"/{off,on,published,published.yaml,report.html,report.png,summary.json}
+  rm -rf "${out:?}"/{off,on,published,report.html,report.png,summary.json}
 fi
 
 scripts/setup.sh --demo
@@ -59,11 +57,7 @@ train() {
 }
 train off --config configs/demo.yaml --set filter=off
 train on --config configs/demo.yaml
-if [ $published = yes ]; then
-  # The demo's loop with the published rule in place of ours.
-  { sed '/^# The same rule/d; /^sieve:/,$d' configs/demo.yaml && cat configs/wen2024.yaml; } >"$out/published.yaml"
-  train published --config "$out/published.yaml" --set "sieve.threshold.drop=$PUBLISHED_LEVEL"
-fi
+[ $published = no ] || train published --config configs/demo_published.yaml
 report=(--off "$out/off" --on "$out/on" --data data/demo --out "$out")
 [ $published = no ] || report+=(--published "$out/published")
 "$PYTHON" tools/report.py "${report[@]}"
