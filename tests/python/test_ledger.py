@@ -1,0 +1,67 @@
+"""The ledger as a user reads it: with h5py, while a run goes on, after a crash, after a resumption."""
+import signal
+import subprocess
+import time
+
+import h5py
+import numpy as np
+import tiny
+from conftest import BUILD, clean_environment, run_ok
+
+TRAIN = BUILD / "trainer" / "memsieve-train"
+
+
+def visits(path):
+    with h5py.File(path, "r", libver="latest", swmr=True) as file:
+        return dict(file.attrs), file["visits"][:]
+
+
+def command(*settings):
+    return [TRAIN, "--config", "run.yaml", *(word for s in settings for word in ("--set", s))]
+
+
+def test_layout(tmp_path):
+    tiny.write_run(tmp_path)
+    run_ok(*command("max_train_steps=6"), cwd=tmp_path)
+    attributes, rows = visits(tmp_path / "run" / "ledger.h5")
+    assert attributes["format"].decode() == "memsieve-ledger" and attributes["version"] == 1
+    assert attributes["filters"].decode() == "magnitude,prediction_error"
+    assert b"timestep_min" in attributes["configuration"]
+    assert rows.dtype.names == ("step", "epoch", "sample", "group", "timestep", "kind", "captioned", "flagged", "weight", "score",
+                                "threshold", "raw_magnitude", "z_magnitude", "raw_prediction_error", "z_prediction_error")
+    assert len(rows) == 6 * (4 + 2)
+    training, held_out = rows[rows["kind"] == 0], rows[rows["kind"] == 1]
+    assert sorted(np.unique(training["step"])) == list(range(6))
+    # Four steps of four rows are one epoch of the 16 samples, each seen once.
+    assert sorted(training["sample"][training["epoch"] == 0]) == list(range(16))
+    assert (held_out["sample"] < 8).all() and (held_out["weight"] == 0).all()
+    measured = training["captioned"] == 1
+    assert np.isfinite(training["raw_magnitude"][measured]).all() and np.isnan(training["raw_magnitude"][~measured]).all()
+
+
+def test_a_killed_run_leaves_a_readable_ledger(tmp_path):
+    tiny.write_run(tmp_path)
+    process = subprocess.Popen([str(w) for w in command("max_train_steps=100000", "sieve.ledger.flush_every=5")], cwd=tmp_path,
+                               env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+        while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 40):
+            time.sleep(0.05)
+        _, meanwhile = visits(tmp_path / "run" / "ledger.h5")
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    _, rows = visits(tmp_path / "run" / "ledger.h5")
+    assert len(rows) >= len(meanwhile) > 0
+    assert len(rows) % (5 * 6) == 0  # whole flushes of five steps with four training and two held-out rows
+    assert (rows["step"] == np.repeat(np.arange(len(rows) // 6), 6)).all()
+
+
+def test_a_resumed_run_continues_the_ledger(tmp_path):
+    tiny.write_run(tmp_path)
+    run_ok(*command("max_train_steps=10", "output_dir=whole"), cwd=tmp_path)
+    run_ok(*command("max_train_steps=6", "output_dir=parts"), cwd=tmp_path)
+    run_ok(*command("max_train_steps=10", "output_dir=parts"), "--resume-from", "latest", cwd=tmp_path)
+    whole, parts = (visits(tmp_path / name / "ledger.h5")[1] for name in ("whole", "parts"))
+    assert whole.tobytes() == parts.tobytes()
