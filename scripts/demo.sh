@@ -46,13 +46,18 @@ fi
 threads=$(($(cores) / processes))
 export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
 
+rows=$((32 / processes))
+# Probe budget and drop cap are counted over blocks of rows, which must fit into a process's share.
+blocks=$((rows < 8 ? rows : 8))
+
 # Trains run $1; the other arguments go to memsieve-train.
 train() {
   local run=$1
   shift
   say "demo: run '$run', $processes processes"
   "$VENV/bin/torchrun" --standalone --no-python --nproc_per_node "$processes" build/release/trainer/memsieve-train \
-    --set "seed=$seed" --set "output_dir=$out/$run" --set "train_batch_size=$((32 / processes))" "$@" ||
+    --set "seed=$seed" --set "output_dir=$out/$run" --set "train_batch_size=$rows" \
+    --set "sieve.block_rows=$blocks" "$@" ||
     fail "run '$run' failed"
 }
 train off --config configs/demo.yaml --set filter=off
