@@ -45,11 +45,11 @@ Schema threshold_schema() {
            "`fixed`: a level of the score; `quantile`: of the last scores of training rows; `robust_z`: "
            "median + level · 1.4826 "
            "· MAD of them; `held_out`: the level that held-out rows exceed with the given probability")
-      .real("drop", 0.01, -kHuge, kHuge,
+      .real("drop", 0.02, -kHuge, kHuge,
             "level beyond which a sample is judged memorised: the score (`fixed`), a quantile in (0, 1) "
             "(`quantile`), a z-score "
             "(`robust_z`), a false-drop rate in (0, 1) (`held_out`)")
-      .real("release", 0.1, -kHuge, kHuge,
+      .real("release", 0.2, -kHuge, kHuge,
             "level below which such a sample is released again, in the same unit; only with `evidence.kind: "
             "ledger`")
       .integer("window", 1000, 10, 10000000, "training scores remembered by `quantile` and `robust_z`")
