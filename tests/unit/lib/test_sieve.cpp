@@ -231,3 +231,33 @@ TEST_CASE("the probe budget goes to suspicious rows", "[sieve]") {
   sieve.inspect(batch, {});
   CHECK(at::equal(std::get<0>(at::sort(probed)), at::tensor({2L, 5L}, at::kLong)));
 }
+
+TEST_CASE("without held-out pictures: training rows set z-scores and levels", "[sieve]") {
+  const std::string kind =
+      GENERATE("{kind: robust_z, drop: 3, release: 2}", "{kind: quantile, drop: 0.8, release: 0.7}");
+  auto sieve = make(R"(
+  filters: {prediction_error: {}}
+  standardise: {by: timestep, population: training, bins: 2, window: 64, min_count: 16}
+  evidence: {kind: ledger, visits: 4}
+  threshold: )" + kind + "\n",
+                    setup_for(16, 16, 0));
+  double memorised = 0, others = 0;
+  for (int64_t step = 0; step < 60; ++step) {
+    const auto weight = play(sieve, step, 2);
+    if (step < 30) continue;
+    memorised += (1 - weight.slice(0, 0, 2)).sum().item<double>() / (30 * 2);
+    others += (1 - weight.slice(0, 2)).sum().item<double>() / (30 * 14);
+  }
+  CHECK(memorised > 0.9);
+  CHECK(others < 0.25);
+}
+
+TEST_CASE("down-weighting takes less from a memorised sample than dropping, and more than nothing",
+          "[sieve]") {
+  auto sieve =
+      make(kHeldOut + "  action: {kind: downweight, power: 1, floor: 0.05}\n", setup_for(16, 16, 32));
+  at::Tensor last;
+  for (int64_t step = 0; step < 40; ++step) last = play(sieve, step, 4);
+  CHECK(last.slice(0, 0, 4).max().item<float>() < 0.9F);
+  CHECK(last.slice(0, 0, 4).min().item<float>() >= 0.05F);
+}
