@@ -5,5 +5,7 @@ preset=${1:-release}
 shift || true
 cd "$ROOT"
 [ -x "$PYTHON" ] || fail "no Python environment at $VENV; run scripts/setup.sh first"
+# ccache then finds what another checkout of the same sources has compiled.
+export CCACHE_BASEDIR=$ROOT CCACHE_NOHASHDIR=1
 cmake --preset "$preset" -DMEMSIEVE_PYTHON="$PYTHON" >/dev/null || fail "configuring preset '$preset' failed"
 cmake --build --preset "$preset" -j "$(compile_jobs)" ${1:+--target "$@"}
