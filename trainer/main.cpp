@@ -76,7 +76,9 @@ CommandLine parse(int argc, char** argv) {
 
 /// Reports an error on the rank it happened on. A line more than 1 would hide what matters.
 ExitCode report(const std::exception& error) {
-  const std::string text = error.what();
+  // What a library throws when a peer is gone names its own source files; memsieve's errors are fit to be shown.
+  const bool ours = dynamic_cast<const Error*>(&error) != nullptr;
+  const std::string text = !ours && is_peer_failure(error) ? peer_failure_line("training", error) : error.what();
   log_error(text.substr(0, text.find('\n')));
   return exit_code_of(error);
 }

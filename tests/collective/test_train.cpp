@@ -1,0 +1,322 @@
+// The trainer's own promises, each with real processes: the number of ranks does not matter, a resumed run
+// equals an uninterrupted one, a signal to one rank stops all, and an error on one rank ends all.
+#include <ATen/ATen.h>
+#include <memsieve/builtin.h>
+#include <memsieve/error.h>
+#include <trainer/dist/launch.h>
+#include <trainer/io/safetensors.h>
+#include <trainer/loop/config.h>
+#include <trainer/loop/log.h>
+#include <trainer/loop/stop.h>
+#include <trainer/loop/train.h>
+#include <trainer/loop/train_step.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "processes.h"
+#include "unit/data/hdf5_writer.h"
+
+#include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
+
+using namespace memsieve;
+using namespace memsieve::trainer;
+namespace fs = std::filesystem;
+
+namespace {
+
+const char* const kUNet =
+    R"({"in_channels": 12, "out_channels": 12, "block_out_channels": [8, 16], "layers_per_block": 1,
+  "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+  "cross_attention_dim": 6, "attention_head_dim": 2, "norm_num_groups": 4})";
+
+/// The magnitude's own scale at the start: about half of all visits lie beyond this level.
+const char* const kSieve = R"(sieve:
+  filters:
+    magnitude: {norm: rms, scale: linear}
+    prediction_error: {scale: log}
+  standardise: {by: timestep, population: held_out, bins: 2, window: 16, min_count: 4}
+  reference: {kind: start_model, draws: 2}
+  evidence: {kind: ledger, visits: 4, min_visits: 1}
+  threshold: {kind: held_out, drop: 0.3, release: 0.5}
+  probe: {kind: budget, fraction: 0.5}
+  block_rows: 2
+  held_out: {rows: 4}
+)";
+
+/// Fails with what rank 0 said unless every rank ended well.
+void require_done(const processes::Result& result) {
+  INFO(result.outputs.front());
+  REQUIRE(result.exit_codes == std::vector<int>(result.exit_codes.size(), 0));
+}
+
+/// Data, model and configuration of a run that takes a second.
+class World {
+ public:
+  World() : path_((fs::temp_directory_path() / "memsieve-train-XXXXXX").string()) {
+    REQUIRE(mkdtemp(path_.data()) != nullptr);
+    testing::write_pictures(path("train.h5"), 24);
+    auto others = testing::write_pictures(path("held_out.h5"), 6);
+    others.replace("/images", testing::some_images(12).slice(0, 6).add(91));
+    others.attribute("/images", "mean", std::vector<double>{0.5, 0.4, 0.3});
+    others.attribute("/images", "std", std::vector<double>{0.25, 0.3, 0.35});
+    others.attribute("/images", "pixel_unshuffle", int64_t{2});
+    std::ofstream(path("unet.json")) << kUNet;
+    write_config(kSieve);
+  }
+  ~World() { fs::remove_all(path_); }
+  std::string path(const std::string& name) const { return path_ + "/" + name; }
+
+  void write_config(const std::string& sieve) const {
+    std::ofstream(path("run.yaml"))
+        << "seed: 5\ndevice: cpu\ndata: {train: " << path("train.h5") << ", held_out: " << path("held_out.h5")
+        << ", validation: " << path("held_out.h5") << ", prompts: " << path("held_out.h5")
+        << "}\nmodel: {config: " << path("unet.json")
+        << "}\nprediction_type: v_prediction\nproportion_empty_prompts: 0.2\nmax_train_steps: 12\n"
+        << "train_batch_size: 4\nlearning_rate: 0.002\nuse_ema: true\nlog_every: 1000\n"
+        << "collective_seconds: 30\nvalidation: {every: 6, draws: 2}\n"
+        << "sampling: {every: 6, num_inference_steps: 4, num_images_per_prompt: 2}\n"
+        << sieve;
+  }
+
+  /// Trains on `ranks` processes into folder `run`.
+  processes::Result train(int ranks, const std::string& run, const std::string& overrides = "") const {
+    return processes::run("trainer rank", ranks,
+                          path("run.yaml") + ";output_dir=" + path(run) + ";" + overrides, 120);
+  }
+
+ private:
+  std::string path_;
+};
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  std::stringstream stream(text);
+  for (std::string part; std::getline(stream, part, ';');) {
+    if (!part.empty()) parts.push_back(part);
+  }
+  return parts;
+}
+
+/// Lets this rank, if it is `rank`, get SIGTERM as soon as the run folder's metrics show that training goes
+/// on.
+void signal_when_training(const std::string& folder) {
+  std::thread([folder] {
+    while (!fs::exists(folder + "/samples/step-000000.h5"))
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    raise(SIGTERM);
+  }).detach();
+}
+
+TensorMap tensors(const World& world, const std::string& run, int64_t step, const std::string& file) {
+  return load_safetensors(world.path(run + "/checkpoints/" + (step < 10 ? "step-00000" : "step-0000") +
+                                     std::to_string(step) + "/" + file));
+}
+
+const std::vector<std::string> kFiles = {"unet/diffusion_pytorch_model.safetensors",
+                                         "unet_ema/diffusion_pytorch_model.safetensors",
+                                         "optimizer.safetensors", "sieve.safetensors"};
+
+void check_equal(const TensorMap& a, const TensorMap& b) {
+  REQUIRE(a.size() == b.size());
+  for (const auto& [name, tensor] : a) {
+    INFO(name);
+    CHECK(at::allclose(tensor, b.at(name), 0, 0, /*equal_nan=*/true));
+  }
+}
+
+/// metrics.jsonl without what depends on the clock.
+std::string metrics(const World& world, const std::string& run) {
+  std::ifstream in(world.path(run + "/metrics.jsonl"));
+  std::string out;
+  for (std::string line; std::getline(in, line);) {
+    const auto begin = line.find("\"step_ms\"");
+    if (begin != std::string::npos) line.erase(begin, line.find(',', begin) - begin);
+    out += line + "\n";
+  }
+  return out;
+}
+
+int64_t sum_of(const std::string& metrics, const std::string& key) {
+  int64_t sum = 0;
+  const std::string mark = "\"" + key + "\":";
+  for (size_t at = metrics.find(mark); at != std::string::npos; at = metrics.find(mark, at + 1)) {
+    sum += std::stoll(metrics.substr(at + mark.size()));
+  }
+  return sum;
+}
+
+}  // namespace
+
+// One rank of a run; leaves with the trainer's exit code. Arguments: FILE;a.b=c;... and `signal` for SIGTERM
+// on rank 1.
+TEST_CASE("trainer rank", "[.rank]") {
+  auto arguments = split(processes::argument());
+  const std::string file = arguments.front();
+  arguments.erase(arguments.begin());
+  const Launch launch = launch_from_environment();
+  log_as(launch.rank, launch.world_size);
+  catch_stop_signals();
+  ExitCode code = kOtherError;
+  std::unique_ptr<Group> group;
+  try {
+    if (!arguments.empty() && arguments.back() == "signal") {
+      arguments.pop_back();
+      if (launch.rank == 1) signal_when_training(arguments.front().substr(arguments.front().find('=') + 1));
+    }
+    if (!arguments.empty() && arguments.back() == "lost data") {
+      arguments.pop_back();
+      if (launch.rank == 1) fs::current_path(processes::shared_folder());
+    }
+    GroupOptions options;
+    options.collective_seconds = 30;
+    group = std::make_unique<Group>(launch, c10::kCPU, options);
+    code = train(read_config(file, arguments), *group, false);
+  } catch (const std::exception& error) {
+    log_error(error.what());
+    code = exit_code_of(error);
+  }
+  if (code != kDone) std::_Exit(code);
+  group.reset();
+  std::_Exit(kDone);
+}
+
+TEST_CASE("any number of ranks trains the same") {
+  const World world;
+  const int64_t micro = GENERATE(1, 2);
+  for (int ranks : {1, 2, 4}) {
+    // A large epsilon: where a gradient is all but 0, Adam would blow rounding errors up to whole steps.
+    require_done(world.train(
+        ranks, "r" + std::to_string(ranks),
+        "adam_epsilon=0.01;sieve.probe.kind=every;gradient_accumulation_steps=" + std::to_string(micro) +
+            ";train_batch_size=" + std::to_string(16 / ranks / micro)));
+  }
+  const auto one = tensors(world, "r1", 12, kFiles[0]);
+  const int64_t dropped = sum_of(metrics(world, "r1"), "dropped");
+  CHECK(dropped > 0);
+  for (const char* other : {"r2", "r4"}) {
+    INFO(other);
+    for (const auto& [name, tensor] : tensors(world, other, 12, kFiles[0])) {
+      INFO(name);
+      CHECK(at::allclose(tensor, one.at(name), 1e-3, 2e-5));
+    }
+    CHECK(sum_of(metrics(world, other), "dropped") == dropped);
+  }
+}
+
+TEST_CASE("a resumed run equals an uninterrupted one bit for bit") {
+  const World world;
+  require_done(world.train(2, "whole"));
+  require_done(world.train(2, "parts", "max_train_steps=6"));
+  const auto rest = world.train(2, "parts", "resume_from_checkpoint=latest");
+  INFO(rest.outputs[0]);
+  REQUIRE(rest.exit_codes == std::vector<int>{0, 0});
+  for (const auto& file : kFiles) {
+    INFO(file);
+    check_equal(tensors(world, "whole", 12, file), tensors(world, "parts", 12, file));
+  }
+  CHECK(metrics(world, "whole") == metrics(world, "parts"));
+  CHECK(sum_of(metrics(world, "whole"), "dropped") > 0);
+}
+
+TEST_CASE("SIGTERM to one rank stops all after a checkpoint from which the run goes on") {
+  const World world;
+  require_done(world.train(2, "whole", "max_train_steps=60;validation.every=0;sampling.every=60"));
+  const auto stopped =
+      world.train(2, "parts", "max_train_steps=60;validation.every=0;sampling.every=60;signal");
+  INFO(stopped.outputs[0]);
+  REQUIRE(stopped.exit_codes == std::vector<int>{143, 143});
+  CHECK_THAT(stopped.outputs[0], Catch::Contains("--resume-from latest"));
+  const auto rest = world.train(
+      2, "parts", "max_train_steps=60;validation.every=0;sampling.every=60;resume_from_checkpoint=latest");
+  INFO(rest.outputs[0]);
+  REQUIRE(rest.exit_codes == std::vector<int>{0, 0});
+  const std::string last = "/checkpoints/step-000060/" + kFiles[0];
+  check_equal(load_safetensors(world.path("whole" + last)), load_safetensors(world.path("parts" + last)));
+}
+
+TEST_CASE("a sieve that drops nothing equals no sieve bit for bit") {
+  const World world;
+  world.write_config(
+      "sieve: {filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, "
+      "threshold: {kind: fixed, drop: 1e9}}\n");
+  const int ranks = GENERATE(1, 2);
+  require_done(world.train(ranks, "with", "gradient_accumulation_steps=2;train_batch_size=2"));
+  REQUIRE(world.train(ranks, "without", "gradient_accumulation_steps=2;train_batch_size=2;filter=off")
+              .exit_codes == std::vector<int>(ranks, 0));
+  for (size_t i = 0; i < 3; ++i)
+    check_equal(tensors(world, "with", 12, kFiles[i]), tensors(world, "without", 12, kFiles[i]));
+  CHECK(sum_of(metrics(world, "with"), "probed") > 0);
+}
+
+TEST_CASE("when every row is dropped nothing changes") {
+  const World world;
+  world.write_config(
+      "sieve: {filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, "
+      "threshold: {kind: fixed, drop: -1}}\n");
+  const std::string captioned = "proportion_empty_prompts=0;lr_scheduler=linear;";
+  require_done(world.train(2, "dropped", captioned + "max_train_steps=3"));
+  require_done(world.train(2, "shorter", captioned + "max_train_steps=2"));
+  for (size_t i = 0; i < 3; ++i)
+    check_equal(tensors(world, "dropped", 3, kFiles[i]), tensors(world, "shorter", 2, kFiles[i]));
+  CHECK(tensors(world, "dropped", 3, kFiles[2]).at("updates").item<float>() == 0);
+}
+
+TEST_CASE("a file that only one rank lacks ends all ranks at once") {
+  const World world;
+  fs::current_path(world.path(""));
+  const auto result = world.train(2, "run", "data.train=train.h5;lost data");
+  fs::current_path("/");
+  CHECK(result.exit_codes == std::vector<int>{kPeerFailure, kDataFailure});
+  CHECK_THAT(result.outputs[0], Catch::Contains("rank 1 failed") && Catch::Contains("train.h5"));
+  CHECK_FALSE(fs::exists(world.path("run")));
+}
+
+TEST_CASE("gradients that overflow end the run with an exit code of their own") {
+  const World world;
+  testing::write_latents(world.path("huge.h5"), 24)
+      .replace("/latents", at::full({24, 12, 4, 4}, 1e25, at::kFloat));
+  const auto result = world.train(2, "run",
+                                  "filter=off;data.train=" + world.path("huge.h5") +
+                                      ";data.held_out=;data.validation=;data.prompts=;validation.every=0;"
+                                      "sampling.every=0;max_nonfinite_steps=3");
+  INFO(result.outputs[0]);
+  CHECK(result.exit_codes == std::vector<int>{kDiverged, kDiverged});
+  CHECK_THAT(result.outputs[0], Catch::Contains("3 steps in a row") && Catch::Contains("learning_rate"));
+}
+
+// What one rank does when its rows cannot be read in the middle of the run.
+TEST_CASE("trainer rank with a broken row", "[.rank]") {
+  const auto arguments = split(processes::argument());
+  Group group(launch_from_environment(), c10::kCPU, {});
+  const TrainConfig config = read_config(arguments[0], {arguments[1]});
+  Session session(config, group, /*dry=*/true);
+  if (group.rank() == 1)
+    session.training.emplace(Dataset::open(arguments[2], {.cache_bytes = 0}), session.schedule, c10::kCPU);
+  TrainStep step(session);
+  StepNumbers numbers;
+  for (int64_t i = 0; i < 6 && numbers.failed == 0; ++i) {
+    const at::Tensor values = step.run(i);
+    numbers =
+        step_numbers({values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()});
+  }
+  REQUIRE(numbers.failed == 1);
+  REQUIRE(numbers.guilty == 2);
+  REQUIRE((step.failure() != nullptr) == (group.rank() == 1));
+}
+
+TEST_CASE("a row that one rank cannot read is known to all after the step") {
+  const World world;
+  {
+    auto broken = testing::write_latents(world.path("broken.h5"), 24, at::kFloat);
+    broken.replace("/latents", at::full({24, 12, 4, 4}, std::numeric_limits<float>::quiet_NaN()));
+  }
+  const auto result = processes::run("trainer rank with a broken row", 2,
+                                     world.path("run.yaml") + ";filter=off;" + world.path("broken.h5"), 60);
+  INFO(result.outputs[0] << result.outputs[1]);
+  CHECK(result.exit_codes == std::vector<int>{0, 0});
+}
