@@ -210,11 +210,10 @@ TEST_CASE("any number of ranks trains the same") {
 
 TEST_CASE("a resumed run equals an uninterrupted one bit for bit") {
   const World world;
-  require_done(world.train(2, "whole"));
-  require_done(world.train(2, "parts", "max_train_steps=6"));
-  const auto rest = world.train(2, "parts", "resume_from_checkpoint=latest");
-  INFO(rest.outputs[0]);
-  REQUIRE(rest.exit_codes == std::vector<int>{0, 0});
+  const int ranks = GENERATE(2, 4);  // from three ranks on, sums depend on the order of summation
+  require_done(world.train(ranks, "whole", "train_batch_size=2"));
+  require_done(world.train(ranks, "parts", "train_batch_size=2;max_train_steps=6"));
+  require_done(world.train(ranks, "parts", "train_batch_size=2;resume_from_checkpoint=latest"));
   for (const auto& file : kFiles) {
     INFO(file);
     check_equal(tensors(world, "whole", 12, file), tensors(world, "parts", 12, file));

@@ -120,6 +120,19 @@ void Session::build_model() {
   optimizer.emplace(model->parameters(), config.optimizer, config.max_train_steps);
   if (config.use_ema) ema.emplace(model->parameter_list(), config.ema_decay);
   reducer = std::make_unique<GradientReducer>(model->parameter_list(), group, config.bucket_mb);
+  settle_buckets();
+}
+
+void Session::settle_buckets() {
+  const at::TensorOptions real = at::TensorOptions(at::kFloat).device(group.device());
+  const auto& shape = training->data().latent_shape();
+  const at::Tensor nothing = at::zeros({1, shape[0], shape[1], shape[2]}, real);
+  const at::Tensor answer =
+      model->predict(nothing, at::zeros({1}, real.dtype(at::kLong)), training->null_text().unsqueeze(0));
+  const at::Tensor loss = 0 * answer.mean();
+  reducer->prepare(loss, true);
+  loss.backward();
+  for (auto& p : model->parameter_list()) p.mutable_grad().reset();
 }
 
 void Session::build_sieve() {

@@ -48,6 +48,9 @@ class Session {
   void choose_start();
   void open_data();
   void build_model();
+  /// COLLECTIVE. The reducer orders its buckets anew after the first backward, and sums depend on that order:
+  /// a backward of nothing now, so that the first step of a resumed run sums as any other.
+  void settle_buckets();
   void build_sieve();
   void restore();
   void start_writing();
