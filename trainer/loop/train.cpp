@@ -191,8 +191,10 @@ class Run {
     read_mail(true);
     progress_.pause();
     s_.save(step);
-    log_warning("stopped by a signal after " + std::to_string(step) +
-                " steps; continue with --resume-from latest");
+    if (s_.group.rank() == 0) {
+      log_warning("stopped by a signal after " + std::to_string(step) +
+                  " steps; continue with --resume-from latest");
+    }
     return kStopped;
   }
 
@@ -221,7 +223,8 @@ ExitCode train(const TrainConfig& config, Group& group, bool dry) {
   if (session.sieve && session.sieve->reference_draws() > 0 && !session.sieve->has_reference()) {
     const RowMaker* held_out = session.held_out ? &*session.held_out : nullptr;
     if (!reference_pass(*session.sieve, *session.model, *session.training, held_out, group, config)) {
-      if (group.rank() == 0) session.folder.forget();
+      if (group.rank() != 0) return kStopped;
+      session.folder.forget();
       log_warning(
           "stopped by a signal before the first step; nothing was trained, so there is no checkpoint");
       return kStopped;
