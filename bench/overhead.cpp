@@ -1,7 +1,8 @@
-// Step time of the plain loop, of the published filter and of ours, on the demo's model and data, interleaved in one process.
+// Step time of the plain loop, of the published filter and of ours, on the demo's model and data, interleaved
+// in one process.
 //   memsieve-bench-overhead [--rounds 10] [--steps 6]
-// Each round runs a few steps of every variant, so that a change of the machine's speed meets them all; the ratios are medians
-// over rounds. The last line is one JSON object.
+// Each round runs a few steps of every variant, so that a change of the machine's speed meets them all; the
+// ratios are medians over rounds. The last line is one JSON object.
 #include <trainer/dist/launch.h>
 #include <trainer/loop/reference.h>
 #include <trainer/loop/train_step.h>
@@ -31,8 +32,8 @@ double median(std::vector<double> values) {
   return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-std::unique_ptr<Variant> open(const std::string& name, const std::string& file, const std::vector<std::string>& overrides,
-                              Group& group) {
+std::unique_ptr<Variant> open(const std::string& name, const std::string& file,
+                              const std::vector<std::string>& overrides, Group& group) {
   auto v = std::make_unique<Variant>();
   v->name = name;
   v->config = read_config(file, overrides);
@@ -74,8 +75,8 @@ int bench(int64_t rounds, int64_t steps) {
   std::vector<std::vector<double>> times(variants.size());
   for (int64_t round = 0; round < rounds; ++round) {
     for (size_t i = 0; i < variants.size(); ++i) times[i].push_back(run(*variants[i], steps));
-    std::cout << "round " << round + 1 << ": plain " << times[0].back() << " ms, published " << times[1].back() << " ms, ours "
-              << times[2].back() << " ms\n"
+    std::cout << "round " << round + 1 << ": plain " << times[0].back() << " ms, published "
+              << times[1].back() << " ms, ours " << times[2].back() << " ms\n"
               << std::flush;
   }
   nlohmann::json out;
