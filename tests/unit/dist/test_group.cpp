@@ -103,8 +103,12 @@ TEST_CASE("one rank claimed twice") {
     const Group group(local_launch(thread, 2, port), c10::kCPU, impatient());
     for (int i = 0; i < 1000 && !third_done; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
   });
-  REQUIRE((errors[0].empty() && errors[1].empty()));
-  CHECK_THAT(errors[2], Contains("ConfigError: group: rank 1 at") && Contains("is taken by another process"));
+  REQUIRE(errors[0].empty());
+  // On a busy machine the late-comer may be first; one of the two must be refused.
+  const int refused = errors[1].empty() ? 2 : 1;
+  CHECK(errors[3 - refused].empty());
+  CHECK_THAT(errors[refused],
+             Contains("ConfigError: group: rank 1 at") && Contains("is taken by another process"));
 }
 
 TEST_CASE("different world sizes") {
