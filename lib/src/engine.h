@@ -41,8 +41,6 @@ class Engine {
   void fold(const Gathered& gathered);
 
   int64_t pseudo_rows() const { return pseudo_rows_; }
-  int64_t dataset_size() const { return dataset_size_; }
-  const Levels& levels() const { return levels_; }
   at::Tensor bin_of(const at::Tensor& timestep) const;
   /// Every tensor of the state, by name.
   std::vector<std::pair<std::string, at::Tensor*>> state();

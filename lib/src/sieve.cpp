@@ -4,8 +4,6 @@
 #include <memsieve/plugin.h>
 #include <memsieve/sieve.h>
 
-#include <algorithm>
-#include <cmath>
 #include <optional>
 
 #include "engine.h"
