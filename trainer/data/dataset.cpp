@@ -73,7 +73,7 @@ std::string text_of(at::IntArrayRef shape) {
 struct Dataset::Impl {
   Hdf5File file;
   Column pictures, text;
-  at::Tensor null_text;
+  Conditioning null;
   std::vector<std::string> captions;
   std::vector<int64_t> group_ids, latent_shape;
   std::optional<Codec> codec;
@@ -129,13 +129,13 @@ struct Dataset::Impl {
   void open_text() {
     text.array = file.array("/text", 3, {at::kHalf, at::kFloat});
     check_rows("/text", text.array.shape()[0]);
-    const Hdf5Array null = file.array("/null_text", 2, {at::kHalf, at::kFloat});
+    const Hdf5Array empty = file.array("/null_text", 2, {at::kHalf, at::kFloat});
     const at::IntArrayRef want = at::IntArrayRef(text.array.shape()).slice(1);
-    if (at::IntArrayRef(null.shape()) != want)
-      throw DataError(null.where() + ": shape " + text_of(null.shape()) + ", expected " + text_of(want) +
+    if (at::IntArrayRef(empty.shape()) != want)
+      throw DataError(empty.where() + ": shape " + text_of(empty.shape()) + ", expected " + text_of(want) +
                       " as in /text");
-    null_text = null.read().to(at::kFloat);
-    check_finite(null_text, null.where(), {});
+    null.text = empty.read().to(at::kFloat);
+    check_finite(null.text, empty.where(), {});
     captions = file.strings("/caption");
     check_rows("/caption", static_cast<int64_t>(captions.size()));
     if (!file.has("/group_id")) return;
@@ -170,8 +170,8 @@ int64_t Dataset::text_length() const {
 int64_t Dataset::text_dim() const {
   return impl_->text.array.shape()[2];
 }
-const at::Tensor& Dataset::null_text() const {
-  return impl_->null_text;
+const Conditioning& Dataset::null() const {
+  return impl_->null;
 }
 const std::vector<std::string>& Dataset::captions() const {
   return impl_->captions;

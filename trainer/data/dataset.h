@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <trainer/data/codec.h>
+#include <trainer/nn/conditioning.h>
 
 #include <cstdint>
 #include <memory>
@@ -15,9 +16,9 @@ namespace memsieve::trainer {
 
 /// Some rows, on the CPU.
 struct Rows {
-  at::Tensor latents;  ///< [B, C, H, W] float32
-  at::Tensor text;     ///< [B, L, D] float32
-  at::Tensor ids;      ///< [B] int64
+  at::Tensor latents;      ///< [B, C, H, W] float32
+  Conditioning condition;  ///< float32
+  at::Tensor ids;          ///< [B] int64
 };
 
 struct DatasetOptions {
@@ -38,7 +39,7 @@ class Dataset {
   const std::vector<int64_t>& latent_shape() const;  ///< {C, H, W} as the model sees it
   int64_t text_length() const;                       ///< L
   int64_t text_dim() const;                          ///< D
-  const at::Tensor& null_text() const;               ///< [L, D] float32: the empty caption
+  const Conditioning& null() const;                  ///< the empty caption, float32: text [L, D], no time_ids
   const std::vector<std::string>& captions() const;  ///< [N] UTF-8
   const std::vector<int64_t>& group_ids() const;     ///< [N], or empty if the file has none
   const std::optional<Codec>& codec() const;         ///< nullopt for a set of latents

@@ -16,12 +16,12 @@ struct Step {
 };
 
 // What the model says at (x, t), guided, as float32.
-at::Tensor guided_prediction(const Denoiser& model, const at::Tensor& x, int64_t t, const at::Tensor& text,
-                             double guidance) {
+at::Tensor guided_prediction(const Denoiser& model, const at::Tensor& x, int64_t t,
+                             const Conditioning& condition, double guidance) {
   const bool guided = guidance > 1;
   const int64_t rows = x.size(0);
   const auto steps = at::full({guided ? 2 * rows : rows}, t, x.options().dtype(at::kLong));
-  const at::Tensor answer = model(guided ? at::cat({x, x}) : x, steps, text).to(at::kFloat);
+  const at::Tensor answer = model(guided ? at::cat({x, x}) : x, steps, condition).to(at::kFloat);
   if (!guided) return answer;
   const at::Tensor null = answer.narrow(0, 0, rows), captioned = answer.narrow(0, rows, rows);
   return null + guidance * (captioned - null);
@@ -66,14 +66,12 @@ std::vector<int64_t> ddim_timesteps(int64_t num_train_timesteps, const DdimOptio
 }
 
 at::Tensor ddim_sample(const NoiseSchedule& schedule, const Denoiser& model, const at::Tensor& noise,
-                       const at::Tensor& text, const at::Tensor& null_text, const DdimOptions& options) {
+                       const Conditioning& condition, const Conditioning& null, const DdimOptions& options) {
   c10::NoGradGuard no_grad;
   const auto timesteps = ddim_timesteps(schedule.num_timesteps(), options);
   const int64_t stride = schedule.num_timesteps() / options.steps;
   const double* alpha = schedule.alphas_cumprod().data_ptr<double>();
-  const at::Tensor both = options.guidance > 1
-                              ? at::cat({null_text.to(text.scalar_type()).unsqueeze(0).expand_as(text), text})
-                              : text;
+  const Conditioning both = options.guidance > 1 ? cat(condition.uncaptioned(null), condition) : condition;
   at::Tensor x = noise.to(at::kFloat);
   for (const int64_t t : timesteps) {
     // Below the first timestep stands alphas_cumprod[0], not 1: set_alpha_to_one is off.

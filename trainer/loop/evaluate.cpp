@@ -61,7 +61,7 @@ ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const 
       const at::Tensor noise =
           keyed_normal(config.seed, Stream::validation_noise, keys, rows.data().latent_shape());
       const NoisyRows noisy = rows.make(ids, ids, at::tensor(timesteps, at::kLong), noise);
-      const at::Tensor prediction = model.predict(noisy.noisy, noisy.timestep, noisy.text);
+      const at::Tensor prediction = model.predict(noisy.noisy, noisy.timestep, noisy.condition);
       sum += row_losses(prediction, noisy.target).to(at::kDouble).sum();
     }
   });
@@ -78,12 +78,12 @@ at::Tensor draw_samples(Model& model, const Dataset& prompts, const NoiseSchedul
   const int64_t factor = prompts.codec()->factor;
   const int64_t height = shape[1] * factor, width = shape[2] * factor;
   const at::Tensor images = at::zeros({prompts.size() * seeds, 3, height, width}, at::kByte);
-  const Denoiser denoiser = [&](const at::Tensor& x, const at::Tensor& t, const at::Tensor& text) {
-    return model.predict(x, t, text);
+  const Denoiser denoiser = [&](const at::Tensor& x, const at::Tensor& t, const Conditioning& c) {
+    return model.predict(x, t, c);
   };
   const DdimOptions options{config.draw.steps, config.draw.guidance};
   on_all_ranks(group, [&] {
-    const at::Tensor null_text = prompts.null_text().to(model.device());
+    const Conditioning null = prompts.null().to(model.device());
     for (const auto& batch : my_batches(prompts.size(), seeds, group)) {
       std::vector<int64_t> ids, places;
       std::vector<RowKey> keys;
@@ -93,8 +93,8 @@ at::Tensor draw_samples(Model& model, const Dataset& prompts, const NoiseSchedul
         keys.push_back({item.first, item.second});
       }
       const at::Tensor noise = keyed_normal(config.seed, Stream::draw_noise, keys, shape).to(model.device());
-      const at::Tensor text = prompts.load(ids).text.to(model.device());
-      const at::Tensor drawn = ddim_sample(schedule, denoiser, noise, text, null_text, options);
+      const Conditioning condition = prompts.load(ids).condition.to(model.device());
+      const at::Tensor drawn = ddim_sample(schedule, denoiser, noise, condition, null, options);
       images.index_copy_(0, at::tensor(places, at::kLong), prompts.codec()->decode(drawn).cpu());
     }
   });

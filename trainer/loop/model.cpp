@@ -46,9 +46,11 @@ Model::Model(UNet2DConditionModel unet, c10::Device device, bool bf16)
   unet_->train();
 }
 
-at::Tensor Model::predict(const at::Tensor& sample, const at::Tensor& timestep, const at::Tensor& text) {
+at::Tensor Model::predict(const at::Tensor& sample, const at::Tensor& timestep,
+                          const Conditioning& condition) {
   Autocast autocast(device_.type(), bf16_);
-  return unet_->forward(sample.contiguous(at::MemoryFormat::ChannelsLast), timestep, text).to(at::kFloat);
+  return unet_->forward(sample.contiguous(at::MemoryFormat::ChannelsLast), timestep, condition)
+      .to(at::kFloat);
 }
 
 NamedTensors Model::parameters() const {

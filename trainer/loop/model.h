@@ -12,9 +12,9 @@ class Model {
  public:
   Model(UNet2DConditionModel unet, c10::Device device, bool bf16);
 
-  /// sample [B, C, H, W], timestep [B], text [B, L, D], all on the device. Returns [B, C, H, W] float32, with
+  /// sample [B, C, H, W], timestep [B], condition, all on the device. Returns [B, C, H, W] float32, with
   /// gradient where the caller's mode asks for it.
-  at::Tensor predict(const at::Tensor& sample, const at::Tensor& timestep, const at::Tensor& text);
+  at::Tensor predict(const at::Tensor& sample, const at::Tensor& timestep, const Conditioning& condition);
 
   NamedTensors parameters() const;
   std::vector<at::Tensor> parameter_list() const;

@@ -47,7 +47,7 @@ void show(Sieve& sieve, Model& model, const RowMaker& maker, const Chunk& chunk,
   const at::Tensor t = at::full({static_cast<int64_t>(ids.size())}, timestep, at::kLong);
   const NoisyRows rows = maker.make(ids, ids, t, noise);
   sieve.reference(
-      batch_of(model, rows, model.predict(rows.noisy, rows.timestep, rows.text), maker.null_text()),
+      batch_of(model, rows, model.predict(rows.noisy, rows.timestep, rows.condition), maker.null()),
       chunk.held_out);
 }
 

@@ -5,10 +5,7 @@
 namespace memsieve::trainer {
 
 RowMaker::RowMaker(Dataset data, const NoiseSchedule& schedule, c10::Device device)
-    : data_(std::move(data)),
-      schedule_(schedule),
-      device_(device),
-      null_text_(data_.null_text().to(device)) {}
+    : data_(std::move(data)), schedule_(schedule), device_(device), null_(data_.null().to(device)) {}
 
 at::Tensor RowMaker::to_device(const at::Tensor& tensor) const {
   if (device_.is_cpu()) return tensor;
@@ -30,23 +27,31 @@ NoisyRows RowMaker::make(const std::vector<int64_t>& rows, const std::vector<int
       schedule_.target(latents, device_noise, out.timestep).contiguous(at::MemoryFormat::ChannelsLast);
   const at::Tensor without =
       to_device(uncaptioned.defined() ? uncaptioned : at::zeros({timestep.size(0)}, at::kBool));
-  out.text = at::where(without.view({-1, 1, 1}), null_text_.unsqueeze(0), to_device(loaded.text));
+  out.condition = loaded.condition.to(device_).uncaptioned_where(without, null_);
   out.captioned = without.logical_not();
   return out;
 }
 
-Batch batch_of(Model& model, const NoisyRows& rows, const at::Tensor& prediction,
-               const at::Tensor& null_text) {
+Conditioning RowMaker::nothing(int64_t rows) const {
+  const auto& shape = null_.text.sizes();
+  Conditioning out(null_.text.unsqueeze(0).expand({rows, shape[0], shape[1]}));
+  if (!null_.pooled.defined()) return out;
+  out.pooled = null_.pooled.unsqueeze(0).expand({rows, -1});
+  out.time_ids = at::zeros({rows, 6}, null_.pooled.options());
+  return out;
+}
+
+Batch batch_of(Model& model, const NoisyRows& rows, const at::Tensor& prediction, const Conditioning& null) {
   Batch batch;
   batch.sample_id = rows.ids;
   batch.timestep = rows.timestep;
   batch.prediction = prediction;
   batch.target = rows.target;
   batch.has_caption = rows.captioned;
-  batch.null_prediction = [&model, &rows, null_text](const at::Tensor& which) {
+  batch.null_prediction = [&model, &rows, null](const at::Tensor& which) {
     at::NoGradGuard no_grad;
-    const at::Tensor text = null_text.unsqueeze(0).expand({which.size(0), -1, -1});
-    return model.predict(rows.noisy.index_select(0, which), rows.timestep.index_select(0, which), text);
+    return model.predict(rows.noisy.index_select(0, which), rows.timestep.index_select(0, which),
+                         rows.condition.select(which).uncaptioned(null));
   };
   return batch;
 }

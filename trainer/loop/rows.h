@@ -14,12 +14,12 @@ namespace memsieve::trainer {
 
 /// Noised rows, ready for the model. On the device except `ids`.
 struct NoisyRows {
-  at::Tensor ids;        ///< [B] int64 on the CPU
-  at::Tensor timestep;   ///< [B] int64
-  at::Tensor noisy;      ///< [B, C, H, W] float32
-  at::Tensor target;     ///< like noisy
-  at::Tensor text;       ///< [B, L, D] float32; the empty caption where it was dropped
-  at::Tensor captioned;  ///< [B] bool
+  at::Tensor ids;          ///< [B] int64 on the CPU
+  at::Tensor timestep;     ///< [B] int64
+  at::Tensor noisy;        ///< [B, C, H, W] float32
+  at::Tensor target;       ///< like noisy
+  Conditioning condition;  ///< float32; the empty caption where it was dropped
+  at::Tensor captioned;    ///< [B] bool
 };
 
 /// Makes NoisyRows of one data set under one schedule.
@@ -36,21 +36,22 @@ class RowMaker {
 
   const Dataset& data() const { return data_; }
   const NoiseSchedule& schedule() const { return schedule_; }
-  /// [L, D] on the device.
-  const at::Tensor& null_text() const { return null_text_; }
+  /// The empty caption, on the device.
+  const Conditioning& null() const { return null_; }
+  /// `rows` rows of the empty caption, with time_ids of 0 if the model has such.
+  Conditioning nothing(int64_t rows) const;
 
  private:
   at::Tensor to_device(const at::Tensor& tensor) const;
   Dataset data_;
   const NoiseSchedule& schedule_;
   c10::Device device_;
-  at::Tensor null_text_;
+  Conditioning null_;
 };
 
 /// What the sieve wants to know of rows that the model has answered with `prediction`. The batch keeps
 /// references: use it at once.
-Batch batch_of(Model& model, const NoisyRows& rows, const at::Tensor& prediction,
-               const at::Tensor& null_text);
+Batch batch_of(Model& model, const NoisyRows& rows, const at::Tensor& prediction, const Conditioning& null);
 
 /// [B]: mean over C, H, W of (prediction - target)^2.
 at::Tensor row_losses(const at::Tensor& prediction, const at::Tensor& target);

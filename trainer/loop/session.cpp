@@ -128,7 +128,7 @@ void Session::settle_buckets() {
   const auto& shape = training->data().latent_shape();
   const at::Tensor nothing = at::zeros({1, shape[0], shape[1], shape[2]}, real);
   const at::Tensor answer =
-      model->predict(nothing, at::zeros({1}, real.dtype(at::kLong)), training->null_text().unsqueeze(0));
+      model->predict(nothing, at::zeros({1}, real.dtype(at::kLong)), training->nothing(1));
   const at::Tensor loss = 0 * answer.mean();
   reducer->prepare(loss, true);
   loss.backward();

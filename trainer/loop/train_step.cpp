@@ -32,13 +32,12 @@ NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
   // The peers wait for this rank's gradient: it goes on with rows of nothing, and all ranks stop after the
   // step.
   const auto device = s_.group.device();
-  const auto& null_text = s_.training->null_text();
   const at::Tensor nothing = at::zeros(noise.sizes(), at::TensorOptions(at::kFloat).device(device));
   return {at::tensor(ids, at::kLong),
           at::zeros({count}, at::TensorOptions(at::kLong).device(device)),
           nothing,
           nothing,
-          null_text.unsqueeze(0).expand({count, -1, -1}),
+          s_.training->nothing(count),
           at::zeros({count}, at::TensorOptions(at::kBool).device(device))};
 }
 
@@ -60,15 +59,15 @@ NoisyRows TrainStep::held_out_rows(const std::vector<HeldOutVisit>& visits, int6
 
 at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
   const NoisyRows batch = rows(clock.step, micro);
-  const at::Tensor prediction = s_.model->predict(batch.noisy, batch.timestep, batch.text);
+  const at::Tensor prediction = s_.model->predict(batch.noisy, batch.timestep, batch.condition);
   const at::Tensor plain = row_losses(prediction, batch.target);
   const at::Tensor row_loss = s_.config.snr_gamma > 0
                                   ? plain * s_.schedule.min_snr_weight(batch.timestep, s_.config.snr_gamma)
                                   : plain;
   at::Tensor loss;
   if (s_.sieve) {
-    loss = s_.sieve->inspect(batch_of(*s_.model, batch, prediction, s_.training->null_text()), clock)
-               .loss(row_loss);
+    loss =
+        s_.sieve->inspect(batch_of(*s_.model, batch, prediction, s_.training->null()), clock).loss(row_loss);
   } else {
     loss = row_loss.mean();
     if (s_.config.accumulation > 1) loss = loss / static_cast<double>(s_.config.accumulation);
@@ -84,8 +83,8 @@ void TrainStep::observe_held_out(const Clock& clock) {
   if (visits.empty()) return;
   try {
     const NoisyRows rows = held_out_rows(visits, clock.step);
-    const at::Tensor prediction = s_.model->predict(rows.noisy, rows.timestep, rows.text);
-    s_.sieve->observe(batch_of(*s_.model, rows, prediction, s_.held_out->null_text()), clock);
+    const at::Tensor prediction = s_.model->predict(rows.noisy, rows.timestep, rows.condition);
+    s_.sieve->observe(batch_of(*s_.model, rows, prediction, s_.held_out->null()), clock);
   } catch (const Error&) {
     failure_ = std::current_exception();
   }

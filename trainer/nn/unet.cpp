@@ -66,8 +66,8 @@ void UNet2DConditionModelImpl::check_inputs(const at::Tensor& sample, const at::
 }
 
 at::Tensor UNet2DConditionModelImpl::forward(const at::Tensor& sample, const at::Tensor& timestep,
-                                             const at::Tensor& encoder_hidden_states) {
-  check_inputs(sample, timestep, encoder_hidden_states);
+                                             const Conditioning& condition) {
+  check_inputs(sample, timestep, condition.text);
   Parts& p = *parts_;
   const auto dtype = p.conv_in->weight.scalar_type();
   const at::Tensor steps = timestep.dim() == 0 ? timestep.expand({sample.size(0)}) : timestep;
@@ -75,7 +75,7 @@ at::Tensor UNet2DConditionModelImpl::forward(const at::Tensor& sample, const at:
                                                 config_.flip_sin_to_cos, config_.freq_shift);
   // Every ResNet block wants the embedding after SiLU, so that is done once.
   const at::Tensor time = at::silu(p.time_embedding->forward(features.to(dtype)));
-  at::Tensor text = encoder_hidden_states.to(dtype);
+  at::Tensor text = condition.text.to(dtype);
   if (p.encoder_hid_proj) text = p.encoder_hid_proj(text);
 
   at::Tensor x = p.conv_in(sample.to(dtype).contiguous(at::MemoryFormat::ChannelsLast));

@@ -3,6 +3,7 @@
 
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
+#include <trainer/nn/conditioning.h>
 #include <trainer/nn/config.h>
 
 #include <memory>
@@ -18,12 +19,11 @@ class UNet2DConditionModelImpl : public torch::nn::Module {
   ~UNet2DConditionModelImpl() override;
 
   /// sample [B, C, H, W] in any float dtype; timestep [B] (or 0-dim) of integers or floats on sample's
-  /// device; encoder_hidden_states [B, L, D] with D = config().text_dim(). Returns [B, out_channels, H, W].
+  /// device; condition.text [B, L, D] with D = config().text_dim(). Returns [B, out_channels, H, W].
   /// H and W may be any size. Never waits for the device. Inputs are cast to the parameters' dtype, the
   /// answer has that dtype (under autocast: what autocast makes of it). Works in channels_last inside,
   /// whatever the memory format of `sample`. DataError if the shapes do not fit the configuration.
-  at::Tensor forward(const at::Tensor& sample, const at::Tensor& timestep,
-                     const at::Tensor& encoder_hidden_states);
+  at::Tensor forward(const at::Tensor& sample, const at::Tensor& timestep, const Conditioning& condition);
 
   const UNetConfig& config() const { return config_; }
 

@@ -51,13 +51,13 @@ TEST_CASE("rows come back as they were written, cached or not") {
     REQUIRE((set.text_length() == 4 && set.text_dim() == 6));
     REQUIRE(set.captions()[5] == "caption 5 \xE2\x9C\x93");
     REQUIRE(set.group_ids() == std::vector<int64_t>{0, 0, 1, 1, 2, 2});
-    REQUIRE(at::equal(set.null_text(), at::full({4, 6}, 0.5, at::kFloat)));
+    REQUIRE(at::equal(set.null().text, at::full({4, 6}, 0.5, at::kFloat)));
     const std::vector<int64_t> ids{5, 0, 5, 3};
     const auto index = at::tensor(ids, at::kLong);
     const auto rows = set.load(ids);
     const Codec codec{2, {0.5, 0.4, 0.3}, {0.25, 0.3, 0.35}};
     REQUIRE(at::equal(rows.latents, codec.encode(some_images(6).index_select(0, index))));
-    REQUIRE(at::equal(rows.text, some_text(6).index_select(0, index).to(at::kFloat)));
+    REQUIRE(at::equal(rows.condition.text, some_text(6).index_select(0, index).to(at::kFloat)));
     REQUIRE(at::equal(rows.ids, index));
     REQUIRE(at::equal(set.load_images(ids), some_images(6).index_select(0, index)));
     REQUIRE(at::equal(set.codec()->decode(rows.latents), set.load_images(ids)));
@@ -87,7 +87,8 @@ TEST_CASE("several threads may load at once") {
   for (int t = 0; t < 4; ++t)
     threads.emplace_back([&, t] {
       for (int64_t i = 0; i < 40; ++i)
-        wrong[t] += !at::equal(set.load({i, (i + t) % 40}).text[0], some_text(40)[i].to(at::kFloat));
+        wrong[t] +=
+            !at::equal(set.load({i, (i + t) % 40}).condition.text[0], some_text(40)[i].to(at::kFloat));
     });
   for (auto& thread : threads) thread.join();
   REQUIRE(wrong == std::vector<int>(4, 0));

@@ -20,10 +20,9 @@ at::Tensor text() {
   return at::tensor({0.25f, 0.75f, -1.5f, -0.5f}).view({2, 1, 2});
 }
 
-at::Tensor toy(const at::Tensor& x, const at::Tensor& t, const at::Tensor& embedding) {
+at::Tensor toy(const at::Tensor& x, const at::Tensor& t, const Conditioning& c) {
   const auto column = [](const at::Tensor& v) { return v.view({-1, 1, 1, 1}); };
-  return 0.3 * x.tanh() + 0.1 * column(embedding.mean(at::IntArrayRef{1, 2})) +
-         column(t.to(at::kFloat) / 5000);
+  return 0.3 * x.tanh() + 0.1 * column(c.text.mean(at::IntArrayRef{1, 2})) + column(t.to(at::kFloat) / 5000);
 }
 
 at::Tensor draw(const std::string& prediction, int64_t steps, double guidance, const Denoiser& model = toy) {
@@ -66,7 +65,8 @@ TEST_CASE("drawn pictures are those of diffusers") {
 TEST_CASE("guidance is one forward of [null; text], and none at 1") {
   std::vector<int64_t> rows;
   bool null_first = true;
-  const Denoiser spy = [&](const at::Tensor& x, const at::Tensor& t, const at::Tensor& embedding) {
+  const Denoiser spy = [&](const at::Tensor& x, const at::Tensor& t, const Conditioning& c) {
+    const at::Tensor& embedding = c.text;
     rows.push_back(x.size(0));
     if (x.size(0) == 4) null_first = null_first && embedding.narrow(0, 0, 2).abs().max().item<double>() == 0;
     REQUIRE((t.size(0) == x.size(0) && embedding.size(0) == x.size(0) && t.scalar_type() == at::kLong));

@@ -65,8 +65,8 @@ TEST_CASE("schedule, codec and DDIM agree between GPU and CPU", "[.cuda]") {
   const auto x = keyed_normal(1, Stream::draw_noise, place_keys(0, 0, 2), {3, 4, 4});
   const auto t = at::tensor({10, 900}, at::kLong);
   const auto text = at::ones({2, 1, 2}), null = at::zeros({1, 2});
-  const Denoiser model = [](const at::Tensor& sample, const at::Tensor&, const at::Tensor& caption) {
-    return 0.3 * sample.tanh() + caption.mean(at::IntArrayRef{1, 2}).view({-1, 1, 1, 1});
+  const Denoiser model = [](const at::Tensor& sample, const at::Tensor&, const Conditioning& c) {
+    return 0.3 * sample.tanh() + c.text.mean(at::IntArrayRef{1, 2}).view({-1, 1, 1, 1});
   };
   const NoiseSchedule host(config), device(config, kGpu);
   const auto near = [](const at::Tensor& a, const at::Tensor& b) {
