@@ -13,8 +13,8 @@ namespace nn = torch::nn;
 
 namespace {
 
-nn::Linear make_linear(int64_t in, int64_t out, bool bias) {
-  return nn::Linear(nn::LinearOptions(in, out).bias(bias));
+Linear make_linear(int64_t in, int64_t out, bool bias) {
+  return Linear(nn::LinearOptions(in, out).bias(bias));
 }
 
 nn::LayerNorm make_layer_norm(int64_t dim) {
@@ -63,8 +63,9 @@ FeedForwardImpl::FeedForwardImpl(int64_t dim) {
 }
 
 at::Tensor FeedForwardImpl::forward(const at::Tensor& x) {
-  const auto halves = token_linear(x, in_->weight, in_->bias).chunk(2, -1);
-  return token_linear(halves[0] * at::gelu(halves[1]), out_->weight, out_->bias);
+  const auto halves = in_->plus_adapter(token_linear(x, in_->weight, in_->bias), x).chunk(2, -1);
+  const at::Tensor gated = halves[0] * at::gelu(halves[1]);
+  return out_->plus_adapter(token_linear(gated, out_->weight, out_->bias), gated);
 }
 
 BasicTransformerBlockImpl::BasicTransformerBlockImpl(int64_t dim, int64_t heads, int64_t text_dim)
@@ -92,7 +93,7 @@ ProjectionImpl::ProjectionImpl(int64_t channels, bool stored_as_convolution) {
 }
 
 at::Tensor ProjectionImpl::forward(const at::Tensor& x) {
-  return at::linear(x, weight_.flatten(1), bias_);
+  return plus_linear_adapter(adapter(), at::linear(x, weight_.flatten(1), bias_), x);
 }
 
 Transformer2DModelImpl::Transformer2DModelImpl(const Options& o)

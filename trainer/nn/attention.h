@@ -14,7 +14,7 @@ class AttentionImpl : public torch::nn::Module {
 
  private:
   int64_t heads_;
-  torch::nn::Linear to_q_, to_k_, to_v_, to_out_{nullptr};
+  Linear to_q_, to_k_, to_v_, to_out_{nullptr};
 };
 
 /// Linear to twice 4 * dim, one half gated by GELU of the other, Linear back (Shazeer: "GLU Variants Improve
@@ -25,7 +25,7 @@ class FeedForwardImpl : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& x);
 
  private:
-  torch::nn::Linear in_{nullptr}, out_{nullptr};
+  Linear in_{nullptr}, out_{nullptr};
 };
 
 /// Self-attention, cross-attention, feed-forward; each on the layer norm of its input, added to it.
@@ -41,11 +41,12 @@ class BasicTransformerBlockImpl : public torch::nn::Module {
 };
 
 /// A linear map of channels that diffusers stores either as Linear or as a 1x1 convolution.
-class ProjectionImpl : public torch::nn::Module {
+class ProjectionImpl : public torch::nn::Module, public Adaptable {
  public:
   ProjectionImpl(int64_t channels, bool stored_as_convolution);
   /// [B, N, channels] -> the same.
   at::Tensor forward(const at::Tensor& x);
+  const at::Tensor& adapted_weight() const override { return weight_; }
 
  private:
   at::Tensor weight_, bias_;

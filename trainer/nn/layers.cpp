@@ -26,8 +26,8 @@ at::Tensor timestep_features(const at::Tensor& timestep, int64_t dim, bool flip_
 }
 
 TimestepEmbeddingImpl::TimestepEmbeddingImpl(int64_t in, int64_t out)
-    : linear_1_(register_module("linear_1", nn::Linear(in, out))),
-      linear_2_(register_module("linear_2", nn::Linear(out, out))) {}
+    : linear_1_(register_module("linear_1", Linear(in, out))),
+      linear_2_(register_module("linear_2", Linear(out, out))) {}
 
 at::Tensor TimestepEmbeddingImpl::forward(const at::Tensor& features) {
   return linear_2_(at::silu(linear_1_(features)));
@@ -43,8 +43,8 @@ nn::GroupNorm make_norm(int64_t groups, int64_t channels, double eps) {
   return nn::GroupNorm(nn::GroupNormOptions(groups, channels).eps(eps));
 }
 
-nn::Conv2d make_conv(int64_t in, int64_t out, int64_t kernel, int64_t stride = 1) {
-  return nn::Conv2d(nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2));
+Conv2d make_conv(int64_t in, int64_t out, int64_t kernel, int64_t stride = 1) {
+  return Conv2d(nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2));
 }
 
 }  // namespace
@@ -54,7 +54,7 @@ ResnetBlock2DImpl::ResnetBlock2DImpl(const Options& o)
       norm2_(register_module("norm2", make_norm(o.groups, o.out, o.eps))),
       conv1_(register_module("conv1", make_conv(o.in, o.out, 3))),
       conv2_(register_module("conv2", make_conv(o.out, o.out, 3))),
-      time_emb_proj_(register_module("time_emb_proj", nn::Linear(o.time_dim, o.out))) {
+      time_emb_proj_(register_module("time_emb_proj", Linear(o.time_dim, o.out))) {
   if (o.in != o.out) conv_shortcut_ = register_module("conv_shortcut", make_conv(o.in, o.out, 1));
 }
 

@@ -3,9 +3,8 @@
 // they are.
 
 #include <torch/nn/module.h>
-#include <torch/nn/modules/conv.h>
-#include <torch/nn/modules/linear.h>
 #include <torch/nn/modules/normalization.h>
+#include <trainer/nn/adapter.h>
 
 #include <memory>
 #include <string>
@@ -36,7 +35,7 @@ class TimestepEmbeddingImpl : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& features);
 
  private:
-  torch::nn::Linear linear_1_, linear_2_;
+  Linear linear_1_, linear_2_;
 };
 
 /// GroupNorm followed by SiLU, [B, C, H, W] -> the same; the memory format is kept.
@@ -55,8 +54,8 @@ class ResnetBlock2DImpl : public torch::nn::Module {
 
  private:
   torch::nn::GroupNorm norm1_, norm2_;
-  torch::nn::Conv2d conv1_, conv2_, conv_shortcut_{nullptr};
-  torch::nn::Linear time_emb_proj_;
+  Conv2d conv1_, conv2_, conv_shortcut_{nullptr};
+  Linear time_emb_proj_;
 };
 
 /// 3x3 convolution with stride 2, or after nearest-neighbour interpolation to a given size.
@@ -67,7 +66,7 @@ class ResampleImpl : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& x, at::IntArrayRef height_and_width);
 
  private:
-  torch::nn::Conv2d conv_;
+  Conv2d conv_;
 };
 
 }  // namespace memsieve::trainer

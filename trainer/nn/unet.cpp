@@ -10,9 +10,9 @@ namespace memsieve::trainer {
 namespace nn = torch::nn;
 
 struct UNet2DConditionModelImpl::Parts {
-  nn::Conv2d conv_in{nullptr}, conv_out{nullptr};
+  Conv2d conv_in{nullptr}, conv_out{nullptr};
   std::shared_ptr<TimestepEmbeddingImpl> time_embedding;
-  nn::Linear encoder_hid_proj{nullptr};
+  Linear encoder_hid_proj{nullptr};
   std::vector<std::shared_ptr<DownBlockImpl>> down;
   std::shared_ptr<MidBlockImpl> mid;
   std::vector<std::shared_ptr<UpBlockImpl>> up;
@@ -21,8 +21,8 @@ struct UNet2DConditionModelImpl::Parts {
 
 namespace {
 
-nn::Conv2d make_conv(int64_t in, int64_t out, int64_t kernel) {
-  return nn::Conv2d(nn::Conv2dOptions(in, out, kernel).padding((kernel - 1) / 2));
+Conv2d make_conv(int64_t in, int64_t out, int64_t kernel) {
+  return Conv2d(nn::Conv2dOptions(in, out, kernel).padding((kernel - 1) / 2));
 }
 
 }  // namespace
@@ -38,7 +38,7 @@ UNet2DConditionModelImpl::UNet2DConditionModelImpl(UNetConfig config)
       register_module("time_embedding", std::make_shared<TimestepEmbeddingImpl>(first, c.time_embed_dim()));
   if (c.encoder_hid_dim)
     p.encoder_hid_proj =
-        register_module("encoder_hid_proj", nn::Linear(*c.encoder_hid_dim, c.cross_attention_dim.front()));
+        register_module("encoder_hid_proj", Linear(*c.encoder_hid_dim, c.cross_attention_dim.front()));
   auto down = register_module("down_blocks", std::make_shared<NumberedImpl>());
   auto up = register_module("up_blocks", std::make_shared<NumberedImpl>());
   for (int64_t i = 0; i < c.levels(); ++i)
