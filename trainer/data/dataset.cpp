@@ -74,7 +74,7 @@ struct Dataset::Impl {
   Hdf5File file;
   Column pictures, text;
   Conditioning null;
-  std::vector<std::string> captions;
+  Hdf5Strings captions;
   std::vector<int64_t> group_ids, latent_shape;
   std::optional<Codec> codec;
 
@@ -137,7 +137,7 @@ struct Dataset::Impl {
     null.text = empty.read().to(at::kFloat);
     check_finite(null.text, empty.where(), {});
     captions = file.strings("/caption");
-    check_rows("/caption", static_cast<int64_t>(captions.size()));
+    check_rows("/caption", captions.size());
     if (!file.has("/group_id")) return;
     const at::Tensor groups = file.array("/group_id", 1, {at::kLong}).read();
     check_rows("/group_id", groups.size(0));
@@ -173,8 +173,9 @@ int64_t Dataset::text_dim() const {
 const Conditioning& Dataset::null() const {
   return impl_->null;
 }
-const std::vector<std::string>& Dataset::captions() const {
-  return impl_->captions;
+std::vector<std::string> Dataset::captions(const std::vector<int64_t>& ids) const {
+  impl_->check_ids(ids);
+  return impl_->captions.read_rows(ids);
 }
 const std::vector<int64_t>& Dataset::group_ids() const {
   return impl_->group_ids;

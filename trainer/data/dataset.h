@@ -40,7 +40,6 @@ class Dataset {
   int64_t text_length() const;                       ///< L
   int64_t text_dim() const;                          ///< D
   const Conditioning& null() const;                  ///< the empty caption, float32: text [L, D], no time_ids
-  const std::vector<std::string>& captions() const;  ///< [N] UTF-8
   const std::vector<int64_t>& group_ids() const;     ///< [N], or empty if the file has none
   const std::optional<Codec>& codec() const;         ///< nullopt for a set of latents
   const std::string& path() const;
@@ -49,6 +48,8 @@ class Dataset {
   /// Rows in the order of `ids`; an id may occur twice. Throws DataError for an id outside [0, size()) or a
   /// NaN or Inf.
   Rows load(const std::vector<int64_t>& ids) const;
+  /// The captions of rows, UTF-8. Throws DataError for an id outside [0, size()).
+  std::vector<std::string> captions(const std::vector<int64_t>& ids) const;
   /// The stored pictures [B, 3, H, W] uint8. Throws DataError for a set of latents.
   at::Tensor load_images(const std::vector<int64_t>& ids) const;
 

@@ -1,4 +1,4 @@
-#include <ATen/ops/empty.h>
+#include <ATen/ATen.h>
 #include <memsieve/error.h>
 #include <trainer/data/hdf5_file.h>
 
@@ -74,58 +74,34 @@ std::vector<int64_t> shape_of(hid_t dataset) {
 
 }  // namespace
 
+namespace {
+
+// HDF5 keeps the chunks last read, by default 1 MiB of them, and none that is larger: rows of one large chunk
+// would each inflate it anew. So room for one chunk, unless it is so large that whoever wrote it never meant
+// to read rows.
+constexpr size_t kSmallChunk = size_t{1} << 20, kHugeChunk = size_t{1} << 26;
+
+Hdf5Handle open_with_chunk_cache(hid_t file, const std::string& name) {
+  Hdf5Handle plain(H5Dopen2(file, name.c_str(), H5P_DEFAULT), H5Dclose);
+  if (!plain) return plain;
+  const Hdf5Handle created(H5Dget_create_plist(plain.get()), H5Pclose);
+  if (H5Pget_layout(created.get()) != H5D_CHUNKED) return plain;
+  std::vector<hsize_t> chunk(H5S_MAX_RANK);
+  const int rank = H5Pget_chunk(created.get(), H5S_MAX_RANK, chunk.data());
+  const Hdf5Handle type(H5Dget_type(plain.get()), H5Tclose);
+  size_t bytes = H5Tget_size(type.get());
+  for (int i = 0; i < rank; ++i) bytes *= chunk[static_cast<size_t>(i)];
+  if (bytes <= kSmallChunk || bytes > kHugeChunk) return plain;
+  const Hdf5Handle access(H5Pcreate(H5P_DATASET_ACCESS), H5Pclose);
+  H5Pset_chunk_cache(access.get(), H5D_CHUNK_CACHE_NSLOTS_DEFAULT, bytes, H5D_CHUNK_CACHE_W0_DEFAULT);
+  plain = {};  // an open dataset keeps the cache that it was opened with first
+  return {H5Dopen2(file, name.c_str(), access.get()), H5Dclose};
+}
+
+}  // namespace
+
 void silence_hdf5() {
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-}
-
-int64_t Hdf5Array::bytes() const {
-  int64_t count = static_cast<int64_t>(c10::elementSize(dtype_));
-  for (const int64_t n : shape_) count *= n;
-  return count;
-}
-
-at::Tensor Hdf5Array::read() const {
-  silence_hdf5();
-  at::Tensor values = at::empty(shape_, at::TensorOptions().dtype(dtype_));
-  if (H5Dread(id_.get(), memory_type_.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data_ptr()) < 0)
-    throw DataError(where_ + ": cannot be read; the file is damaged, make it anew");
-  return values;
-}
-
-at::Tensor Hdf5Array::read_rows(const std::vector<int64_t>& ids) const {
-  silence_hdf5();
-  std::vector<int64_t> shape = shape_;
-  shape[0] = static_cast<int64_t>(ids.size());
-  at::Tensor values = at::empty(shape, at::TensorOptions().dtype(dtype_));
-  std::vector<hsize_t> start(shape_.size(), 0), count(shape_.begin(), shape_.end());
-  count[0] = 1;
-  const Hdf5Handle file_space(H5Dget_space(id_.get()), H5Sclose);
-  const Hdf5Handle row_space(H5Screate_simple(static_cast<int>(count.size()), count.data(), nullptr),
-                             H5Sclose);
-  auto* out = static_cast<char*>(values.data_ptr());
-  const int64_t row_bytes = ids.empty() ? 0 : static_cast<int64_t>(values.nbytes()) / shape[0];
-  for (const int64_t id : ids) {
-    start[0] = static_cast<hsize_t>(id);
-    H5Sselect_hyperslab(file_space.get(), H5S_SELECT_SET, start.data(), nullptr, count.data(), nullptr);
-    if (H5Dread(id_.get(), memory_type_.get(), row_space.get(), file_space.get(), H5P_DEFAULT, out) < 0)
-      throw DataError(where_ + ": row " + std::to_string(id) +
-                      " cannot be read; the file is damaged, make it anew");
-    out += row_bytes;
-  }
-  return values;
-}
-
-std::vector<double> Hdf5Array::attribute(const std::string& name, int64_t count) const {
-  silence_hdf5();
-  const std::string what = where_ + ": attribute '" + name + "'";
-  if (H5Aexists(id_.get(), name.c_str()) <= 0) throw DataError(what + " is missing");
-  const Hdf5Handle attribute(H5Aopen(id_.get(), name.c_str(), H5P_DEFAULT), H5Aclose);
-  const Hdf5Handle space(H5Aget_space(attribute.get()), H5Sclose);
-  std::vector<double> values(count);
-  if (H5Sget_simple_extent_npoints(space.get()) != count ||
-      H5Aread(attribute.get(), H5T_NATIVE_DOUBLE, values.data()) < 0)
-    throw DataError(what + " must hold " + std::to_string(count) + " number" + (count == 1 ? "" : "s"));
-  return values;
 }
 
 Hdf5File::Hdf5File(const std::string& path) : path_(path) {
@@ -148,7 +124,7 @@ Hdf5Array Hdf5File::array(const std::string& name, int64_t rank,
   Hdf5Array array;
   array.where_ = path_ + ": " + name;
   if (!has(name)) throw DataError(array.where_ + ": no such dataset");
-  array.id_ = Hdf5Handle(H5Dopen2(id_.get(), name.c_str(), H5P_DEFAULT), H5Dclose);
+  array.id_ = open_with_chunk_cache(id_.get(), name);
   if (!array.id_) throw DataError(array.where_ + ": is not a dataset");
   const Hdf5Handle stored(H5Dget_type(array.id_.get()), H5Tclose);
   const bool known = understand(stored.get(), array.memory_type_, array.dtype_);
@@ -163,24 +139,18 @@ Hdf5Array Hdf5File::array(const std::string& name, int64_t rank,
   return array;
 }
 
-std::vector<std::string> Hdf5File::strings(const std::string& name) const {
-  const std::string where = path_ + ": " + name;
-  if (!has(name)) throw DataError(where + ": no such dataset");
-  const Hdf5Handle id(H5Dopen2(id_.get(), name.c_str(), H5P_DEFAULT), H5Dclose);
-  if (!id) throw DataError(where + ": is not a dataset");
-  const Hdf5Handle type(H5Dget_type(id.get()), H5Tclose);
-  const auto shape = shape_of(id.get());
-  if (H5Tis_variable_str(type.get()) <= 0 || shape.size() != 1)
-    throw DataError(where + ": expected one dimension of variable-length UTF-8 strings");
-  std::vector<char*> pointers(shape[0], nullptr);
-  if (H5Dread(id.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, pointers.data()) < 0)
-    throw DataError(where + ": cannot be read; the file is damaged, make it anew");
-  std::vector<std::string> texts;
-  texts.reserve(pointers.size());
-  for (const char* text : pointers) texts.emplace_back(text ? text : "");
-  const Hdf5Handle space(H5Dget_space(id.get()), H5Sclose);
-  H5Dvlen_reclaim(type.get(), space.get(), H5P_DEFAULT, pointers.data());
-  return texts;
+Hdf5Strings Hdf5File::strings(const std::string& name) const {
+  Hdf5Strings strings;
+  strings.where_ = path_ + ": " + name;
+  if (!has(name)) throw DataError(strings.where_ + ": no such dataset");
+  strings.id_ = Hdf5Handle(H5Dopen2(id_.get(), name.c_str(), H5P_DEFAULT), H5Dclose);
+  if (!strings.id_) throw DataError(strings.where_ + ": is not a dataset");
+  strings.type_ = Hdf5Handle(H5Dget_type(strings.id_.get()), H5Tclose);
+  const auto shape = shape_of(strings.id_.get());
+  if (H5Tis_variable_str(strings.type_.get()) <= 0 || shape.size() != 1)
+    throw DataError(strings.where_ + ": expected one dimension of variable-length UTF-8 strings");
+  strings.size_ = shape[0];
+  return strings;
 }
 
 std::string Hdf5File::root_text(const std::string& name) const {

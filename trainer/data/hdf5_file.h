@@ -9,6 +9,10 @@
 #include <utility>
 #include <vector>
 
+#ifndef H5_HAVE_THREADSAFE
+#error "rows are read on several threads: build with a thread-safe HDF5, as Debian's libhdf5-dev is"
+#endif
+
 namespace memsieve::trainer {
 
 /// Owns one HDF5 identifier.
@@ -48,19 +52,36 @@ class Hdf5Array {
   /// "file.h5: /text", for messages.
   const std::string& where() const { return where_; }
 
-  /// The whole dataset, or rows of its first dimension in the order given (ids must lie in range), in the
-  /// stored dtype.
+  /// The whole dataset, or rows of its first dimension in the order given (ids must lie in range, and may
+  /// occur twice), in the stored dtype. Rows are read in the order of the file, neighbours in one call.
   at::Tensor read() const;
   at::Tensor read_rows(const std::vector<int64_t>& ids) const;
 
   /// Scalar or one-dimensional numeric attribute as float64. DataError if missing or not of `count` numbers.
   std::vector<double> attribute(const std::string& name, int64_t count) const;
+  /// A single number, or `otherwise` if there is no such attribute.
+  double attribute_or(const std::string& name, double otherwise) const;
 
  private:
   friend class Hdf5File;
+  void read_run(int64_t first, int64_t rows, void* out) const;
   Hdf5Handle id_, memory_type_;
   std::vector<int64_t> shape_;
   at::ScalarType dtype_ = at::kFloat;
+  std::string where_;
+};
+
+/// A one-dimensional dataset of variable-length UTF-8 strings, read on demand.
+class Hdf5Strings {
+ public:
+  int64_t size() const { return size_; }
+  /// In the order given; ids must lie in range.
+  std::vector<std::string> read_rows(const std::vector<int64_t>& ids) const;
+
+ private:
+  friend class Hdf5File;
+  Hdf5Handle id_, type_;
+  int64_t size_ = 0;
   std::string where_;
 };
 
@@ -75,8 +96,8 @@ class Hdf5File {
   /// Opens a dataset. DataError if it is missing, has another rank than `rank`, a dtype not among `dtypes`,
   /// or no rows. dtypes that are understood: uint8, int64, float16, float32.
   Hdf5Array array(const std::string& name, int64_t rank, const std::vector<at::ScalarType>& dtypes) const;
-  /// A dataset of variable-length strings, one-dimensional.
-  std::vector<std::string> strings(const std::string& name) const;
+  /// Opens a dataset of strings. DataError if it is missing or of another kind.
+  Hdf5Strings strings(const std::string& name) const;
   /// Attributes of the root group. DataError if missing or of another type.
   std::string root_text(const std::string& name) const;
   int64_t root_integer(const std::string& name) const;

@@ -40,12 +40,19 @@ class Hdf5Writer {
   explicit Hdf5Writer(const std::string& path)
       : file_(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose) {}
 
-  void tensor(const std::string& name, const at::Tensor& values) {
+  /// `chunk`: rows of one chunk, which is deflated; 0 = contiguous.
+  void tensor(const std::string& name, const at::Tensor& values, int64_t chunk = 0) {
     const std::vector<hsize_t> dims(values.sizes().begin(), values.sizes().end());
     const Hdf5Handle space(H5Screate_simple(static_cast<int>(dims.size()), dims.data(), nullptr), H5Sclose);
-    const Hdf5Handle type = type_of(values.scalar_type());
+    const Hdf5Handle type = type_of(values.scalar_type()), how(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+    if (chunk > 0) {
+      auto shape = dims;
+      shape[0] = static_cast<hsize_t>(chunk);
+      H5Pset_chunk(how.get(), static_cast<int>(shape.size()), shape.data());
+      H5Pset_deflate(how.get(), 1);
+    }
     const Hdf5Handle data(
-        H5Dcreate2(file_.get(), name.c_str(), type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
+        H5Dcreate2(file_.get(), name.c_str(), type.get(), space.get(), H5P_DEFAULT, how.get(), H5P_DEFAULT),
         H5Dclose);
     if (values.numel() > 0)
       H5Dwrite(data.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, values.contiguous().data_ptr());

@@ -49,7 +49,9 @@ TEST_CASE("rows come back as they were written, cached or not") {
     REQUIRE(set.size() == 6);
     REQUIRE(set.latent_shape() == std::vector<int64_t>{12, 4, 4});
     REQUIRE((set.text_length() == 4 && set.text_dim() == 6));
-    REQUIRE(set.captions()[5] == "caption 5 \xE2\x9C\x93");
+    REQUIRE(set.captions({5, 0, 5}) == std::vector<std::string>{"caption 5 \xE2\x9C\x93",
+                                                                "caption 0 \xE2\x9C\x93",
+                                                                "caption 5 \xE2\x9C\x93"});
     REQUIRE(set.group_ids() == std::vector<int64_t>{0, 0, 1, 1, 2, 2});
     REQUIRE(at::equal(set.null().text, at::full({4, 6}, 0.5, at::kFloat)));
     const std::vector<int64_t> ids{5, 0, 5, 3};
@@ -61,6 +63,24 @@ TEST_CASE("rows come back as they were written, cached or not") {
     REQUIRE(at::equal(rows.ids, index));
     REQUIRE(at::equal(set.load_images(ids), some_images(6).index_select(0, index)));
     REQUIRE(at::equal(set.codec()->decode(rows.latents), set.load_images(ids)));
+  }
+}
+
+TEST_CASE("rows are read one by one, in runs and out of large chunks alike") {
+  const TemporaryFolder folder;
+  const auto latents = at::arange(48 * 16, at::kFloat).view({48, 4, 2, 2});
+  const auto wide = at::arange(48 * 16 * 1024, at::kFloat).view({48, 4, 64, 64});
+  const std::vector<std::vector<int64_t>> orders{
+      {0}, {47}, {3, 4, 5, 6}, {6, 5, 4, 3}, {9, 1, 9, 2, 1, 40, 10, 41}, {47, 0, 46, 1}};
+  for (const auto& [values, chunk] :
+       {std::pair{latents, int64_t{0}}, {latents, 1}, {latents, 5}, {wide, 32}, {wide, 1}}) {
+    auto file = write_latents(folder.file("set.h5"), 48);
+    file.remove("/latents");
+    file.tensor("/latents", values, chunk);
+    const auto set = Dataset::open(folder.file("set.h5"), uncached());
+    for (const auto& ids : orders)
+      REQUIRE(at::equal(set.load(ids).latents, values.index_select(0, at::tensor(ids, at::kLong))));
+    REQUIRE(set.load({}).latents.size(0) == 0);
   }
 }
 
@@ -106,6 +126,7 @@ TEST_CASE("ids out of range are refused") {
   const auto set = Dataset::open(folder.file("set.h5"));
   for (const int64_t id : {-1, 6}) {
     REQUIRE_THROWS_AS(set.load({0, id}), memsieve::DataError);
+    REQUIRE_THROWS_AS(set.captions({0, id}), memsieve::DataError);
     REQUIRE_THROWS_WITH(
         set.load_images({id}),
         Contains("sample id " + std::to_string(id) + " is out of range") && Contains("has 6 rows"));
