@@ -1,9 +1,8 @@
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
-#include <trainer/data/dataset.h>
-#include <trainer/data/hdf5_file.h>
+#include <trainer/data/column.h>
 
-#include <cmath>
+#include <algorithm>
 
 namespace memsieve::trainer {
 
@@ -12,81 +11,27 @@ namespace {
 constexpr const char* kFormat = "memsieve-dataset";
 constexpr int64_t kVersion = 1;
 
-// Throws for the first row of `values` [B, ...] that holds a NaN or Inf. `ids` names rows, empty = 0, 1, 2
-// ...
-void check_finite(const at::Tensor& values, const std::string& where, const std::vector<int64_t>& ids) {
-  if (!values.is_floating_point()) return;
-  const at::Tensor good = values.isfinite().flatten(1).all(1);
-  if (good.all().item<bool>()) return;
-  const int64_t row = good.logical_not().nonzero()[0].item<int64_t>();
-  throw DataError(where + ": row " + std::to_string(ids.empty() ? row : ids[row]) +
-                  " holds a NaN or Inf; repair or leave out that row");
-}
-
-// A dataset that is either held in memory or read row by row.
-struct Column {
-  Hdf5Array array;
-  at::Tensor cache;
-
-  void hold() {
-    cache = array.read();
-    check_finite(cache, array.where(), {});
-  }
-  at::Tensor rows(const std::vector<int64_t>& ids) const {
-    if (cache.defined()) return cache.index_select(0, at::tensor(ids, at::kLong));
-    at::Tensor values = array.read_rows(ids);
-    check_finite(values, array.where(), ids);
-    return values;
-  }
-};
-
-Codec read_codec(const Hdf5Array& images) {
-  Codec codec;
-  const auto mean = images.attribute("mean", 3), std = images.attribute("std", 3);
-  for (int c = 0; c < 3; ++c) {
-    codec.mean[c] = mean[c];
-    codec.std[c] = std[c];
-    if (!std::isfinite(mean[c]) || !std::isfinite(std[c]) || std[c] <= 0)
-      throw DataError(images.where() + ": attributes 'mean' and 'std' must be finite, and 'std' above 0");
-  }
-  const double factor = images.attribute("pixel_unshuffle", 1)[0];
-  if (!(factor >= 1 && factor <= 64) || factor != std::floor(factor))
-    throw DataError(images.where() + ": attribute 'pixel_unshuffle' must be an integer from 1 to 64");
-  codec.factor = static_cast<int64_t>(factor);
-  const auto& shape = images.shape();
-  if (shape[1] != 3)
-    throw DataError(images.where() + ": has " + std::to_string(shape[1]) + " channels, expected 3");
-  if (shape[2] % codec.factor || shape[3] % codec.factor)
-    throw DataError(images.where() + ": " + std::to_string(shape[2]) + " x " + std::to_string(shape[3]) +
-                    " pixels cannot be divided by pixel_unshuffle " + std::to_string(codec.factor));
-  return codec;
-}
-
-std::string text_of(at::IntArrayRef shape) {
-  std::string text;
-  for (const int64_t n : shape) text += (text.empty() ? "" : " x ") + std::to_string(n);
-  return text;
-}
-
 }  // namespace
 
 struct Dataset::Impl {
   Hdf5File file;
-  Column pictures, text;
+  Column pictures, latent_std, text, pooled, time_ids;
   Conditioning null;
   Hdf5Strings captions;
   std::vector<int64_t> group_ids, latent_shape;
   std::optional<Codec> codec;
+  LatentScale scale;
 
   Impl(const std::string& path, const DatasetOptions& options) : file(path) {
     check_format();
     open_pictures();
     open_text();
-    const int64_t bytes = pictures.array.bytes() + text.array.bytes();
-    if (bytes <= options.cache_bytes) {
-      pictures.hold();
-      text.hold();
-    }
+    open_pooled();
+    open_rest();
+    int64_t bytes = 0;
+    for (const Column* column : {&pictures, &latent_std, &text, &pooled, &time_ids}) bytes += column->bytes();
+    if (bytes > options.cache_bytes) return;
+    for (Column* column : {&pictures, &latent_std, &text, &pooled, &time_ids}) column->hold();
   }
 
   int64_t size() const { return pictures.array.shape()[0]; }
@@ -116,7 +61,29 @@ struct Dataset::Impl {
     } else {
       pictures.array = file.array("/latents", 4, {at::kHalf, at::kFloat});
       latent_shape.assign(pictures.array.shape().begin() + 1, pictures.array.shape().end());
+      scale = read_latent_scale(pictures.array);
     }
+    if (!file.has("/latent_std")) return;
+    if (images) throw DataError(file.path() + ": /latent_std goes with /latents, but the file has /images");
+    latent_std.array = file.array("/latent_std", 4, {at::kHalf, at::kFloat});
+    latent_std.positive = true;
+    check_shape(latent_std.array, pictures.array.shape(), "/latents");
+  }
+
+  void check_shape(const Hdf5Array& array, at::IntArrayRef want, const std::string& as) const {
+    if (at::IntArrayRef(array.shape()) == want) return;
+    throw DataError(array.where() + ": shape " + shape_text(array.shape()) + ", expected " +
+                    shape_text(want) + " as in " + as);
+  }
+
+  // The empty caption's row of `column`.
+  at::Tensor null_of(const std::string& name, const Column& column, const std::string& as) const {
+    const Hdf5Array array =
+        file.array(name, static_cast<int64_t>(column.array.shape().size()) - 1, {at::kHalf, at::kFloat});
+    check_shape(array, at::IntArrayRef(column.array.shape()).slice(1), as);
+    const at::Tensor values = array.read().to(at::kFloat);
+    check_finite(values.dim() > 1 ? values : values.unsqueeze(0), array.where(), {});
+    return values;
   }
 
   void check_rows(const std::string& name, int64_t rows) const {
@@ -129,13 +96,27 @@ struct Dataset::Impl {
   void open_text() {
     text.array = file.array("/text", 3, {at::kHalf, at::kFloat});
     check_rows("/text", text.array.shape()[0]);
-    const Hdf5Array empty = file.array("/null_text", 2, {at::kHalf, at::kFloat});
-    const at::IntArrayRef want = at::IntArrayRef(text.array.shape()).slice(1);
-    if (at::IntArrayRef(empty.shape()) != want)
-      throw DataError(empty.where() + ": shape " + text_of(empty.shape()) + ", expected " + text_of(want) +
-                      " as in /text");
-    null.text = empty.read().to(at::kFloat);
-    check_finite(null.text, empty.where(), {});
+    null.text = null_of("/null_text", text, "/text");
+  }
+
+  void open_pooled() {
+    const std::vector<std::string> names{"/pooled", "/null_pooled", "/time_ids"};
+    const auto missing =
+        std::find_if(names.begin(), names.end(), [&](const auto& name) { return !file.has(name); });
+    const auto present =
+        std::find_if(names.begin(), names.end(), [&](const auto& name) { return file.has(name); });
+    if (present == names.end()) return;
+    if (missing != names.end())
+      throw DataError(file.path() + ": has " + *present + " but no " + *missing +
+                      "; SDXL needs /pooled, /null_pooled and /time_ids, other models none of them");
+    pooled.array = file.array("/pooled", 2, {at::kHalf, at::kFloat});
+    check_rows("/pooled", pooled.array.shape()[0]);
+    null.pooled = null_of("/null_pooled", pooled, "/pooled");
+    time_ids.array = file.array("/time_ids", 2, {at::kFloat});
+    check_shape(time_ids.array, {size(), 6}, "docs/data_format.md");
+  }
+
+  void open_rest() {
     captions = file.strings("/caption");
     check_rows("/caption", captions.size());
     if (!file.has("/group_id")) return;
@@ -183,6 +164,15 @@ const std::vector<int64_t>& Dataset::group_ids() const {
 const std::optional<Codec>& Dataset::codec() const {
   return impl_->codec;
 }
+const LatentScale& Dataset::latent_scale() const {
+  return impl_->scale;
+}
+bool Dataset::has_latent_std() const {
+  return impl_->latent_std.there();
+}
+int64_t Dataset::pooled_dim() const {
+  return impl_->pooled.there() ? impl_->pooled.array.shape()[1] : 0;
+}
 const std::string& Dataset::path() const {
   return impl_->file.path();
 }
@@ -192,9 +182,20 @@ bool Dataset::cached() const {
 
 Rows Dataset::load(const std::vector<int64_t>& ids) const {
   impl_->check_ids(ids);
-  const at::Tensor pictures = impl_->pictures.rows(ids);
-  return {impl_->codec ? impl_->codec->encode(pictures) : pictures.to(at::kFloat),
-          impl_->text.rows(ids).to(at::kFloat), at::tensor(ids, at::kLong)};
+  Rows rows;
+  rows.ids = at::tensor(ids, at::kLong);
+  rows.condition = {impl_->text.real_rows(ids), impl_->pooled.real_rows(ids), impl_->time_ids.real_rows(ids)};
+  if (impl_->codec) {
+    rows.latents = impl_->codec->encode(impl_->pictures.rows(ids));
+    return rows;
+  }
+  const LatentScale& scale = impl_->scale;
+  rows.latents = impl_->pictures.real_rows(ids);
+  if (scale.shift_factor != 0) rows.latents = rows.latents - scale.shift_factor;
+  if (scale.scaling_factor != 1) rows.latents = rows.latents * scale.scaling_factor;
+  rows.latent_std = impl_->latent_std.real_rows(ids);
+  if (rows.latent_std.defined()) rows.latent_std = rows.latent_std * scale.scaling_factor;
+  return rows;
 }
 
 at::Tensor Dataset::load_images(const std::vector<int64_t>& ids) const {
@@ -208,15 +209,29 @@ void Dataset::check_matches(const Dataset& other) const {
     throw DataError(other.path() + ": " + what + " " + theirs + ", but " + path() + " has " + mine);
   };
   if (latent_shape() != other.latent_shape())
-    differ("latent shape", text_of(latent_shape()), text_of(other.latent_shape()));
+    differ("latent shape", shape_text(latent_shape()), shape_text(other.latent_shape()));
   const std::vector<int64_t> mine{text_length(), text_dim()}, theirs{other.text_length(), other.text_dim()};
-  if (mine != theirs) differ("text shape", text_of(mine), text_of(theirs));
+  if (mine != theirs) differ("text shape", shape_text(mine), shape_text(theirs));
+  const auto pooled = [](const Dataset& d) {
+    return d.pooled_dim() > 0 ? std::to_string(d.pooled_dim()) + " pooled features" : "no /pooled";
+  };
+  if (pooled_dim() != other.pooled_dim()) differ("has", pooled(*this), pooled(other));
   if (codec().has_value() != other.codec().has_value())
     differ("holds", codec() ? "pictures" : "latents", other.codec() ? "pictures" : "latents");
   if (codec() && (codec()->factor != other.codec()->factor || codec()->mean != other.codec()->mean ||
                   codec()->std != other.codec()->std))
     throw DataError(other.path() + ": 'mean', 'std' or 'pixel_unshuffle' of /images differ from those of " +
                     path() + "; make both with the same");
+  const auto spread = [](const Dataset& d) { return d.has_latent_std() ? "/latent_std" : "no /latent_std"; };
+  if (has_latent_std() != other.has_latent_std()) differ("has", spread(*this), spread(other));
+  if (!(latent_scale() == other.latent_scale()))
+    throw DataError(other.path() + ": 'scaling_factor' or 'shift_factor' of /latents differ from those of " +
+                    path() + "; make both with the same VAE");
+}
+
+at::Tensor sample_latents(const Rows& rows, const at::Tensor& noise) {
+  if (!rows.latent_std.defined()) return rows.latents;
+  return at::addcmul(rows.latents, rows.latent_std, noise);
 }
 
 }  // namespace memsieve::trainer

@@ -16,9 +16,22 @@ namespace memsieve::trainer {
 
 /// Some rows, on the CPU.
 struct Rows {
-  at::Tensor latents;      ///< [B, C, H, W] float32
+  at::Tensor latents;  ///< [B, C, H, W] float32 as the model sees them; where there is latent_std, the means
+  at::Tensor latent_std;   ///< like latents: standard deviations of the VAE's answer; or undefined
   Conditioning condition;  ///< float32
   at::Tensor ids;          ///< [B] int64
+};
+
+/// [B, C, H, W] float32: latents + latent_std * noise, as the VAE's distribution wants it (Kingma and
+/// Welling, "Auto-Encoding Variational Bayes", 2014); the latents themselves for a set without latent_std,
+/// where `noise` may be undefined. noise: standard normal, like latents.
+at::Tensor sample_latents(const Rows& rows, const at::Tensor& noise);
+
+/// From a VAE's latents z to what the model sees: (z - shift_factor) * scaling_factor, as in diffusers.
+struct LatentScale {
+  double scaling_factor = 1;
+  double shift_factor = 0;
+  bool operator==(const LatentScale&) const = default;
 };
 
 struct DatasetOptions {
@@ -42,6 +55,9 @@ class Dataset {
   const Conditioning& null() const;                  ///< the empty caption, float32: text [L, D], no time_ids
   const std::vector<int64_t>& group_ids() const;     ///< [N], or empty if the file has none
   const std::optional<Codec>& codec() const;         ///< nullopt for a set of latents
+  const LatentScale& latent_scale() const;           ///< already applied to what load() gives
+  bool has_latent_std() const;                       ///< rows are drawn with sample_latents() at each visit
+  int64_t pooled_dim() const;                        ///< P, or 0 for a set without pooled text and time_ids
   const std::string& path() const;
   bool cached() const;
 
@@ -53,8 +69,8 @@ class Dataset {
   /// The stored pictures [B, 3, H, W] uint8. Throws DataError for a set of latents.
   at::Tensor load_images(const std::vector<int64_t>& ids) const;
 
-  /// Throws DataError unless `other` (validation, held-out, prompts) has the same latent shape, text shape
-  /// and codec.
+  /// Throws DataError unless `other` (validation, held-out, prompts) has the same latent shape, text shape,
+  /// codec and scale, and /latent_std and /pooled if this has.
   void check_matches(const Dataset& other) const;
 
  private:

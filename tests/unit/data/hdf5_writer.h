@@ -166,4 +166,22 @@ inline Hdf5Writer write_latents(const std::string& path, int64_t n = 6, at::Scal
   return file;
 }
 
+/// What a VAE's answer is stored as: means and standard deviations, with the factors of SD 3's VAE.
+inline Hdf5Writer write_distributions(const std::string& path, int64_t n = 6) {
+  Hdf5Writer file = write_latents(path, n);
+  file.attribute("/latents", "scaling_factor", std::vector<double>{1.5305});
+  file.attribute("/latents", "shift_factor", std::vector<double>{0.0609});
+  file.tensor("/latent_std", (at::arange(n * 16, at::kFloat).view({n, 4, 2, 2}) / 512).to(at::kHalf));
+  return file;
+}
+
+/// The same with what SDXL has besides: pooled text [n, 5] and time_ids.
+inline Hdf5Writer write_sdxl(const std::string& path, int64_t n = 6) {
+  Hdf5Writer file = write_distributions(path, n);
+  file.tensor("/pooled", (at::arange(n * 5, at::kFloat).view({n, 5}) / 16).to(at::kHalf));
+  file.tensor("/null_pooled", at::full({5}, 0.25, at::kHalf));
+  file.tensor("/time_ids", at::arange(n * 6, at::kFloat).view({n, 6}) * 16);
+  return file;
+}
+
 }  // namespace memsieve::trainer::testing
