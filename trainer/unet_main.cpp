@@ -16,22 +16,26 @@ namespace po = boost::program_options;
 
 struct Arguments {
   std::string folder, inputs, out, save_to;
-  bool gradients = false;
+  bool gradients = false, shapes = false;
 };
 
 // False if only --help was asked for.
 bool parse(int argc, char** argv, Arguments& a) {
   po::options_description visible(
       "memsieve-unet FOLDER --inputs FILE --out FILE [options]\n"
-      "Runs the UNet of a diffusers folder on `sample`, `timestep` and `encoder_hidden_states` of a "
-      "safetensors\n"
-      "file, in float32 on the CPU, and writes `prediction` to another.\nOptions");
+      "memsieve-unet FOLDER --shapes\n"
+      "Runs the UNet of a diffusers folder on `sample` [B,C,H,W], `timestep` [B], `encoder_hidden_states`\n"
+      "[B,L,D] and, for SDXL only, `text_embeds` [B,P] and `time_ids` [B,N] of a safetensors file, in "
+      "float32\n"
+      "on the CPU, and writes `prediction` to another.\nOptions");
   visible.add_options()("help", "show this text")  //
-      ("inputs", po::value(&a.inputs)->required(), "safetensors file with the inputs")(
-          "out", po::value(&a.out)->required(), "safetensors file to write")(
+      ("inputs", po::value(&a.inputs), "safetensors file with the inputs")("out", po::value(&a.out),
+                                                                           "safetensors file to write")(
           "gradients", po::bool_switch(&a.gradients),
           "also write grad.<parameter>, the gradient of mean(prediction^2)")(
-          "save-to", po::value(&a.save_to), "also write the model to this folder");
+          "save-to", po::value(&a.save_to), "also write the model to this folder")(
+          "shapes", po::bool_switch(&a.shapes),
+          "only print the name and shape of every parameter that config.json asks for");
   po::options_description all;
   all.add(visible).add_options()("folder", po::value(&a.folder)->required(), "the UNet folder");
   po::variables_map values;
@@ -45,6 +49,8 @@ bool parse(int argc, char** argv, Arguments& a) {
     return false;
   }
   po::notify(values);
+  for (const char* name : {"inputs", "out"})
+    if (!a.shapes && values.count(name) == 0) throw po::required_option(std::string("--") + name);
   return true;
 }
 
@@ -55,12 +61,20 @@ at::Tensor input(const TensorMap& inputs, const std::string& path, const std::st
 }
 
 void run(const Arguments& a) {
+  if (a.shapes) {
+    std::cout << unet_shapes(a.folder);
+    return;
+  }
   UNet2DConditionModel model = load_unet(a.folder);
   const TensorMap inputs = load_safetensors(a.inputs);
+  const auto required = [&](const std::string& name) { return input(inputs, a.inputs, name); };
+  const auto optional = [&](const std::string& name) {
+    return inputs.count(name) > 0 ? inputs.at(name) : at::Tensor();
+  };
+  const Conditioning condition(required("encoder_hidden_states"), optional("text_embeds"),
+                               optional("time_ids"));
   at::AutoGradMode mode(a.gradients);
-  const at::Tensor prediction =
-      model->forward(input(inputs, a.inputs, "sample"), input(inputs, a.inputs, "timestep"),
-                     input(inputs, a.inputs, "encoder_hidden_states"));
+  const at::Tensor prediction = model->forward(required("sample"), required("timestep"), condition);
   TensorMap out = {{"prediction", prediction}};
   if (a.gradients) {
     prediction.square().mean().backward();
@@ -80,6 +94,10 @@ int main(int argc, char** argv) {
   } catch (const memsieve::DataError& e) {
     std::cerr << "memsieve-unet: " << e.what() << "\n";
     return 3;
+  } catch (const c10::Error& e) {  // torch's texts go on for lines
+    const std::string text = e.what_without_backtrace();
+    std::cerr << "memsieve-unet: " << text.substr(0, text.find('\n')) << "\n";
+    return 2;
   } catch (const std::exception& e) {
     std::cerr << "memsieve-unet: " << e.what() << "\n";
     return 2;

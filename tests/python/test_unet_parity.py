@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from sd_configs import FAMILIES
 
 PROGRAM = Path(os.environ.get("MEMSIEVE_BUILD", "build/release")) / "trainer" / "memsieve-unet"
 
@@ -40,6 +41,21 @@ ONE_LEVEL = dict(
     layers_per_block=1, cross_attention_dim=24, attention_head_dim=2, norm_num_groups=4,
 )
 
+SDXL_LIKE = dict(
+    sample_size=16, block_out_channels=(16, 32, 48), down_block_types=(DOWN, CROSS_DOWN, CROSS_DOWN),
+    up_block_types=(CROSS_UP, CROSS_UP, UP), transformer_layers_per_block=(1, 2, 4), attention_head_dim=(1, 2, 6),
+    cross_attention_dim=40, use_linear_projection=True, norm_num_groups=8, addition_embed_type="text_time",
+    addition_time_embed_dim=8, projection_class_embeddings_input_dim=20 + 6 * 8,
+)
+REFINER_LIKE = dict(
+    SDXL_LIKE, block_out_channels=(16, 32, 48, 48), down_block_types=(DOWN, CROSS_DOWN, CROSS_DOWN, DOWN),
+    up_block_types=(UP, CROSS_UP, CROSS_UP, UP), transformer_layers_per_block=2, attention_head_dim=(1, 2, 3, 3),
+    projection_class_embeddings_input_dim=24 + 5 * 8,
+)
+NO_ATTENTION_BUT_MIDDLE = dict(
+    DEEP, down_block_types=(DOWN, DOWN), up_block_types=(UP, UP), transformer_layers_per_block=2,
+)
+
 CASES = {
     "demo": (DEMO, (16, 16), 12),
     "sd1_like": (SD1_LIKE, (16, 16), 7),
@@ -49,6 +65,10 @@ CASES = {
     "odd_channels": (ODD, (9, 18), 3),
     "sd1_like_odd_size": (SD1_LIKE, (11, 10), 1),
     "one_level": (ONE_LEVEL, (5, 8), 4),
+    "sdxl_like": (SDXL_LIKE, (16, 16), 7),
+    "sdxl_like_odd_size": (SDXL_LIKE, (13, 10), 3),
+    "refiner_like": (REFINER_LIKE, (8, 16), 5),
+    "no_attention_but_middle": (NO_ATTENTION_BUT_MIDDLE, (6, 7), 5),
 }
 
 
@@ -65,8 +85,25 @@ def run(*arguments):
     return subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True, env=environment)
 
 
-def text_width(model):
-    return model.config.encoder_hid_dim or model.config.cross_attention_dim
+def make_inputs(model, size, tokens, rows=3):
+    c = model.config
+    inputs = {
+        "sample": torch.randn(rows, c.in_channels, *size),
+        "timestep": torch.tensor([0, 341, 999])[:rows],
+        "encoder_hidden_states": torch.randn(rows, tokens, c.encoder_hid_dim or c.cross_attention_dim),
+    }
+    if c.addition_embed_type == "text_time":
+        ids = 5 if len(c.block_out_channels) == 4 else 6
+        inputs["time_ids"] = torch.randint(0, 1024, (rows, ids)).float()
+        pooled = c.projection_class_embeddings_input_dim - ids * c.addition_time_embed_dim
+        inputs["text_embeds"] = torch.randn(rows, pooled)
+    return inputs
+
+
+def predict(model, inputs):
+    added = {key: inputs[key] for key in ("text_embeds", "time_ids") if key in inputs}
+    plain = {key: value for key, value in inputs.items() if key not in added}
+    return model(**plain, added_cond_kwargs=added or None).sample
 
 
 @pytest.fixture(params=CASES)
@@ -78,11 +115,7 @@ def case(request, tmp_path):
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    inputs = {
-        "sample": torch.randn(3, model.config.in_channels, *size),
-        "timestep": torch.tensor([0, 341, 999]),
-        "encoder_hidden_states": torch.randn(3, tokens, text_width(model)),
-    }
+    inputs = make_inputs(model, size, tokens)
     model.save_pretrained(tmp_path / "theirs")
     save_file(inputs, tmp_path / "in.safetensors")
     return model, inputs, tmp_path
@@ -95,7 +128,7 @@ def test_prediction_gradients_and_folder(case):
     assert done.returncode == 0, done.stderr
     ours = load_file(folder / "out.safetensors")
 
-    theirs = model(**inputs).sample
+    theirs = predict(model, inputs)
     assert ours["prediction"].shape == theirs.shape
     assert difference(ours["prediction"], theirs) < 1e-5
 
@@ -111,7 +144,7 @@ def test_prediction_gradients_and_folder(case):
     again, info = UNet2DConditionModel.from_pretrained(folder / "ours", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     with torch.no_grad():
-        assert torch.equal(again(**inputs).sample, model(**inputs).sample)
+        assert torch.equal(predict(again, inputs), predict(model, inputs))
 
 
 def test_shards(case):
@@ -149,6 +182,8 @@ def fails(folder):
     ("class_embed_type", "timestep"), ("resnet_time_scale_shift", "scale_shift"), ("addition_embed_type", "text"),
     ("mid_block_type", "UNetMidBlock2D"), ("only_cross_attention", True), ("encoder_hid_dim_type", "image_proj"),
     ("dropout", 0.1), ("surprise", 1), ("num_attention_heads", 4), ("attention_head_dim", 3),
+    ("mid_block_type", None), ("norm_num_groups", None), ("in_channels", 2**63), ("in_channels", 65537), ("norm_num_groups", -8),
+    ("reverse_transformer_layers_per_block", [[1]]), ("addition_time_embed_dim", 8), ("sample_size", "big"),
 ])
 def test_config_that_is_not_supported(small, key, value):
     path = small / "unet" / "config.json"
@@ -171,12 +206,75 @@ def test_weights_that_do_not_fit(small, damage, words):
     assert all(word in error for word in [str(path), *words]), error
 
 
-def test_half_precision_file_is_read_as_float32(small):
-    path = small / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
-    done = run(small / "unet", "--inputs", small / "in.safetensors", "--out", small / "out.safetensors")
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sdxl")
+    torch.manual_seed(1)
+    model = UNet2DConditionModel(**SDXL_LIKE)
+    model.save_pretrained(folder / "unet")
+    return model, make_inputs(model, (8, 8), 3), folder
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files_are_read_as_float32(sdxl, tmp_path, dtype, sharded):
+    _, inputs, folder = sdxl
+    half = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
+    size = sum(p.numel() * 2 for p in half.parameters())
+    half.save_pretrained(tmp_path / "unet", **({"max_shard_size": size // 2} if sharded else {}))
+    assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json").exists() == sharded
+    save_file(inputs, tmp_path / "in.safetensors")
+    done = run(tmp_path / "unet", "--inputs", tmp_path / "in.safetensors", "--out", tmp_path / "out.safetensors")
     assert done.returncode == 0, done.stderr
-    model = UNet2DConditionModel.from_pretrained(small / "unet", torch_dtype=torch.float32)
     with torch.no_grad():
-        theirs = model(**load_file(small / "in.safetensors")).sample
-    assert difference(load_file(small / "out.safetensors")["prediction"], theirs) < 1e-5
+        theirs = predict(half.float(), inputs)
+    assert difference(load_file(tmp_path / "out.safetensors")["prediction"], theirs) < 1e-5
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda i: i.pop("text_embeds"), ["text_embeds", "missing"]),
+    (lambda i: i.pop("time_ids"), ["time_ids", "missing"]),
+    (lambda i: i.update(text_embeds=torch.zeros(3, 19)), ["text_embeds", "[3, 19]", "[3, 20]", "6 time_ids"]),
+    (lambda i: i.update(time_ids=torch.zeros(3, 9)), ["text_embeds", "9 time_ids"]),
+    (lambda i: i.update(time_ids=torch.zeros(2, 6)), ["time_ids", "[2, 6]", "[3, N]"]),
+])
+def test_pooled_inputs_that_do_not_fit(sdxl, tmp_path, damage, words):
+    _, inputs, folder = sdxl
+    inputs = dict(inputs)
+    damage(inputs)
+    save_file(inputs, tmp_path / "in.safetensors")
+    (tmp_path / "unet").symlink_to(folder / "unet")
+    error = fails(tmp_path)
+    assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize("name", ["text_embeds", "time_ids"])
+def test_pooled_inputs_of_a_model_that_takes_none(small, name):
+    save_file(load_file(small / "in.safetensors") | {name: torch.zeros(1, 6)}, small / "in.safetensors")
+    assert name in fails(small)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shapes_of_the_real_families(family, tmp_path):
+    """No weights of that size: ours are never written to memory, theirs lie on the meta device."""
+    (tmp_path / "config.json").write_text(json.dumps(FAMILIES[family]))
+    with subprocess.Popen([PROGRAM, tmp_path, "--shapes"], stdout=subprocess.PIPE, text=True) as program:
+        ours = json.load(program.stdout)
+        _, status, usage = os.wait4(program.pid, 0)
+        program.returncode = os.waitstatus_to_exitcode(status)
+    assert program.returncode == 0
+    assert usage.ru_maxrss < 1_000_000  # kB
+    with torch.device("meta"):
+        theirs = UNet2DConditionModel.from_config(FAMILIES[family])
+    assert ours == {name: list(parameter.shape) for name, parameter in theirs.named_parameters()}
+
+
+def test_arguments(small):
+    done = run(small / "unet", "--inputs", small / "in.safetensors")
+    assert done.returncode == 2 and "out" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_model_that_no_machine_holds(small):
+    path = small / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"conv_in_kernel": 65535}))
+    assert "memory" in fails(small)

@@ -1,10 +1,11 @@
 #pragma once
-// Linear and Conv2d with room for a low-rank adapter (LoRA; trainer/nn/lora.h fills it). Without one they are
-// torch's.
+// Linear and Conv2d with room for a low-rank adapter (LoRA; trainer/nn/lora.h fills it). Without one they do
+// what torch's do, and start from the same random numbers.
 
-#include <torch/nn/modules/conv.h>
-#include <torch/nn/modules/linear.h>
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
 
+#include <cstdint>
 #include <memory>
 
 namespace memsieve::trainer {
@@ -26,7 +27,6 @@ class Adaptable {
   /// The weight that an adapter is to be added to.
   virtual const at::Tensor& adapted_weight() const = 0;
 
- protected:
   /// The adapter if it is to be applied, else null.
   const LowRank* adapter() const { return adapter_ && adapter_->on ? adapter_.get() : nullptr; }
 
@@ -38,23 +38,53 @@ class Adaptable {
 /// adapter's weights may carry a 1x1 kernel.
 at::Tensor plus_linear_adapter(const LowRank* adapter, const at::Tensor& y, const at::Tensor& x);
 
-class LinearImpl : public torch::nn::LinearImpl, public Adaptable {
+/// While one lives, Linear and Conv2d made on this thread do not fill their weights: for a model that is
+/// about to get its weights from a file, or whose shapes alone are wanted (memory that is never written is
+/// never taken).
+class Unfilled {
  public:
-  using torch::nn::LinearImpl::LinearImpl;
+  Unfilled();
+  ~Unfilled();
+  Unfilled(const Unfilled&) = delete;
+  Unfilled& operator=(const Unfilled&) = delete;
+  /// Whether one lives on this thread.
+  static bool now();
+};
+
+class LinearImpl : public torch::nn::Module, public Adaptable {
+ public:
+  enum class Form {
+    plain,
+    no_bias,
+    convolution
+  };  ///< convolution: the weight is stored as one with kernel 1
+  LinearImpl(int64_t in, int64_t out, Form form = Form::plain);
+  /// [..., in] -> [..., out]
   at::Tensor forward(const at::Tensor& x);
   /// `y`: weight * x + bias, by whatever means it was computed.
   at::Tensor plus_adapter(const at::Tensor& y, const at::Tensor& x) const {
     return plus_linear_adapter(adapter(), y, x);
   }
   const at::Tensor& adapted_weight() const override { return weight; }
+
+  at::Tensor weight;  ///< [out, in], or [out, in, 1, 1]
+  at::Tensor bias;    ///< [out], or undefined
 };
 TORCH_MODULE(Linear);
 
-class Conv2dImpl : public torch::nn::Conv2dImpl, public Adaptable {
+/// Square kernel of odd size, padded so that stride 1 keeps height and width.
+class Conv2dImpl : public torch::nn::Module, public Adaptable {
  public:
-  using torch::nn::Conv2dImpl::Conv2dImpl;
+  Conv2dImpl(int64_t in, int64_t out, int64_t kernel, int64_t stride = 1);
+  /// [B, in, H, W] -> [B, out, H', W']
   at::Tensor forward(const at::Tensor& x);
   const at::Tensor& adapted_weight() const override { return weight; }
+
+  at::Tensor weight;  ///< [out, in, kernel, kernel]
+  at::Tensor bias;    ///< [out]
+
+ private:
+  int64_t stride_;
 };
 TORCH_MODULE(Conv2d);
 

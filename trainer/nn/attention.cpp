@@ -1,21 +1,14 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/rand.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <trainer/nn/attention.h>
-
-#include <cmath>
 
 namespace memsieve::trainer {
 
 namespace nn = torch::nn;
 
 namespace {
-
-Linear make_linear(int64_t in, int64_t out, bool bias) {
-  return Linear(nn::LinearOptions(in, out).bias(bias));
-}
 
 nn::LayerNorm make_layer_norm(int64_t dim) {
   return nn::LayerNorm(nn::LayerNormOptions({dim}).eps(1e-5));
@@ -40,12 +33,11 @@ at::Tensor token_linear(const at::Tensor& x, const at::Tensor& weight, const at:
 
 AttentionImpl::AttentionImpl(int64_t dim, int64_t heads, int64_t text_dim)
     : heads_(heads),
-      to_q_(register_module("to_q", make_linear(dim, dim, false))),
-      to_k_(register_module("to_k", make_linear(text_dim > 0 ? text_dim : dim, dim, false))),
-      to_v_(register_module("to_v", make_linear(text_dim > 0 ? text_dim : dim, dim, false))) {
+      to_q_(register_module("to_q", Linear(dim, dim, LinearImpl::Form::no_bias))),
+      to_k_(register_module("to_k", Linear(text_dim > 0 ? text_dim : dim, dim, LinearImpl::Form::no_bias))),
+      to_v_(register_module("to_v", Linear(text_dim > 0 ? text_dim : dim, dim, LinearImpl::Form::no_bias))) {
   // Number 1 of to_out is a dropout in diffusers: no parameters.
-  to_out_ =
-      register_module("to_out", std::make_shared<NumberedImpl>())->add(0, make_linear(dim, dim, true).ptr());
+  to_out_ = register_module("to_out", std::make_shared<NumberedImpl>())->add(0, Linear(dim, dim).ptr());
 }
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context) {
@@ -58,8 +50,8 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context
 FeedForwardImpl::FeedForwardImpl(int64_t dim) {
   auto net = register_module("net", std::make_shared<NumberedImpl>());
   auto geglu = net->add(0, std::make_shared<NumberedImpl>());
-  in_ = geglu->register_module("proj", make_linear(dim, 8 * dim, true));
-  out_ = net->add(2, make_linear(4 * dim, dim, true).ptr());
+  in_ = geglu->register_module("proj", Linear(dim, 8 * dim));
+  out_ = net->add(2, Linear(4 * dim, dim).ptr());
 }
 
 at::Tensor FeedForwardImpl::forward(const at::Tensor& x) {
@@ -77,31 +69,30 @@ BasicTransformerBlockImpl::BasicTransformerBlockImpl(int64_t dim, int64_t heads,
       ff_(register_module("ff", std::make_shared<FeedForwardImpl>(dim))) {}
 
 at::Tensor BasicTransformerBlockImpl::forward(const at::Tensor& x, const at::Tensor& text) {
+  return run([this](const auto& in) { return compute(in[0], in[1]); }, {x, text});
+}
+
+at::Tensor BasicTransformerBlockImpl::compute(const at::Tensor& x, const at::Tensor& text) {
   const at::Tensor normed = norm1_(x);
   at::Tensor h = x + attn1_->forward(normed, normed);
   h = h + attn2_->forward(norm2_(h), text);
   return h + ff_->forward(norm3_(h));
 }
 
-ProjectionImpl::ProjectionImpl(int64_t channels, bool stored_as_convolution) {
-  // torch's Linear and Conv2d both start uniform in +-1/sqrt(inputs), weights and biases alike.
-  const double bound = 1 / std::sqrt(static_cast<double>(channels));
-  std::vector<int64_t> shape = {channels, channels};
-  if (stored_as_convolution) shape.insert(shape.end(), {1, 1});
-  weight_ = register_parameter("weight", (at::rand(shape) * 2 - 1) * bound);
-  bias_ = register_parameter("bias", (at::rand({channels}) * 2 - 1) * bound);
+namespace {
+
+// A linear map of channels, which SD 1.x stores as a 1x1 convolution.
+Linear make_projection(const Transformer2DModelImpl::Options& o) {
+  return Linear(o.channels, o.channels,
+                o.linear_projection ? LinearImpl::Form::plain : LinearImpl::Form::convolution);
 }
 
-at::Tensor ProjectionImpl::forward(const at::Tensor& x) {
-  return plus_linear_adapter(adapter(), at::linear(x, weight_.flatten(1), bias_), x);
-}
+}  // namespace
 
 Transformer2DModelImpl::Transformer2DModelImpl(const Options& o)
     : norm_(register_module("norm", nn::GroupNorm(nn::GroupNormOptions(o.groups, o.channels).eps(1e-6)))),
-      proj_in_(
-          register_module("proj_in", std::make_shared<ProjectionImpl>(o.channels, !o.linear_projection))),
-      proj_out_(
-          register_module("proj_out", std::make_shared<ProjectionImpl>(o.channels, !o.linear_projection))) {
+      proj_in_(register_module("proj_in", make_projection(o))),
+      proj_out_(register_module("proj_out", make_projection(o))) {
   auto list = register_module("transformer_blocks", std::make_shared<NumberedImpl>());
   for (int64_t i = 0; i < o.layers; ++i)
     blocks_.push_back(

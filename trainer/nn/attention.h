@@ -29,27 +29,17 @@ class FeedForwardImpl : public torch::nn::Module {
 };
 
 /// Self-attention, cross-attention, feed-forward; each on the layer norm of its input, added to it.
-class BasicTransformerBlockImpl : public torch::nn::Module {
+class BasicTransformerBlockImpl : public CheckpointableImpl {
  public:
   BasicTransformerBlockImpl(int64_t dim, int64_t heads, int64_t text_dim);
   at::Tensor forward(const at::Tensor& x, const at::Tensor& text);
 
  private:
+  at::Tensor compute(const at::Tensor& x, const at::Tensor& text);
+
   torch::nn::LayerNorm norm1_, norm2_, norm3_;
   std::shared_ptr<AttentionImpl> attn1_, attn2_;
   std::shared_ptr<FeedForwardImpl> ff_;
-};
-
-/// A linear map of channels that diffusers stores either as Linear or as a 1x1 convolution.
-class ProjectionImpl : public torch::nn::Module, public Adaptable {
- public:
-  ProjectionImpl(int64_t channels, bool stored_as_convolution);
-  /// [B, N, channels] -> the same.
-  at::Tensor forward(const at::Tensor& x);
-  const at::Tensor& adapted_weight() const override { return weight_; }
-
- private:
-  at::Tensor weight_, bias_;
 };
 
 /// Transformer blocks over the H * W pixels of a feature map, between two projections, added to the input.
@@ -65,7 +55,7 @@ class Transformer2DModelImpl : public torch::nn::Module {
 
  private:
   torch::nn::GroupNorm norm_;
-  std::shared_ptr<ProjectionImpl> proj_in_, proj_out_;
+  Linear proj_in_, proj_out_;
   std::vector<std::shared_ptr<BasicTransformerBlockImpl>> blocks_;
 };
 

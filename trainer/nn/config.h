@@ -39,9 +39,21 @@ struct UNetConfig {
   std::optional<int64_t> time_embedding_dim;  ///< default 4 * block_out_channels[0]
   int64_t conv_in_kernel = 3;
   int64_t conv_out_kernel = 3;
+  std::optional<std::string> addition_embed_type;  ///< unset, or "text_time": SDXL's pooled text and sizes
+  std::optional<int64_t> addition_time_embed_dim;  ///< sines and cosines per time id; set with text_time
+  std::optional<int64_t> projection_class_embeddings_input_dim;  ///< what add_embedding takes; with text_time
 
   int64_t levels() const { return static_cast<int64_t>(block_out_channels.size()); }
   int64_t time_embed_dim() const { return time_embedding_dim.value_or(4 * block_out_channels.front()); }
+  /// Whether the model takes Conditioning's pooled text and time_ids.
+  bool has_text_time() const { return addition_embed_type.has_value(); }
+  /// Width of the pooled text that goes with so many time ids per row: 6 for SDXL's base model, 5 for its
+  /// refiner. 0 without text_time; not positive if so many ids leave no room.
+  int64_t pooled_dim(int64_t time_ids = 6) const {
+    return projection_class_embeddings_input_dim.value_or(0) - time_ids * addition_time_embed_dim.value_or(0);
+  }
+  /// Whether any block of this level has attention; the middle block belongs to the coarsest.
+  bool attends(int64_t level) const;
   /// Last dimension of encoder_hidden_states.
   int64_t text_dim() const { return encoder_hid_dim.value_or(cross_attention_dim.front()); }
 };

@@ -43,22 +43,22 @@ nn::GroupNorm make_norm(int64_t groups, int64_t channels, double eps) {
   return nn::GroupNorm(nn::GroupNormOptions(groups, channels).eps(eps));
 }
 
-Conv2d make_conv(int64_t in, int64_t out, int64_t kernel, int64_t stride = 1) {
-  return Conv2d(nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2));
-}
-
 }  // namespace
 
 ResnetBlock2DImpl::ResnetBlock2DImpl(const Options& o)
     : norm1_(register_module("norm1", make_norm(o.groups, o.in, o.eps))),
       norm2_(register_module("norm2", make_norm(o.groups, o.out, o.eps))),
-      conv1_(register_module("conv1", make_conv(o.in, o.out, 3))),
-      conv2_(register_module("conv2", make_conv(o.out, o.out, 3))),
+      conv1_(register_module("conv1", Conv2d(o.in, o.out, 3))),
+      conv2_(register_module("conv2", Conv2d(o.out, o.out, 3))),
       time_emb_proj_(register_module("time_emb_proj", Linear(o.time_dim, o.out))) {
-  if (o.in != o.out) conv_shortcut_ = register_module("conv_shortcut", make_conv(o.in, o.out, 1));
+  if (o.in != o.out) conv_shortcut_ = register_module("conv_shortcut", Conv2d(o.in, o.out, 1));
 }
 
 at::Tensor ResnetBlock2DImpl::forward(const at::Tensor& x, const at::Tensor& activated_time) {
+  return run([this](const auto& in) { return compute(in[0], in[1]); }, {x, activated_time});
+}
+
+at::Tensor ResnetBlock2DImpl::compute(const at::Tensor& x, const at::Tensor& activated_time) {
   at::Tensor h = conv1_(group_norm_silu(norm1_, x));
   h = h + time_emb_proj_(activated_time).unsqueeze(2).unsqueeze(3);
   h = conv2_(group_norm_silu(norm2_, h));
@@ -66,7 +66,7 @@ at::Tensor ResnetBlock2DImpl::forward(const at::Tensor& x, const at::Tensor& act
 }
 
 ResampleImpl::ResampleImpl(int64_t channels, int64_t stride)
-    : conv_(register_module("conv", make_conv(channels, channels, 3, stride))) {}
+    : conv_(register_module("conv", Conv2d(channels, channels, 3, stride))) {}
 
 at::Tensor ResampleImpl::forward(const at::Tensor& x) {
   return conv_(x);

@@ -5,6 +5,7 @@
 #include <torch/nn/module.h>
 #include <torch/nn/modules/normalization.h>
 #include <trainer/nn/adapter.h>
+#include <trainer/nn/checkpoint.h>
 
 #include <memory>
 #include <string>
@@ -42,7 +43,7 @@ class TimestepEmbeddingImpl : public torch::nn::Module {
 at::Tensor group_norm_silu(torch::nn::GroupNorm& norm, const at::Tensor& x);
 
 /// norm, SiLU, conv, + time embedding, norm, SiLU, conv, + (projected) input.
-class ResnetBlock2DImpl : public torch::nn::Module {
+class ResnetBlock2DImpl : public CheckpointableImpl {
  public:
   struct Options {
     int64_t in, out, time_dim, groups;
@@ -53,6 +54,8 @@ class ResnetBlock2DImpl : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& x, const at::Tensor& activated_time);
 
  private:
+  at::Tensor compute(const at::Tensor& x, const at::Tensor& activated_time);
+
   torch::nn::GroupNorm norm1_, norm2_;
   Conv2d conv1_, conv2_, conv_shortcut_{nullptr};
   Linear time_emb_proj_;

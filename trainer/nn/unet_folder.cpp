@@ -1,7 +1,7 @@
-#include <ATen/core/grad_mode.h>
 #include <memsieve/error.h>
 #include <trainer/io/atomic_file.h>
 #include <trainer/io/safetensors.h>
+#include <trainer/nn/adapter.h>
 #include <trainer/nn/unet.h>
 
 #include <filesystem>
@@ -55,10 +55,13 @@ std::string shape_text(at::IntArrayRef shape) {
 }  // namespace
 
 UNet2DConditionModel load_unet(const std::string& folder) {
-  UNet2DConditionModel model(read_unet_config((fs::path(folder) / "config.json").string()));
+  const UNetConfig config = read_unet_config((fs::path(folder) / "config.json").string());
+  UNet2DConditionModel model = [&] {
+    const Unfilled unfilled;
+    return UNet2DConditionModel(config);
+  }();
   std::string where;
   TensorMap tensors = load_weights(folder, where);
-  at::NoGradGuard no_grad;
   for (auto& item : model->named_parameters()) {
     const auto found = tensors.find(item.key());
     if (found == tensors.end())
@@ -66,7 +69,7 @@ UNet2DConditionModel load_unet(const std::string& folder) {
     if (found->second.sizes() != item->sizes())
       throw DataError(where + ": tensor '" + item.key() + "' is " + shape_text(found->second.sizes()) +
                       ", config.json asks for " + shape_text(item->sizes()));
-    item->copy_(found->second);
+    item->set_data(found->second.to(at::kFloat));
     tensors.erase(found);
   }
   if (!tensors.empty())
@@ -74,6 +77,15 @@ UNet2DConditionModel load_unet(const std::string& folder) {
         where + ": tensor '" + tensors.begin()->first + "' has no place in the model of config.json" +
         (tensors.size() > 1 ? ", nor have " + std::to_string(tensors.size() - 1) + " others" : ""));
   return model;
+}
+
+std::string unet_shapes(const std::string& folder) {
+  const UNetConfig config = read_unet_config((fs::path(folder) / "config.json").string());
+  const Unfilled unfilled;
+  nlohmann::json shapes = nlohmann::json::object();
+  for (const auto& item : UNet2DConditionModel(config)->named_parameters())
+    shapes[item.key()] = item->sizes().vec();
+  return shapes.dump(1) + "\n";
 }
 
 void save_unet(const std::string& folder, UNet2DConditionModel model) {

@@ -40,14 +40,38 @@ TEST_CASE("unet config: an empty object is diffusers' default model") {
   CHECK(c.block_out_channels == std::vector<int64_t>{320, 640, 1280, 1280});
 }
 
+TEST_CASE("unet config: SDXL's keys") {
+  const UNetConfig c =
+      parse_unet_config(R"({"addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816, "upcast_attention": null})",
+                        "x");
+  CHECK(c.has_text_time());
+  CHECK(c.pooled_dim() == 1280);
+  CHECK(c.pooled_dim(5) == 1536);
+  CHECK_FALSE(c.upcast_attention);
+  CHECK(to_json(parse_unet_config(to_json(c), "again")) == to_json(c));
+  CHECK_FALSE(UNetConfig{}.has_text_time());
+  CHECK(UNetConfig{}.pooled_dim() == 0);
+}
+
 TEST_CASE("unet config: what cannot be built is named with file, key and value") {
   CHECK_THAT(error_of("[1]"), Contains("not a JSON object"));
   CHECK_THAT(error_of("{"), Contains("not a JSON object"));
   CHECK_THAT(error_of(R"({"_class_name": "AutoencoderKL"})"), Contains("AutoencoderKL"));
   CHECK_THAT(error_of(R"({"channels": 3})"), Contains("channels: 3: unknown key"));
   CHECK_THAT(error_of(R"({"class_embed_type": "timestep"})"), Contains("class_embed_type: \"timestep\""));
-  CHECK_THAT(error_of(R"({"addition_embed_type": "text_time"})"),
-             Contains("addition_embed_type: \"text_time\""));
+  CHECK_THAT(error_of(R"({"addition_embed_type": "text_image"})"),
+             Contains("addition_embed_type: \"text_image\""));
+  CHECK_THAT(error_of(R"({"addition_embed_type": "text_time", "addition_time_embed_dim": 8})"),
+             Contains("projection_class_embeddings_input_dim: null: must be given"));
+  CHECK_THAT(error_of(R"({"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+                          "projection_class_embeddings_input_dim": 8})"),
+             Contains("projection_class_embeddings_input_dim: 8: must be above addition_time_embed_dim, 8"));
+  CHECK_THAT(error_of(R"({"addition_time_embed_dim": 8})"),
+             Contains("addition_time_embed_dim: 8: not supported unless"));
+  CHECK_THAT(error_of(R"({"mid_block_type": null})"), Contains("mid_block_type: null"));
+  CHECK_THAT(error_of(R"({"in_channels": 9223372036854775808})"), Contains("in_channels"));
+  CHECK_THAT(error_of("{\"surprise\": \"\xff\"}"), Contains("not a JSON object"));
   CHECK_THAT(error_of(R"({"act_fn": "gelu"})"), Contains("must be \"silu\""));
   CHECK_THAT(error_of(R"({"dropout": 0.5})"), Contains("dropout: 0.5"));
   CHECK_THAT(error_of(R"({"num_attention_heads": 8})"), Contains("num_attention_heads: 8"));
