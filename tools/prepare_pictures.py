@@ -1,0 +1,172 @@
+"""Pictures and captions of a folder: which there are, and how one is read."""
+
+import csv
+import hashlib
+import json
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+CAPTION_SUFFIXES = (".txt", ".caption")
+THUMBNAIL = 64
+
+
+class PrepareError(Exception):
+    """Something that the user can mend; its text is one line."""
+    code = 3
+
+
+class OptionError(PrepareError):
+    """The command line is what has to be mended."""
+    code = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    name: str  # relative to the folder, with slashes
+    caption: str
+
+
+def one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def key(seed, *words):
+    """A number that depends on the seed and the words alone: draws made with it survive other changes of the set."""
+    text = "\x1f".join(str(word) for word in (seed, *words))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+# ---- which pictures there are --------------------------------------------------------------------------------------------
+
+
+def checked(folder, where, entry, column):
+    name, caption = entry.get("file_name"), entry.get(column)
+    if not isinstance(name, str) or not name:
+        raise PrepareError(f"{where}: no 'file_name'")
+    if not isinstance(caption, str):
+        raise PrepareError(f"{where}: no '{column}' that is text; --caption-column names another")
+    inside = Path(name)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise PrepareError(f"{where}: file_name '{name}' leads out of {folder}")
+    return Source(inside.as_posix(), caption.strip())
+
+
+def from_jsonl(folder, path, column):
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+            except ValueError as error:
+                raise PrepareError(f"{path}:{number}: is not JSON ({one_line(error)})") from None
+            if not isinstance(entry, dict):
+                raise PrepareError(f"{path}:{number}: is not an object with 'file_name' and '{column}'")
+            yield checked(folder, f"{path}:{number}", entry, column)
+
+
+def from_csv(folder, path, column):
+    with open(path, encoding="utf-8", newline="") as text:
+        reader = csv.DictReader(text)
+        for entry in reader:
+            yield checked(folder, f"{path}:{reader.line_num}", entry, column)
+
+
+def from_text_files(folder):
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        beside = next((c for c in map(path.with_suffix, CAPTION_SUFFIXES) if c.is_file()), None)
+        name = path.relative_to(folder).as_posix()
+        yield Source(name, None if beside is None else beside.read_text(encoding="utf-8").strip())
+
+
+def find(folder, column="text"):
+    """[Source] of the folder, in the order of its metadata file or of the names. A caption of None: there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PrepareError(f"{folder}: no such folder")
+    try:
+        for name, read in (("metadata.jsonl", from_jsonl), ("metadata.csv", from_csv)):
+            if (folder / name).is_file():
+                sources = list(read(folder, folder / name, column))
+                if not sources:
+                    raise PrepareError(f"{folder / name}: is empty")
+                return sources
+        sources = list(from_text_files(folder))
+    except UnicodeDecodeError as error:
+        raise PrepareError(f"{folder}: captions must be UTF-8 ({one_line(error)})") from None
+    if all(source.caption is None for source in sources):
+        raise PrepareError(f"{folder}: holds neither metadata.jsonl, metadata.csv nor pictures with .txt files beside them")
+    return sources
+
+
+# ---- one picture ---------------------------------------------------------------------------------------------------------
+
+
+def open_picture(path):
+    """RGB, upright; transparency is put on white. Raises whatever Pillow raises."""
+    with Image.open(path) as stored:
+        stored.load()
+        picture = ImageOps.exif_transpose(stored)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def look(path):
+    """What the first pass keeps of a picture: {"size": [width, height], "hash": 16 hex digits} or {"error": why}."""
+    import imagehash
+    try:
+        picture = open_picture(path)
+        if min(picture.size) < 8:
+            return {"error": f"only {picture.width} x {picture.height} pixels"}
+        return {"size": list(picture.size), "hash": str(imagehash.phash(picture))}
+    except FileNotFoundError:
+        return {"error": "no such file"}
+    except Exception as error:  # Pillow's decoders raise anything from struct.error to SyntaxError
+        return {"error": one_line(error)}
+
+
+def crop_of(size, resolution, how, seed, name):
+    """(resized width, height), (top, left): the shorter side becomes `resolution`, as in diffusers' training scripts."""
+    width, height = size
+    scale = resolution / min(width, height)
+    resized = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
+    spare = (resized[1] - resolution, resized[0] - resolution)
+    if how == "center":
+        return resized, (spare[0] // 2, spare[1] // 2)
+    return resized, (key(seed, "top", name) % (spare[0] + 1), key(seed, "left", name) % (spare[1] + 1))
+
+
+def cut(path, size, resolution, how, seed, name):
+    """-> (uint8 [resolution, resolution, 3], thumbnail uint8 [64, 64, 3])."""
+    try:
+        picture = open_picture(path)
+    except Exception as error:
+        raise PrepareError(f"{path}: could be read before, but no more ({one_line(error)})") from None
+    if list(picture.size) != list(size):
+        raise PrepareError(f"{path}: was {size[0]} x {size[1]} pixels before and is {picture.width} x {picture.height} now; "
+                           "start anew")
+    resized, (top, left) = crop_of(size, resolution, how, seed, name)
+    square = picture.resize(resized, Image.Resampling.LANCZOS).crop((left, top, left + resolution, top + resolution))
+    small = square.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return np.asarray(square), np.asarray(small)
+
+
+def in_order(executor, function, items, window):
+    """function(item) for all items, in their order, at most `window` of them at work or waiting."""
+    waiting = deque()
+    for item in items:
+        waiting.append(executor.submit(function, item))
+        if len(waiting) >= window:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
