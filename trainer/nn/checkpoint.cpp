@@ -62,14 +62,15 @@ struct Call : torch::CustomClassHolder {
   std::size_t inputs = 0;  // how many of the saved tensors are inputs; the rest are parameters
 };
 
-variable_list first(const variable_list& tensors, std::size_t count) {
-  return {tensors.begin(), tensors.begin() + static_cast<std::ptrdiff_t>(count)};
+variable_list first(at::TensorList tensors, std::size_t count) {
+  return tensors.slice(0, count).vec();
 }
 
 struct Checkpoint : torch::autograd::Function<Checkpoint> {
-  static at::Tensor forward(AutogradContext* context, const variable_list& tensors,
+  // The list must be a TensorList: torch does not see the tensors of a vector.
+  static at::Tensor forward(AutogradContext* context, at::TensorList tensors,
                             const c10::intrusive_ptr<Call>& call) {
-    context->save_for_backward(tensors);
+    context->save_for_backward(tensors.vec());
     context->saved_data["call"] = c10::IValue::make_capsule(call);
     const AutocastScope scope(call->autocast);
     return call->body(first(tensors, call->inputs));
@@ -110,7 +111,7 @@ at::Tensor checkpoint(Body f, const std::vector<at::Tensor>& inputs,
   call->body = std::move(f);
   call->autocast = AutocastState::current();
   call->inputs = inputs.size();
-  return Checkpoint::apply(tensors, call);
+  return Checkpoint::apply(at::TensorList(tensors), call);
 }
 
 at::Tensor CheckpointableImpl::run(Body f, const std::vector<at::Tensor>& inputs) {
