@@ -10,6 +10,7 @@ os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # a run may still be wr
 
 import h5py
 import numpy as np
+import yaml
 
 COPY = 0.8        # correlation from which a drawing counts as a copy
 WINDOWS = 20      # windows of steps in the curves over time
@@ -125,6 +126,11 @@ class Run:
             return self.info["seed"]
         found = re.search(r"^\s*seed:\s*(\d+)", self.config, re.MULTILINE)
         return int(found.group(1)) if found else None
+
+    def magnitudes(self, rows):
+        """Magnitudes of ledger rows: the column holds the filter's score, a logarithm where its `scale` is log."""
+        settings = (yaml.safe_load(self.config) or {}).get("sieve", {}).get("filters", {}).get("magnitude", {})
+        return np.exp(rows["raw_magnitude"]) if settings.get("scale") == "log" else rows["raw_magnitude"]
 
     def visits(self):
         """The ledger's visits of training rows, or None without a ledger."""

@@ -161,7 +161,7 @@ def curves(comparison):
                         f"training picture. From the samples/ of each run."))
     parts.append(figure(plots.dropped_over_steps(comparison), f"Share of visits with weight 0, by window of steps. From {on}/ledger.h5."))
     for name, folder in (("off", off), ("on", on)):
-        parts.append(figure(column(comparison, name, "raw_magnitude", "magnitude", True),
+        parts.append(figure(column(comparison, name, "raw_magnitude", "magnitude"),
                             f"Magnitude as measured, {plots.NAMES[name]}: median and quartiles by window of steps; all timesteps "
                             f"that were probed, mixed. From {folder}/ledger.h5."))
         parts.append(figure(column(comparison, name, "z_magnitude", "standardised magnitude"),

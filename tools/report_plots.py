@@ -72,23 +72,28 @@ def copies_over_steps(comparison):
     return svg(figure, "share of drawings that are copies over the steps")
 
 
-def column_over_steps(comparison, name, column, label, logarithmic=False):
-    """Median and quartiles of a ledger column, repeated and ordinary rows apart; None if nothing was measured."""
+def column_over_steps(comparison, name, column, label):
+    """Median and quartiles of a ledger column, repeated and ordinary rows apart; None if nothing was measured.
+
+    `raw_magnitude` is shown as the magnitude itself, on a logarithmic axis.
+    """
     run = dict(comparison.runs())[name]
     visits = run.visits()
     if visits is None or column not in visits.dtype.names or not np.isfinite(visits[column]).any():
         return None
+    logarithmic = column == "raw_magnitude"
+    values = run.magnitudes if logarithmic else lambda rows: rows[column]
     truth, step = comparison.mix.repeated[visits["sample"]], rd.completed(visits["step"])
     edges = rd.window_edges(step.max())
     figure, axis = axes("step", label)
     for group, mask in (("repeated", truth), ("ordinary", ~truth)):
-        curve = rd.quartiles_by_window(step[mask], visits[column][mask], edges)
+        curve = rd.quartiles_by_window(step[mask], values(visits)[mask], edges)
         if len(curve):
             axis.fill_between(curve[:, 0], curve[:, 1], curve[:, 3], color=COLOURS[group], alpha=0.22, linewidth=0)
             axis.plot(curve[:, 0], curve[:, 2], color=COLOURS[group], label=f"{group} pictures")
     held_out = run.ledger[run.ledger["kind"] == 1]
     if len(held_out) and np.isfinite(held_out[column]).any():
-        curve = rd.quartiles_by_window(rd.completed(held_out["step"]), held_out[column], edges)
+        curve = rd.quartiles_by_window(rd.completed(held_out["step"]), values(held_out), edges)
         axis.plot(curve[:, 0], curve[:, 2], color=COLOURS["held_out"], linestyle="--", label="held-out pictures")
     if logarithmic:
         axis.set_yscale("log")

@@ -44,9 +44,9 @@ Engine::Engine(const SieveOptions& options, const Setup& setup, int64_t ranks)
   if (options.held_out_rows > 0) {
     // As many pseudo-rows as make each one visited about as often as a training row, so that their evidence
     // spans the same stretch of training.
-    const double visits_per_epoch =
-        static_cast<double>(options.held_out_rows * setup.dataset_size) /
-        static_cast<double>(setup.rows_per_micro_batch * setup.micro_batches * ranks);
+    const double visits_per_epoch = static_cast<double>(options.held_out_rows * setup.dataset_size) /
+                                    static_cast<double>(setup.rows_per_micro_batch * setup.micro_batches *
+                                                        ranks * options.held_out_every);
     const auto copies = std::llround(visits_per_epoch / static_cast<double>(held_out_size_));
     pseudo_rows_ = std::max<int64_t>(1, copies) * held_out_size_;
   }
@@ -82,6 +82,7 @@ at::Tensor Engine::slots(const at::Tensor& ids) const {
 
 Engine::Prior Engine::prior(const at::Tensor& ids, bool held_out) const {
   Prior p;
+  p.held_out = held_out;
   p.slot = held_out ? ids + slot_count_ : slots(ids);
   p.picture = held_out ? ids.remainder(std::max<int64_t>(1, held_out_size_)) + dataset_size_ : ids;
   p.windows = windows_.buffer.index_select(0, p.slot);
@@ -93,7 +94,7 @@ Engine::Prior Engine::prior(const at::Tensor& ids, bool held_out) const {
 void Engine::score_channels(const SignalView& view, bool with_magnitude, RawScores& scores) const {
   for (size_t c = 0; c < options_.channels.size(); ++c) {
     const auto& channel = options_.channels[c];
-    if (channel.needs.magnitude && !with_magnitude) continue;
+    if (channel.needs.magnitude != with_magnitude) continue;
     at::Tensor score;
     try {
       score = channel.filter->score(view);
@@ -109,25 +110,24 @@ void Engine::score_channels(const SignalView& view, bool with_magnitude, RawScor
   }
 }
 
-at::Tensor Engine::rows_to_probe(const RawScores& scores, const at::Tensor& ids, bool held_out,
-                                 bool every_row) const {
-  const int64_t rows = ids.size(0);
+at::Tensor Engine::rows_to_probe(const RawScores& scores, const Prior* prior) const {
+  const int64_t rows = scores.timestep.size(0);
   const auto eligible = scores.captioned & (scores.timestep >= options_.magnitude_timestep_min());
   // Before training the host may wait, and a row without a signal need not be paid for.
-  if (every_row) return at::nonzero(eligible).squeeze(1);
-  if (options_.probe_every) return at::arange(rows, ids.options());
-  const auto p = prior(ids, held_out);
+  if (prior == nullptr) return at::nonzero(eligible).squeeze(1);
+  const Prior& p = *prior;
+  if (options_.probe_every) return at::arange(rows, p.slot.options());
   const auto z = standardise(scores);
   const auto measured = at::isnan(z).logical_not().any(-1);
   const auto now = evidence(with_current(p.windows, p.counts, z, measured), channel_weight_);
-  const auto age = held_out ? at::zeros_like(scores.timestep) : unprobed_.index_select(0, p.slot);
+  const auto age = p.held_out ? at::zeros_like(scores.timestep) : unprobed_.index_select(0, p.slot);
   const auto priority = at::nan_to_num(now.score, 0.0) + age + eligible.to(at::kFloat) * 1e4;
-  const int64_t size = held_out ? kHeldOutBlock : block(rows);
+  const int64_t size = p.held_out ? kHeldOutBlock : block(rows);
   const auto per_block = static_cast<int64_t>(std::ceil(options_.probe_fraction * static_cast<double>(size)));
   return choose_rows(priority, size, std::clamp<int64_t>(per_block, 1, size));
 }
 
-RawScores Engine::raw_scores(const Batch& batch, const at::Tensor& ids, bool held_out, bool every_row) const {
+RawScores Engine::raw_scores(const Batch& batch, const Prior* prior) const {
   const auto prediction = batch.prediction.detach().to(at::kFloat);
   const auto target = batch.target.detach().to(at::kFloat);
   const int64_t rows = prediction.size(0);
@@ -144,7 +144,7 @@ RawScores Engine::raw_scores(const Batch& batch, const at::Tensor& ids, bool hel
   score_channels(view, false, s);
   if (options_.needs_magnitude()) {
     if (!batch.null_prediction) throw DataError("null_prediction is empty, but a filter needs the magnitude");
-    const auto chosen = rows_to_probe(s, ids, held_out, every_row);
+    const auto chosen = rows_to_probe(s, prior);
     if (chosen.size(0) == 0) return s;
     const auto null = batch.null_prediction(chosen).detach().to(at::kFloat);
     const auto with_caption = prediction.index_select(0, chosen);
@@ -176,8 +176,8 @@ at::Tensor Engine::standardise(const RawScores& scores) const {
 
 Measured Engine::measure(const Batch& batch, const at::Tensor& ids, bool held_out, int64_t step) const {
   const at::NoGradGuard no_grad;
-  const RawScores s = raw_scores(batch, ids, held_out, false);
   const Prior p = prior(ids, held_out);
+  const RawScores s = raw_scores(batch, &p);
   at::Tensor z = standardise(s);
   if (options_.reference) z = z - reference_.explained(p.picture);
   const auto measured = at::isnan(z).logical_not().any(-1) & s.nonfinite.logical_not();
@@ -204,8 +204,7 @@ Measured Engine::measure(const Batch& batch, const at::Tensor& ids, bool held_ou
 
 RawScores Engine::score_all(const Batch& batch) const {
   const at::NoGradGuard no_grad;
-  return raw_scores(batch, at::zeros({batch.prediction.size(0)}, at::device(device_).dtype(at::kLong)), false,
-                    true);
+  return raw_scores(batch, nullptr);
 }
 
 }  // namespace memsieve

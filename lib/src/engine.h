@@ -48,14 +48,17 @@ class Engine {
   void restored();
 
  private:
+  /// What is known of rows before their visit.
   struct Prior {
+    bool held_out = false;
     at::Tensor slot, picture, windows, counts, flagged;
   };
   Prior prior(const at::Tensor& ids, bool held_out) const;
-  RawScores raw_scores(const Batch& batch, const at::Tensor& ids, bool held_out, bool every_row) const;
+  /// `prior` of the rows, or null before training, when every row that can be measured is.
+  RawScores raw_scores(const Batch& batch, const Prior* prior) const;
+  /// The filters that need the magnitude, or those that do not.
   void score_channels(const SignalView& view, bool with_magnitude, RawScores& scores) const;
-  at::Tensor rows_to_probe(const RawScores& scores, const at::Tensor& ids, bool held_out,
-                           bool every_row) const;
+  at::Tensor rows_to_probe(const RawScores& scores, const Prior* prior) const;
   at::Tensor standardise(const RawScores& scores) const;
   at::Tensor slots(const at::Tensor& ids) const;
   int64_t block(int64_t rows) const;

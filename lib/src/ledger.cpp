@@ -100,6 +100,11 @@ hid_t latest_format() {
 
 constexpr hsize_t kChunk = 4096;
 
+/// For the calling thread: our own messages are clearer than the library's stack.
+void silence_hdf5() {
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+}
+
 }  // namespace
 
 struct Ledger::File {
@@ -207,7 +212,7 @@ struct Ledger::File {
 };
 
 Ledger::Ledger(const std::string& path, const LedgerHeader& header, int64_t keep_rows) {
-  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);  // our own messages are clearer than the library's stack
+  silence_hdf5();
   const bool exists = std::filesystem::exists(path);
   if (keep_rows < 0) {
     if (exists) throw DataError("ledger " + path + ": exists already; move it away or resume its run");
@@ -257,6 +262,7 @@ void Ledger::flush() {
 }
 
 void Ledger::work() {
+  silence_hdf5();
   std::unique_lock lock(mutex_);
   while (true) {
     changed_.wait(lock, [this] { return stop_ || !queue_.empty(); });

@@ -45,7 +45,7 @@ Schema threshold_schema() {
            "`fixed`: a level of the score; `quantile`: of the last scores of training rows; `robust_z`: "
            "median + level · 1.4826 "
            "· MAD of them; `held_out`: the level that held-out rows exceed with the given probability")
-      .real("drop", 0.02, -kHuge, kHuge,
+      .real("drop", 0.01, -kHuge, kHuge,
             "level beyond which a sample is judged memorised: the score (`fixed`), a quantile in (0, 1) "
             "(`quantile`), a z-score "
             "(`robust_z`), a false-drop rate in (0, 1) (`held_out`)")
@@ -106,11 +106,16 @@ Schema sieve_schema(const FilterRegistry& filters) {
               "rows whose magnitude is measured: all (as published), or a fixed number, spent on rows with a "
               "suspicious loss or "
               "past and on rows not probed for long")
-      .real("fraction", 0.375, 0, 1, "share of each block that `budget` probes, rounded up");
-  held_out.integer("rows", 0, 0, 1000000,
-                   "held-out rows observed in each optimiser step, over all ranks; a multiple of 4 times the "
-                   "ranks makes decisions "
-                   "independent of their number");
+      .real("fraction", 0.25, 0, 1, "share of each block that `budget` probes, rounded up");
+  held_out
+      .integer("rows", 0, 0, 1000000,
+               "held-out rows observed in each optimiser step, over all ranks; a multiple of 4 times the "
+               "ranks makes decisions "
+               "independent of their number")
+      .integer(
+          "every", 1, 1, 1000000,
+          "optimiser steps from one observation to the next; larger = cheaper, but the threshold follows the "
+          "model more slowly");
   ledger.integer("flush_every", 50, 1, INT64_MAX / 2, "optimiser steps between writes of the ledger to disk");
   sieve.texts("plugins", {}, "shared objects with further filters; their names and options join `filters`")
       .section("filters", named, "filters in use; the evidence of several is added")
@@ -187,7 +192,8 @@ void check_combinations(const Settings& s, const SieveOptions& o, const Setup& s
     const std::string key = "filters." + channel.name;
     if (o.standardise != Standardise::rms || !channel.needs.magnitude) continue;
     const Settings own = s.section(key);
-    if (own.text("scale") == "log" || own.text("norm") == "rms") {
+    // Only what `magnitude` itself declares: another filter's options may mean anything.
+    if (channel.name == "magnitude" && (own.text("scale") == "log" || own.text("norm") == "rms")) {
       refuse(s, "standardise.by", "rms divides by sqrt(C*H*W) itself; use it with `scale: linear, norm: l2`");
     }
   }
@@ -238,6 +244,7 @@ SieveOptions read_options(const Settings& s, const Setup& setup) {
   o.probe_fraction = s.real("probe.fraction");
   o.block_rows = s.integer("block_rows");
   o.held_out_rows = s.integer("held_out.rows");
+  o.held_out_every = s.integer("held_out.every");
   o.flush_every = s.integer("ledger.flush_every");
   o.fail_on_nonfinite = s.text("on_nonfinite") == "fail";
   check_combinations(s, o, setup);

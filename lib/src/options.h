@@ -49,7 +49,7 @@ struct SieveOptions {
   double probe_fraction = 1;
   int64_t block_rows = 0;
 
-  int64_t held_out_rows = 0;
+  int64_t held_out_rows = 0, held_out_every = 1;
   int64_t flush_every = 50;
   bool fail_on_nonfinite = true;
 

@@ -205,8 +205,9 @@ at::Tensor Plan::loss(const at::Tensor& per_sample_loss) const {
 
 std::vector<HeldOutVisit> Sieve::held_out_visits(int64_t step) const {
   const auto& s = *impl_;
-  return plan_held_out(step, s.options.held_out_rows, s.setup.held_out_size, s.engine.pseudo_rows(),
-                       s.communicator->rank(), s.shape.held_out);
+  if (step % s.options.held_out_every != 0) return {};
+  return plan_held_out(step / s.options.held_out_every, s.options.held_out_rows, s.setup.held_out_size,
+                       s.engine.pseudo_rows(), s.communicator->rank(), s.shape.held_out);
 }
 
 void Sieve::observe(const Batch& batch, const Clock& clock) {
@@ -251,6 +252,7 @@ void Sieve::reference(const Batch& batch, bool held_out) {
 
 void Sieve::finish_reference() {
   auto& s = *impl_;
+  if (!s.options.reference) return;
   const auto real = at::device(s.setup.device).dtype(at::kDouble);
   const int64_t width = 3 + s.shape.channels;
   const auto mine = s.draws.empty() ? at::empty({0, width}, real) : at::cat(s.draws);

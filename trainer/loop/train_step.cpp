@@ -66,8 +66,9 @@ at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
                                   : plain;
   at::Tensor loss;
   if (s_.sieve) {
-    loss =
-        s_.sieve->inspect(batch_of(*s_.model, batch, prediction, s_.training->null()), clock).loss(row_loss);
+    Batch seen = batch_of(*s_.model, batch, prediction, s_.training->null());
+    seen.null_prediction = [&](const at::Tensor& which) { return null_prediction(batch, which); };
+    loss = s_.sieve->inspect(seen, clock).loss(row_loss);
   } else {
     loss = row_loss.mean();
     if (s_.config.accumulation > 1) loss = loss / static_cast<double>(s_.config.accumulation);
@@ -77,23 +78,45 @@ at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
   return plain.detach().sum().to(at::kDouble);
 }
 
-void TrainStep::observe_held_out(const Clock& clock) {
-  at::NoGradGuard no_grad;
-  const auto visits = s_.sieve->held_out_visits(clock.step);
+void TrainStep::make_held_out(int64_t step) {
+  held_out_.reset();
+  const auto visits = s_.sieve->held_out_visits(step);
   if (visits.empty()) return;
   try {
-    const NoisyRows rows = held_out_rows(visits, clock.step);
-    const at::Tensor prediction = s_.model->predict(rows.noisy, rows.timestep, rows.condition);
-    s_.sieve->observe(batch_of(*s_.model, rows, prediction, s_.held_out->null()), clock);
+    held_out_ = HeldOut{held_out_rows(visits, step), {}};
   } catch (const Error&) {
     failure_ = std::current_exception();
   }
+}
+
+/// Held-out rows that wait for their prediction share the forward: a small pass costs more per row than a
+/// large one.
+at::Tensor TrainStep::null_prediction(const NoisyRows& rows, const at::Tensor& which) {
+  at::NoGradGuard no_grad;
+  const at::Tensor noisy = rows.noisy.index_select(0, which), timestep = rows.timestep.index_select(0, which);
+  const Conditioning null = rows.condition.select(which).uncaptioned(s_.training->null());
+  if (!held_out_ || held_out_->prediction.defined()) return s_.model->predict(noisy, timestep, null);
+  const NoisyRows& more = held_out_->rows;
+  const at::Tensor both = s_.model->predict(at::cat({noisy, more.noisy}), at::cat({timestep, more.timestep}),
+                                            cat(null, more.condition));
+  held_out_->prediction = both.slice(0, which.size(0));
+  return both.slice(0, 0, which.size(0));
+}
+
+void TrainStep::observe_held_out(const Clock& clock) {
+  if (!held_out_) return;
+  at::NoGradGuard no_grad;
+  const NoisyRows& rows = held_out_->rows;
+  at::Tensor& prediction = held_out_->prediction;
+  if (!prediction.defined()) prediction = s_.model->predict(rows.noisy, rows.timestep, rows.condition);
+  s_.sieve->observe(batch_of(*s_.model, rows, prediction, s_.held_out->null()), clock);
 }
 
 at::Tensor TrainStep::run(int64_t step) {
   const Clock clock{step, s_.sampler->epoch(step)};
   const auto real = at::TensorOptions(at::kDouble).device(s_.group.device());
   at::Tensor sums = at::zeros({4}, real);
+  if (s_.sieve) make_held_out(step);
   for (int64_t micro = 0; micro < s_.config.accumulation; ++micro) sums[0] += micro_step(clock, micro);
   StepEnd end;
   if (s_.sieve) {

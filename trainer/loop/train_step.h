@@ -4,6 +4,7 @@
 #include <trainer/loop/session.h>
 
 #include <exception>
+#include <optional>
 
 namespace memsieve::trainer {
 
@@ -33,10 +34,19 @@ class TrainStep {
  private:
   NoisyRows rows(int64_t step, int64_t micro);
   NoisyRows held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step);
+  void make_held_out(int64_t step);
   at::Tensor micro_step(const Clock& clock, int64_t micro);
+  at::Tensor null_prediction(const NoisyRows& rows, const at::Tensor& which);
   void observe_held_out(const Clock& clock);
 
+  /// This step's held-out rows, and what the model predicts for them once it has been asked.
+  struct HeldOut {
+    NoisyRows rows;
+    at::Tensor prediction;
+  };
+
   Session& s_;
+  std::optional<HeldOut> held_out_;
   std::exception_ptr failure_;
 };
 

@@ -71,7 +71,8 @@ class Sieve {
   /// then weigh 1 and the update is skipped.
   Plan inspect(const Batch& batch, const Clock& clock);
 
-  /// The held-out rows that this rank should observe in this step; the same number every step. Pure.
+  /// The held-out rows that this rank should observe in this step: always the same number, or none in the
+  /// steps between those that `held_out.every` names. Pure.
   std::vector<HeldOutVisit> held_out_visits(int64_t step) const;
   /// Local. Measures held-out rows: what "not memorised" looks like now. Call under no-grad, before end_step.
   void observe(const Batch& batch, const Clock& clock);
@@ -83,7 +84,7 @@ class Sieve {
   /// picture
   /// (`held_out` = true, sample_id = picture index) once per draw, divided over the ranks in any way.
   void reference(const Batch& batch, bool held_out);
-  /// COLLECTIVE. Ends the reference pass.
+  /// COLLECTIVE. Ends the reference pass; does nothing if the configuration asks for none.
   void finish_reference();
   bool has_reference() const;
 

@@ -54,6 +54,28 @@ at::Tensor timesteps(int64_t step, int64_t rows) {
   return at::randint(1000, {rows}, g, at::kLong);
 }
 
+at::Tensor no_easiness(const at::Tensor& picture) {
+  return at::zeros_like(picture);
+}
+
+/// Shows the sieve this step's held-out rows; `easiness` maps picture numbers to what lowers their errors.
+void observe_held_out(Sieve& sieve, int64_t step,
+                      const std::function<at::Tensor(const at::Tensor&)>& easiness = no_easiness) {
+  std::vector<int64_t> ids, pictures;
+  std::vector<float> t;
+  for (const auto& visit : sieve.held_out_visits(step)) {
+    ids.push_back(visit.id);
+    pictures.push_back(visit.picture);
+    t.push_back(static_cast<float>(visit.timestep_fraction * 1000));
+  }
+  if (ids.empty()) return;
+  const auto count = static_cast<int64_t>(ids.size());
+  const auto offset = easiness(at::tensor(pictures, at::kLong)).to(at::kFloat);
+  sieve.observe(scripted(at::tensor(ids, at::kLong), at::tensor(t), errors_at(step + 100000, count, offset),
+                         at::ones({count})),
+                {step, 0});
+}
+
 /// One step: all 16 samples are visited; samples below `memorised` have an error lower by e^2 from step 10
 /// on.
 at::Tensor play(Sieve& sieve, int64_t step, int64_t memorised) {
@@ -61,17 +83,7 @@ at::Tensor play(Sieve& sieve, int64_t step, int64_t memorised) {
   const auto offset = (ids < memorised).to(at::kFloat) * (step >= 10 ? 2.0 : 0.0);
   const auto plan = sieve.inspect(
       scripted(ids, timesteps(step, 16), errors_at(step, 16, offset), at::ones({16})), {step, 0});
-  const auto visits = sieve.held_out_visits(step);
-  const auto count = static_cast<int64_t>(visits.size());
-  if (count > 0) {
-    at::Tensor held = at::empty({count}, at::kLong), t = at::empty({count});
-    for (int64_t i = 0; i < count; ++i) {
-      held[i] = visits[i].id;
-      t[i] = visits[i].timestep_fraction * 1000;
-    }
-    sieve.observe(scripted(held, t, errors_at(step + 100000, count, at::zeros({count})), at::ones({count})),
-                  {step, 0});
-  }
+  observe_held_out(sieve, step);
   sieve.end_step({step, 0});
   return plan.weight();
 }
@@ -89,6 +101,54 @@ TEST_CASE("held-out rule: memorised samples are found and stay found, others are
   }
   CHECK(dropped_memorised > 0.97);
   CHECK(dropped_others < 0.06);
+}
+
+TEST_CASE("held-out rows every third step: fewer rows, the same finds", "[sieve]") {
+  auto setup = setup_for(16, 16, 32);
+  setup.overrides = {"sieve.held_out.every=3"};
+  auto sieve = make(kHeldOut, setup);
+  double dropped_memorised = 0, dropped_others = 0;
+  for (int64_t step = 0; step < 60; ++step) {
+    CHECK(sieve.held_out_visits(step).size() == (step % 3 == 0 ? 32 : 0));
+    const auto weight = play(sieve, step, 4);
+    if (step < 20) continue;
+    dropped_memorised += (1 - weight.slice(0, 0, 4)).sum().item<double>() / (40 * 4);
+    dropped_others += (1 - weight.slice(0, 4)).sum().item<double>() / (40 * 12);
+  }
+  CHECK(dropped_memorised > 0.95);
+  CHECK(dropped_others < 0.08);
+}
+
+TEST_CASE("a loop may end the reference pass that its configuration does not ask for", "[sieve]") {
+  auto sieve = make(kHeldOut, setup_for(16, 16, 32));
+  CHECK(sieve.reference_draws() == 0);
+  sieve.finish_reference();
+  CHECK_NOTHROW(play(sieve, 0, 4));
+}
+
+namespace {
+
+struct Halved : memsieve::Filter {
+  memsieve::Needs needs() const override { return {.magnitude = true}; }
+  at::Tensor score(const memsieve::SignalView& view) const override { return view.magnitude / 2; }
+};
+
+}  // namespace
+
+TEST_CASE("a filter of one's own that needs the magnitude goes with standardise.by: rms", "[sieve]") {
+  auto setup = setup_for(4, 4, 0);
+  setup.filters.add({"halved", "half the magnitude", {}, [](const memsieve::Settings&) {
+                       return std::make_unique<Halved>();
+                     }});
+  auto sieve = make(
+      "  filters: {halved: {}}\n  standardise: {by: rms}\n  evidence: {kind: visit}\n"
+      "  threshold: {kind: fixed, drop: 1.0}\n",
+      setup);
+  // 4 elements: score = magnitude / 2 / sqrt(4).
+  const auto plan = sieve.inspect(
+      scripted(at::arange(4), at::full({4}, 500), at::ones({4}), at::tensor({1.F, 3.9F, 4.1F, 9.F})), {});
+  CHECK(at::equal(plan.weight(), at::tensor({1.F, 1.F, 0.F, 0.F})));
+  sieve.end_step({});
 }
 
 TEST_CASE("warm-up measures and drops nothing", "[sieve]") {
@@ -141,14 +201,7 @@ TEST_CASE("samples of a group pool their evidence", "[sieve]") {
       const auto offset = (ids < 4).to(at::kFloat) * (step >= 40 ? 0.6 : 0.0);
       const auto plan = sieve.inspect(
           scripted(ids, timesteps(step, 4), errors_at(step, 4, offset), at::ones({4})), {step, 0});
-      const auto visits = sieve.held_out_visits(step);
-      at::Tensor held = at::empty({32}, at::kLong), t = at::empty({32});
-      for (int64_t i = 0; i < 32; ++i) {
-        held[i] = visits[i].id;
-        t[i] = visits[i].timestep_fraction * 1000;
-      }
-      sieve.observe(scripted(held, t, errors_at(step + 100000, 32, at::zeros({32})), at::ones({32})),
-                    {step, 0});
+      observe_held_out(sieve, step);
       sieve.end_step({step, 0});
       if (step >= 40) drops += plan.weight()[0].item<float>() == 0;
     }
@@ -185,15 +238,7 @@ TEST_CASE("start-model reference: a picture that was always easy is not taken fo
       if (step >= 20) offset[5] = 0.6;  // one sample becomes memorised
       const auto plan = sieve.inspect(
           scripted(ids, timesteps(step, 16), errors_at(step, 16, offset), at::ones({16})), {step, 0});
-      const auto visits = sieve.held_out_visits(step);
-      at::Tensor held = at::empty({32}, at::kLong), picture = at::empty({32}, at::kLong), t = at::empty({32});
-      for (int64_t i = 0; i < 32; ++i) {
-        held[i] = visits[i].id;
-        picture[i] = visits[i].picture;
-        t[i] = visits[i].timestep_fraction * 1000;
-      }
-      sieve.observe(scripted(held, t, errors_at(step + 100000, 32, easiness(picture)), at::ones({32})),
-                    {step, 0});
+      observe_held_out(sieve, step, easiness);
       sieve.end_step({step, 0});
       if (step < 40) continue;
       memorised += 1 - plan.weight()[5].item<double>();
