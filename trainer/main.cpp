@@ -43,7 +43,9 @@ CommandLine parse(int argc, char** argv) {
   options.add_options()("config", po::value<std::string>(), "YAML file (keys: docs/configuration.md)");
   options.add_options()("set", po::value<std::vector<std::string>>()->composing(),
                         "a.b=c: overrides a key; may be repeated");
-  options.add_options()("resume-from", po::value<std::string>(), "'latest' or a checkpoint folder");
+  options.add_options()(
+      "resume-from", po::value<std::string>(),
+      "'latest', a checkpoint folder, or 'auto': the latest if there is one, else a new run");
   options.add_options()("print-config", "print the configuration with all defaults filled in, and exit");
   options.add_options()("print-reference",
                         "print the reference of all configuration keys as Markdown, and exit");

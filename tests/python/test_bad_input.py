@@ -165,7 +165,7 @@ def test_run_folder_cannot_be_made(folder):
 def test_run_folder_holds_another_run(folder):
     assert train(folder).returncode == 0
     before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
-    assert_refused(train(folder), 2, "run holds run ", "--resume-from latest")
+    assert_refused(train(folder), 2, "run holds run ", "--resume-from auto")
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
 
 

@@ -74,7 +74,9 @@ void add_optimizer_keys(Schema& schema) {
 void add_output_keys(Schema& schema) {
   schema.integer("checkpointing_steps", 500, 0, kMany, "steps between checkpoints; 0 = only the last one")
       .integer("checkpoints_total_limit", 0, 0, kMany, "keep this many newest checkpoints; 0 = all")
-      .text("resume_from_checkpoint", "", "`latest`, or a checkpoint folder; empty = a new run")
+      .text("resume_from_checkpoint", "",
+            "`latest`, a checkpoint folder, or `auto`: the latest if there is one, else a new run; empty = a "
+            "new run")
       .integer("log_every", 10, 1, kMany, "steps between lines of the log where it is no terminal")
       .integer("max_nonfinite_steps", 10, 1, kMany,
                "stop (exit code 5) after this many non-finite steps in a row")

@@ -52,7 +52,7 @@ struct TrainConfig {
   bool use_ema = false;
   double ema_decay = 0;
   int64_t checkpointing_steps = 0, checkpoints_total_limit = 0;
-  std::string resume_from;  ///< "" = a new run, "latest", or a checkpoint folder
+  std::string resume_from;  ///< "" = a new run, "auto", "latest", or a checkpoint folder
   ValidationConfig validation;
   DrawConfig draw;
   int64_t log_every = 0, max_nonfinite_steps = 0;

@@ -43,7 +43,7 @@ void RunFolder::refuse_if_used(const std::string& where) const {
     const auto id = run_id();
     throw ConfigError(
         where + ": " + path_ + " holds " + (id ? "run " + *id : "another run (" + std::string(name) + ")") +
-        "; continue it with --resume-from latest, or choose another folder with --set output_dir=FOLDER");
+        "; continue it with --resume-from auto, or choose another folder with --set output_dir=FOLDER");
   }
 }
 
@@ -68,8 +68,8 @@ void RunFolder::describe(const std::string& run_id, int world_size, const std::s
   std::strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
   const nlohmann::ordered_json json{{"run_id", run_id},   {"world_size", world_size}, {"device", device},
                                     {"started", started}, {"format", "memsieve-run"}, {"version", 1}};
-  write_text_atomically(file("run.json"), json.dump(2) + "\n");
   write_text_atomically(file("config.yaml"), config_yaml);
+  write_text_atomically(file("run.json"), json.dump(2) + "\n");
 }
 
 std::vector<int64_t> RunFolder::checkpoints() const {
@@ -100,7 +100,9 @@ void RunFolder::prune(int64_t limit) const {
 
 void RunFolder::forget() const {
   std::error_code error;
-  for (const char* name : {"metrics.jsonl", "config.yaml", "run.json"}) fs::remove(file(name), error);
+  // run.json last: what a crash leaves of this is still known as a run without a checkpoint.
+  for (const char* name : {"samples", "ledger.h5", "metrics.jsonl", "run.json", "config.yaml"})
+    fs::remove_all(file(name), error);
 }
 
 void RunFolder::trim_metrics(int64_t step) const {

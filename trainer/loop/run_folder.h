@@ -33,7 +33,7 @@ class RunFolder {
   std::vector<int64_t> checkpoints() const;
   /// Removes the oldest checkpoints beyond `limit` (0 = none), and temporary folders that a crash has left.
   void prune(int64_t limit) const;
-  /// Undoes `describe`, after a run that ended before its first step.
+  /// Removes what a run has written that ended before its first checkpoint.
   void forget() const;
   /// Keeps the lines of metrics.jsonl of steps before `step`; the resumed run writes the others anew.
   void trim_metrics(int64_t step) const;

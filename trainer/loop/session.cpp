@@ -39,6 +39,21 @@ Session::Session(const TrainConfig& given, Group& ranks, bool dry)
   if (!dry_) on_all_ranks(group, [&] { start_writing(); });
 }
 
+void Session::clear_unsaved_run(const std::string& where) {
+  const auto existing = folder.run_id();
+  if (!existing) return folder.refuse_if_used(where);
+  const std::string difference = first_difference(meaning_of(config.settings.yaml()),
+                                                  meaning_of(read_text_file(folder.file("config.yaml"))));
+  if (!difference.empty()) {
+    throw ConfigError(where + ": " + folder.path() + " holds run " + *existing +
+                      ", which has no checkpoint and another configuration (now / then): " + difference +
+                      "; choose another folder with --set output_dir=FOLDER");
+  }
+  log_warning(folder.path() + " holds run " + *existing +
+              ", which ended before its first checkpoint; starting anew");
+  folder.forget();
+}
+
 void Session::choose_start() {
   const bool resuming = !config.resume_from.empty();
   nlohmann::json decision;
@@ -48,13 +63,16 @@ void Session::choose_start() {
     const auto existing = folder.run_id();
     std::string from = config.resume_from;
     if (!resuming) folder.refuse_if_used(where);
-    if (from == "latest") {
-      const auto steps = folder.checkpoints();
-      if (steps.empty()) {
-        throw DataError(where + ": " + folder.path() +
-                        " holds no checkpoint to resume from; start a new run without --resume-from");
-      }
+    const auto steps = folder.checkpoints();
+    if ((from == "latest" || from == "auto") && !steps.empty()) {
       from = folder.checkpoint(steps.back());
+    } else if (from == "latest") {
+      throw DataError(where + ": " + folder.path() +
+                      " holds no checkpoint to resume from; start a new run without --resume-from, or use "
+                      "--resume-from auto, which does either");
+    } else if (from == "auto") {
+      clear_unsaved_run(where);
+      from.clear();
     } else if (resuming) {
       const std::string owner = read_checkpoint_state(from).run_id;
       if (!existing || owner != *existing) {

@@ -46,6 +46,9 @@ class Session {
 
  private:
   void choose_start();
+  /// Takes away what an earlier attempt wrote before it had a checkpoint. Throws ConfigError if the folder's
+  /// run is not this one.
+  void clear_unsaved_run(const std::string& where);
   void open_data();
   void build_model();
   /// COLLECTIVE. The reducer orders its buckets anew after the first backward, and sums depend on that order:

@@ -59,11 +59,13 @@ NoisyRows TrainStep::held_out_rows(const std::vector<HeldOutVisit>& visits, int6
 
 at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
   const NoisyRows batch = rows(clock.step, micro);
+  ended(Part::data);
   const at::Tensor prediction = s_.model->predict(batch.noisy, batch.timestep, batch.condition);
   const at::Tensor plain = row_losses(prediction, batch.target);
   const at::Tensor row_loss = s_.config.snr_gamma > 0
                                   ? plain * s_.schedule.min_snr_weight(batch.timestep, s_.config.snr_gamma)
                                   : plain;
+  ended(Part::forward);
   at::Tensor loss;
   if (s_.sieve) {
     Batch seen = batch_of(*s_.model, batch, prediction, s_.training->null());
@@ -73,8 +75,10 @@ at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
     loss = row_loss.mean();
     if (s_.config.accumulation > 1) loss = loss / static_cast<double>(s_.config.accumulation);
   }
+  ended(Part::probe);
   s_.reducer->prepare(loss, /*sync=*/micro + 1 == s_.config.accumulation);
   loss.backward();
+  ended(Part::backward);
   return plain.detach().sum().to(at::kDouble);
 }
 
@@ -117,22 +121,27 @@ at::Tensor TrainStep::run(int64_t step) {
   const auto real = at::TensorOptions(at::kDouble).device(s_.group.device());
   at::Tensor sums = at::zeros({4}, real);
   if (s_.sieve) make_held_out(step);
+  ended(Part::data);
   for (int64_t micro = 0; micro < s_.config.accumulation; ++micro) sums[0] += micro_step(clock, micro);
   StepEnd end;
   if (s_.sieve) {
     observe_held_out(clock);
+    ended(Part::probe);
     end = s_.sieve->end_step(clock);
+    ended(Part::reduce);
   } else {
     end = {at::ones({}, real.dtype(at::kFloat)), at::zeros({}, real.dtype(at::kFloat))};
   }
   const Update update = s_.optimizer->step(end);
   if (s_.ema) s_.ema->update(s_.optimizer->updates(), update.skipped);
+  ended(Part::optimiser);
   if (stop_requested()) sums[1].fill_(1);
   if (failure_) {
     sums[2].fill_(1);
     sums[3].fill_(s_.group.rank() + 1);
   }
   s_.group.all_reduce_sum(sums);
+  ended(Part::reduce);
   const at::Tensor mine = at::stack({update.grad_norm.to(at::kDouble), update.lr.to(at::kDouble),
                                      update.skipped.to(at::kDouble), update.nonfinite.to(at::kDouble)});
   return at::cat({sums, mine});

@@ -4,6 +4,7 @@
 #include <trainer/loop/session.h>
 
 #include <exception>
+#include <functional>
 #include <optional>
 
 namespace memsieve::trainer {
@@ -19,6 +20,9 @@ struct StepNumbers {
 };
 StepNumbers step_numbers(const std::vector<double>& values);
 
+/// The parts of a step, in the order in which they come.
+enum class Part { data, forward, probe, backward, reduce, optimiser };
+
 class TrainStep {
  public:
   explicit TrainStep(Session& session);
@@ -31,8 +35,15 @@ class TrainStep {
   /// Why this rank could not read its rows, or null. It takes part in the step's collectives all the same.
   const std::exception_ptr& failure() const { return failure_; }
 
- private:
+  /// This rank's rows of a micro-batch: the same whenever they are asked for.
   NoisyRows rows(int64_t step, int64_t micro);
+  /// Calls `listener` on the host after each part of each step, to measure; a part may come more than once.
+  void tell_parts(std::function<void(Part)> listener) { ended_ = std::move(listener); }
+
+ private:
+  void ended(Part part) const {
+    if (ended_) ended_(part);
+  }
   NoisyRows held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step);
   void make_held_out(int64_t step);
   at::Tensor micro_step(const Clock& clock, int64_t micro);
@@ -48,6 +59,7 @@ class TrainStep {
   Session& s_;
   std::optional<HeldOut> held_out_;
   std::exception_ptr failure_;
+  std::function<void(Part)> ended_;
 };
 
 }  // namespace memsieve::trainer

@@ -1,0 +1,123 @@
+"""A rank that is killed: torchrun starts all ranks anew, and the run ends as if nothing had happened."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import BUILD, assert_refused, clean_environment, run
+from test_ledger import visits
+
+TRAIN = BUILD / "trainer" / "memsieve-train"
+STEPS = 200
+# Levels at which a run of a second drops rows.
+SIEVE = ("sieve.standardise.bins=2", "sieve.standardise.window=16", "sieve.standardise.min_count=4", "sieve.evidence.min_visits=1",
+         "sieve.threshold.drop=0.3", "sieve.threshold.release=0.5")
+FILES = ("unet/diffusion_pytorch_model.safetensors", "unet_ema/diffusion_pytorch_model.safetensors", "optimizer.safetensors",
+         "sieve.safetensors")
+
+
+def start(folder, name, *settings):
+    """The one command line for a first start and for a restart, under torchrun."""
+    words = [f"output_dir={name}", f"max_train_steps={STEPS}", "use_ema=true", "train_batch_size=2", *SIEVE, *settings]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--max-restarts", "3",
+               "--nproc_per_node", "2", TRAIN, "--config", "run.yaml", "--resume-from", "auto",
+               *(part for word in words for part in ("--set", word))]
+    return subprocess.Popen([str(word) for word in command], cwd=folder, env=clean_environment(), text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def finish(process, seconds=200):
+    """What it said; a run that hangs is a failure."""
+    try:
+        output = process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"still running after {seconds} s:\n{process.communicate()[0]}")
+    assert process.returncode == 0, output
+    return output
+
+
+def rank_of(process, rank):
+    """The process id of a rank that torchrun has started."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and f"RANK={rank}".encode() in (path / "environ").read_bytes().split(b"\0"):
+                return int(path.name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    raise AssertionError(f"rank {rank} is not running")
+
+
+def kill_when(process, there, rank):
+    deadline = time.monotonic() + 120
+    while not there():
+        if process.poll() is not None or time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"what the test waits for did not come:\n{process.communicate()[0]}")
+        time.sleep(0.002)
+    os.kill(rank_of(process, rank), signal.SIGKILL)
+
+
+def steps(run_folder):
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "step_ms"} for line in lines]
+
+
+def assert_same_end(a, b):
+    for name in FILES:
+        mine, theirs = ((path / "checkpoints" / f"step-{STEPS:06d}" / name).read_bytes() for path in (a, b))
+        assert mine == theirs, name
+    assert steps(a) == steps(b)
+    assert visits(a / "ledger.h5")[1].tobytes() == visits(b / "ledger.h5")[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with an uninterrupted run in whole/."""
+    folder = tmp_path_factory.mktemp("restart")
+    tiny.write_run(folder)
+    finish(start(folder, "whole"))
+    assert sum(step["dropped"] for step in steps(folder / "whole")) > 0
+    return folder
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_resumes_from_the_last_checkpoint(whole, rank):
+    folder = whole / f"killed{rank}"
+    process = start(whole, folder.name, "checkpointing_steps=20")
+    kill_when(process, (folder / "checkpoints" / "step-000040").exists, rank)
+    assert "resuming after" in finish(process)
+    assert_same_end(folder, whole / "whole")
+
+
+def test_a_rank_killed_before_the_first_checkpoint_starts_anew(whole):
+    folder = whole / "early"
+    process = start(whole, folder.name)
+    kill_when(process, lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0, 1)
+    output = finish(process)
+    assert "ended before its first checkpoint; starting anew" in output and "resuming after" not in output
+    assert_same_end(folder, whole / "whole")
+
+
+def auto(folder, *settings):
+    return run(TRAIN, "--config", "run.yaml", "--resume-from", "auto", *(part for s in settings for part in ("--set", s)), cwd=folder)
+
+
+def test_auto_leaves_a_finished_run_and_refuses_another(tmp_path):
+    tiny.write_run(tmp_path)
+    assert auto(tmp_path).returncode == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    again = auto(tmp_path)
+    assert again.returncode == 0 and "nothing to do" in again.stdout + again.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.rename(tmp_path / path.name)
+    assert_refused(auto(tmp_path, "learning_rate=0.5"), 2, "another configuration", "learning_rate", "output_dir")
+    (tmp_path / "run" / "run.json").unlink()
+    assert_refused(auto(tmp_path), 2, "another run")
