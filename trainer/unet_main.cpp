@@ -1,10 +1,12 @@
-// memsieve-unet: runs a UNet folder once in float32, so that other implementations can be compared with ours.
+// memsieve-unet: runs a UNet (or VAE) folder once in float32, so that other implementations can be compared
+// with ours.
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/mean.h>
 #include <memsieve/error.h>
 #include <trainer/io/safetensors.h>
 #include <trainer/nn/unet.h>
+#include <trainer/nn/vae_decoder.h>
 
 #include <boost/program_options.hpp>
 #include <iostream>
@@ -16,13 +18,14 @@ namespace po = boost::program_options;
 
 struct Arguments {
   std::string folder, inputs, out, save_to;
-  bool gradients = false, shapes = false;
+  bool gradients = false, shapes = false, vae = false;
 };
 
 // False if only --help was asked for.
 bool parse(int argc, char** argv, Arguments& a) {
   po::options_description visible(
       "memsieve-unet FOLDER --inputs FILE --out FILE [options]\n"
+      "memsieve-unet FOLDER --vae --inputs FILE --out FILE\n"
       "memsieve-unet FOLDER --shapes\n"
       "Runs the UNet of a diffusers folder on `sample` [B,C,H,W], `timestep` [B], `encoder_hidden_states`\n"
       "[B,L,D] and, for SDXL only, `text_embeds` [B,P] and `time_ids` [B,N] of a safetensors file, in "
@@ -34,8 +37,10 @@ bool parse(int argc, char** argv, Arguments& a) {
           "gradients", po::bool_switch(&a.gradients),
           "also write grad.<parameter>, the gradient of mean(prediction^2)")(
           "save-to", po::value(&a.save_to), "also write the model to this folder")(
-          "shapes", po::bool_switch(&a.shapes),
-          "only print the name and shape of every parameter that config.json asks for");
+          "vae", po::bool_switch(&a.vae),
+          "FOLDER is a VAE: decode `latents` [B,C,H,W] of the inputs, write `images` [B,3,8H,8W] of about "
+          "-1..1")("shapes", po::bool_switch(&a.shapes),
+                   "only print the name and shape of every parameter that config.json asks for");
   po::options_description all;
   all.add(visible).add_options()("folder", po::value(&a.folder)->required(), "the UNet folder");
   po::variables_map values;
@@ -49,6 +54,8 @@ bool parse(int argc, char** argv, Arguments& a) {
     return false;
   }
   po::notify(values);
+  if (a.vae && (a.gradients || a.shapes || !a.save_to.empty()))
+    throw po::error("--vae goes with --inputs and --out only");
   for (const char* name : {"inputs", "out"})
     if (!a.shapes && values.count(name) == 0) throw po::required_option(std::string("--") + name);
   return true;
@@ -65,8 +72,12 @@ void run(const Arguments& a) {
     std::cout << unet_shapes(a.folder);
     return;
   }
-  UNet2DConditionModel model = load_unet(a.folder);
   const TensorMap inputs = load_safetensors(a.inputs);
+  if (a.vae) {
+    const at::Tensor images = load_vae_decoder(a.folder)->decode(input(inputs, a.inputs, "latents"));
+    return save_safetensors(a.out, {{"images", images}});
+  }
+  UNet2DConditionModel model = load_unet(a.folder);
   const auto required = [&](const std::string& name) { return input(inputs, a.inputs, name); };
   const auto optional = [&](const std::string& name) {
     return inputs.count(name) > 0 ? inputs.at(name) : at::Tensor();

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -37,16 +38,20 @@ struct Entry {
 
 class File {
  public:
-  explicit File(const std::string& path) : path_(path), stream_(path, std::ios::binary) {
+  explicit File(const std::string& path) : path_(path) {
+    std::error_code error;
+    // Before it is opened: opening a pipe waits for its other end.
+    if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error))
+      fail("is not a file");
+    stream_.open(path, std::ios::binary);
     if (!stream_) fail("cannot be opened");
-    stream_.seekg(0, std::ios::end);
-    const auto size = static_cast<std::streamoff>(stream_.tellg());
-    if (size < 8) fail("truncated: shorter than its 8-byte header length");
-    size_ = static_cast<uint64_t>(size);
+    size_ = std::filesystem::file_size(path, error);
+    if (error) fail("cannot be read: " + error.message());
+    if (size_ < 8) fail("truncated: shorter than its 8-byte header length");
   }
   [[noreturn]] void fail(const std::string& why) const { throw DataError(path_ + ": " + why); }
   [[noreturn]] void fail(const std::string& tensor, const std::string& why) const {
-    fail("tensor '" + tensor + "': " + why);
+    fail("tensor " + in_quotes(tensor) + ": " + why);
   }
   uint64_t size() const { return size_; }
   void read(uint64_t at, void* out, uint64_t bytes) {
@@ -72,7 +77,7 @@ Json parse_header(const std::string& text, const File& file) {
     }
     if (event == Json::parse_event_t::object_end) keys.pop_back();
     if (event == Json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
-      file.fail("header: key '" + value.get<std::string>() + "' stands there twice");
+      file.fail("header: key " + in_quotes(value.get<std::string>()) + " stands there twice");
     return true;
   };
   try {
@@ -86,7 +91,7 @@ Json parse_header(const std::string& text, const File& file) {
 at::ScalarType parse_dtype(const Json& value, const std::string& name, const File& file) {
   for (const auto& [text, dtype] : dtypes())
     if (value == text) return dtype;
-  file.fail(name, "unknown dtype " + value.dump());
+  file.fail(name, "unknown dtype " + printable(value.dump()));
 }
 
 bool is_unsigned(const Json& value) {
@@ -94,15 +99,18 @@ bool is_unsigned(const Json& value) {
 }
 
 // Multiplies in an order that cannot overflow: stops as soon as the product exceeds what the file can hold.
+// Sizes of an empty tensor count too, as torch multiplies them for its strides.
 uint64_t bytes_of_shape(const Entry& entry, uint64_t limit, const File& file) {
+  const bool empty = std::find(entry.shape.begin(), entry.shape.end(), 0) != entry.shape.end();
+  if (empty) limit = INT32_MAX;
   uint64_t bytes = c10::elementSize(entry.dtype);
-  if (std::find(entry.shape.begin(), entry.shape.end(), 0) != entry.shape.end()) return 0;
   for (const int64_t n : entry.shape) {
     if (static_cast<uint64_t>(n) > limit / bytes)
-      file.fail(entry.name, "its shape needs more bytes than the file has");
-    bytes *= static_cast<uint64_t>(n);
+      file.fail(entry.name,
+                empty ? "its shape is too large" : "its shape needs more bytes than the file has");
+    bytes *= static_cast<uint64_t>(std::max<int64_t>(n, 1));
   }
-  return bytes;
+  return empty ? 0 : bytes;
 }
 
 Entry parse_entry(const std::string& name, const Json& value, uint64_t data_bytes, const File& file) {
@@ -115,7 +123,7 @@ Entry parse_entry(const std::string& name, const Json& value, uint64_t data_byte
     file.fail(name, "shape must be a list of sizes");
   for (const Json& n : shape) {
     if (n.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX))
-      file.fail(name, "shape " + shape.dump() + " is too large");
+      file.fail(name, "shape " + printable(shape.dump()) + " is too large");
     entry.shape.push_back(n.get<int64_t>());
   }
   if (!offsets.is_array() || offsets.size() != 2 || !std::all_of(offsets.begin(), offsets.end(), is_unsigned))
@@ -123,10 +131,11 @@ Entry parse_entry(const std::string& name, const Json& value, uint64_t data_byte
   entry.begin = offsets[0].get<uint64_t>();
   entry.end = offsets[1].get<uint64_t>();
   if (entry.begin > entry.end || entry.end > data_bytes)
-    file.fail(name, "data_offsets " + offsets.dump() + " lie outside the file's " +
+    file.fail(name, "data_offsets " + printable(offsets.dump()) + " lie outside the file's " +
                         std::to_string(data_bytes) + " bytes of data; truncated?");
   if (bytes_of_shape(entry, data_bytes, file) != entry.end - entry.begin)
-    file.fail(name, "data_offsets " + offsets.dump() + " do not fit shape " + shape.dump());
+    file.fail(name,
+              "data_offsets " + printable(offsets.dump()) + " do not fit shape " + printable(shape.dump()));
   return entry;
 }
 
@@ -145,10 +154,18 @@ void check_layout(std::vector<Entry>& entries, uint64_t data_bytes, const File& 
     file.fail(std::to_string(data_bytes - place) + " bytes after the last tensor belong to none");
 }
 
+at::Tensor allocate(const Entry& entry, const File& file) {
+  try {
+    return at::empty(entry.shape, at::TensorOptions().dtype(entry.dtype));
+  } catch (const c10::Error&) {
+    file.fail(entry.name, "no memory for its " + std::to_string(entry.end - entry.begin) + " bytes");
+  }
+}
+
 void read_metadata(const Json& value, Metadata* metadata, const File& file) {
   if (!value.is_object()) file.fail("header: __metadata__ must be an object of strings");
   for (const auto& [key, text] : value.items()) {
-    if (!text.is_string()) file.fail("header: __metadata__." + key + " must be a string");
+    if (!text.is_string()) file.fail("header: __metadata__: " + in_quotes(key) + " must be a string");
     if (metadata != nullptr) (*metadata)[key] = text.get<std::string>();
   }
 }
@@ -175,6 +192,17 @@ std::string header_text(const TensorMap& tensors, const Metadata& metadata, cons
 
 }  // namespace
 
+std::string printable(const std::string& text) {
+  std::string out = text.substr(0, 200);
+  for (char& c : out)
+    if (static_cast<unsigned char>(c) < 32 || c == 127) c = '?';
+  return out + (text.size() > out.size() ? "..." : "");
+}
+
+std::string in_quotes(const std::string& text) {
+  return std::string("'").append(printable(text)).append("'");
+}
+
 TensorMap load_safetensors(const std::string& path, Metadata* metadata) {
   File file(path);
   uint64_t length = 0;
@@ -197,7 +225,7 @@ TensorMap load_safetensors(const std::string& path, Metadata* metadata) {
   check_layout(entries, data_bytes, file);
   TensorMap tensors;
   for (const Entry& entry : entries) {
-    at::Tensor tensor = at::empty(entry.shape, at::TensorOptions().dtype(entry.dtype));
+    at::Tensor tensor = allocate(entry, file);
     if (entry.end > entry.begin)
       file.read(8 + length + entry.begin, tensor.data_ptr(), entry.end - entry.begin);
     tensors.emplace(entry.name, std::move(tensor));

@@ -38,6 +38,9 @@ class JsonReader {
   /// null, a number, or [height, width].
   void read_size(const std::string& key, std::optional<Ints>& out);
 
+  /// A key whose value does not matter here.
+  void skip(const std::string& key) { seen_.insert(key); }
+
   /// Call last: ConfigError for a key that was not read, unless it is an unused feature at a value that
   /// switches it off, or a note of diffusers' own ("_diffusers_version").
   void reject_the_rest(const UnusedFeatures& unused) const;

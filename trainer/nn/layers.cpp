@@ -49,8 +49,8 @@ ResnetBlock2DImpl::ResnetBlock2DImpl(const Options& o)
     : norm1_(register_module("norm1", make_norm(o.groups, o.in, o.eps))),
       norm2_(register_module("norm2", make_norm(o.groups, o.out, o.eps))),
       conv1_(register_module("conv1", Conv2d(o.in, o.out, 3))),
-      conv2_(register_module("conv2", Conv2d(o.out, o.out, 3))),
-      time_emb_proj_(register_module("time_emb_proj", Linear(o.time_dim, o.out))) {
+      conv2_(register_module("conv2", Conv2d(o.out, o.out, 3))) {
+  if (o.time_dim > 0) time_emb_proj_ = register_module("time_emb_proj", Linear(o.time_dim, o.out));
   if (o.in != o.out) conv_shortcut_ = register_module("conv_shortcut", Conv2d(o.in, o.out, 1));
 }
 
@@ -60,7 +60,7 @@ at::Tensor ResnetBlock2DImpl::forward(const at::Tensor& x, const at::Tensor& act
 
 at::Tensor ResnetBlock2DImpl::compute(const at::Tensor& x, const at::Tensor& activated_time) {
   at::Tensor h = conv1_(group_norm_silu(norm1_, x));
-  h = h + time_emb_proj_(activated_time).unsqueeze(2).unsqueeze(3);
+  if (time_emb_proj_) h = h + time_emb_proj_(activated_time).unsqueeze(2).unsqueeze(3);
   h = conv2_(group_norm_silu(norm2_, h));
   return (conv_shortcut_ ? conv_shortcut_(x) : x) + h;
 }

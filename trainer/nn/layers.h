@@ -46,11 +46,12 @@ at::Tensor group_norm_silu(torch::nn::GroupNorm& norm, const at::Tensor& x);
 class ResnetBlock2DImpl : public CheckpointableImpl {
  public:
   struct Options {
-    int64_t in, out, time_dim, groups;
+    int64_t in, out, time_dim, groups;  ///< time_dim 0: without time embedding
     double eps;
   };
   explicit ResnetBlock2DImpl(const Options& options);
-  /// x [B, in, H, W]; activated_time [B, time_dim]: SiLU of the time embedding, computed once for all blocks.
+  /// x [B, in, H, W]; activated_time [B, time_dim]: SiLU of the time embedding, computed once for all blocks;
+  /// undefined if time_dim is 0.
   at::Tensor forward(const at::Tensor& x, const at::Tensor& activated_time);
 
  private:
@@ -58,7 +59,7 @@ class ResnetBlock2DImpl : public CheckpointableImpl {
 
   torch::nn::GroupNorm norm1_, norm2_;
   Conv2d conv1_, conv2_, conv_shortcut_{nullptr};
-  Linear time_emb_proj_;
+  Linear time_emb_proj_{nullptr};
 };
 
 /// 3x3 convolution with stride 2, or after nearest-neighbour interpolation to a given size.

@@ -220,7 +220,15 @@ TEST_CASE("unet folder: shards are read, and an index that lies is refused") {
 
   spill(index, R"({"weight_map":{"a":"../one.safetensors"}})");
   CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }),
-             Contains(index) && Contains("not a file name"));
+             Contains(index) && Contains("not the name of"));
+  for (const char* name :
+       {"\"/etc/x.safetensors\"", "\"..\"", "\"\"", "\".\"", "3", "null", "\"one.bin\"",
+        "\"sub/one.safetensors\"", "\"..\\\\one.safetensors\"", "\"one\\u0000.safetensors\""}) {
+    INFO(name);
+    spill(index, "{\"weight_map\":{\"a\":" + std::string(name) + "}}");
+    CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }),
+               Contains(index) && Contains("not the name of"));
+  }
   spill(index, R"({"weight_map":{"a":"one.safetensors"}})");
   CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }), Contains("is missing"));
   spill(index, R"({"weight_map":{"a":"three.safetensors"}})");
