@@ -1,36 +1,44 @@
 #pragma once
-// Drawing pictures: DDIM without added noise, with classifier-free guidance.
+// Drawing pictures: DDIM without added noise, or Euler's steps for flow, with classifier-free guidance.
 
 #include <ATen/core/Tensor.h>
 #include <trainer/diffusion/schedule.h>
 #include <trainer/nn/conditioning.h>
 
 #include <functional>
+#include <string>
 #include <vector>
 
 namespace memsieve::trainer {
 
-/// The model: (sample [B, C, H, W] float32, timestep [B] int64, condition) -> [B, C, H, W], any float dtype.
+/// The model: (sample [B, C, H, W] float32, timestep [B], condition) -> [B, C, H, W], any float dtype.
+/// Timesteps are int64, but float32 for flow, where they fall between those of training.
 using Denoiser = std::function<at::Tensor(const at::Tensor& sample, const at::Tensor& timestep,
                                           const Conditioning& condition)>;
 
-/// Defaults as Stable Diffusion's scheduler_config.json: "leading" spacing, clip_sample and set_alpha_to_one
-/// off.
+/// Defaults as Stable Diffusion's scheduler_config.json.
 struct DdimOptions {
   int64_t steps = 25;
   double guidance = 2.0;  ///< predict null + guidance * (text - null); 1 or less: the captioned prediction
                           ///< alone, at half the cost
-  int64_t steps_offset = 1;
+  std::string timestep_spacing = "leading";  ///< "leading", "trailing" or "linspace" (Lin et al., WACV 2024,
+                                             ///< table 2); not used by flow
+  int64_t steps_offset = 1;                  ///< added to the timesteps of "leading"; not used by flow
+  bool set_alpha_to_one = false;  ///< the last step ends at x0 itself, not at noise level 0; flow always does
+  bool clip_sample = false;       ///< clamp the predicted x0 to [-clip_sample_range, clip_sample_range]
+  double clip_sample_range = 1;
 };
 
-/// Timesteps visited, descending: i * (T / steps) + offset. Throws ConfigError if steps is below 1 or too
-/// many.
-std::vector<int64_t> ddim_timesteps(int64_t num_train_timesteps, const DdimOptions& options);
+/// Timesteps visited, descending, as diffusers' DDIMScheduler. Throws ConfigError, beginning with `where`, if
+/// steps is below 1 or too many.
+std::vector<int64_t> ddim_timesteps(int64_t num_train_timesteps, const DdimOptions& options,
+                                    const std::string& where = "ddim");
 
-/// Song, Meng, Ermon: "Denoising Diffusion Implicit Models", ICLR 2021, formula (12) with eta = 0; guidance
-/// after Ho and Salimans (2022), null and captioned rows in one forward of 2B rows, [null; captioned]. noise
-/// [B, C, H, W] float32, condition of B rows, null of none, all on the schedule's device. Returns [B, C, H,
-/// W] float32. Runs without gradient.
+/// Song, Meng, Ermon: "Denoising Diffusion Implicit Models", ICLR 2021, formula (12) with eta = 0; for flow
+/// the same formula is Euler's method, with the noise levels of diffusers' FlowMatchEulerDiscreteScheduler.
+/// Guidance after Ho and Salimans (2022), null and captioned rows in one forward of 2B rows, [null;
+/// captioned]. noise [B, C, H, W] float32, condition of B rows, null of none, all on the schedule's device.
+/// Returns [B, C, H, W] float32. Runs without gradient.
 at::Tensor ddim_sample(const NoiseSchedule& schedule, const Denoiser& model, const at::Tensor& noise,
                        const Conditioning& condition, const Conditioning& null, const DdimOptions& options);
 

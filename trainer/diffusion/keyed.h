@@ -21,6 +21,12 @@ enum class Stream : uint64_t {
   validation_noise = 7,
   validation_timestep = 8,
   draw_noise = 9,
+  train_offset = 10,
+  held_out_offset = 11,
+  reference_offset = 12,
+  train_perturbation = 13,
+  held_out_perturbation = 14,
+  reference_perturbation = 15,
 };
 
 /// What names a row within a stream: (step, place) for training and held-out rows, (sample, draw) for

@@ -10,10 +10,10 @@
 
 namespace memsieve::trainer {
 
-enum class Prediction { epsilon, v, sample };
+enum class Prediction { epsilon, v, sample, flow };
 
-/// "epsilon", "v_prediction" or "sample"; ConfigError otherwise.
-Prediction prediction_from_name(const std::string& name);
+/// "epsilon", "v_prediction", "sample" or "flow"; otherwise ConfigError, beginning with `where`.
+Prediction prediction_from_name(const std::string& name, const std::string& where = "schedule");
 
 struct ScheduleConfig {
   int64_t num_train_timesteps = 1000;
@@ -21,36 +21,48 @@ struct ScheduleConfig {
   double beta_start = 0.00085;                  ///< ignored by squaredcos_cap_v2, as in diffusers
   double beta_end = 0.012;
   std::string prediction_type = "epsilon";
+  bool rescale_betas_zero_snr =
+      false;  ///< the last timestep is pure noise (Lin et al., WACV 2024, algorithm 1)
 };
 
-/// a(t) = alphas_cumprod[t]; x_t = sqrt(a) x0 + sqrt(1 - a) noise. Computed in float64, kept as float32
-/// tables on the device. Timesteps `t` are [B] int64 on that device; pictures are [B, ...] in any float
-/// dtype, which results keep.
+/// Throws ConfigError, beginning with `where`, for an unknown name, betas outside 0 < start <= end < 1, or a
+/// rescaling that the prediction cannot have: at pure noise the noise itself says nothing about the picture.
+void check_schedule(const ScheduleConfig& config, const std::string& where = "schedule");
+
+/// x_t = signal(t) x0 + noise(t) noise. With betas: signal = sqrt(a), noise = sqrt(1 - a), a(t) =
+/// alphas_cumprod[t]. For "flow" (rectified flow: Liu et al., ICLR 2023) betas play no role: noise = s,
+/// signal = 1 - s, s(t) = (t + 1) / T. Computed in float64, kept as float32 tables on the device. Timesteps
+/// `t` are [B] int64 on that device; pictures are [B, ...] in any float dtype, which results keep.
 class NoiseSchedule {
  public:
-  /// Throws ConfigError for an unknown name or betas outside 0 < start <= end < 1.
+  /// Throws ConfigError as check_schedule does.
   explicit NoiseSchedule(const ScheduleConfig& config, c10::Device device = c10::kCPU);
 
   int64_t num_timesteps() const { return config_.num_train_timesteps; }
   Prediction prediction() const { return prediction_; }
   const ScheduleConfig& config() const { return config_; }
-  const at::Tensor& alphas_cumprod() const { return alphas_cumprod_; }  ///< [T] float64 on the CPU
+  /// [T] float64 on the CPU: signal(t)^2.
+  const at::Tensor& alphas_cumprod() const { return alphas_cumprod_; }
+  /// What to add to a timestep before the model sees it: diffusers' flow schedulers count from 1, the others
+  /// from 0.
+  int64_t first_timestep() const { return prediction_ == Prediction::flow ? 1 : 0; }
 
   at::Tensor add_noise(const at::Tensor& x0, const at::Tensor& noise, const at::Tensor& t) const;
-  /// What the model should answer: the noise, v = sqrt(a) noise - sqrt(1 - a) x0 (Salimans and Ho, ICLR
-  /// 2022), or x0.
+  /// What the model should answer: the noise; v = signal noise - noise(t) x0 (Salimans and Ho, ICLR 2022);
+  /// x0; or for flow the velocity, noise - x0.
   at::Tensor target(const at::Tensor& x0, const at::Tensor& noise, const at::Tensor& t) const;
-  /// [B] float32: a / (1 - a).
+  /// [B] float32: signal^2 / noise^2.
   at::Tensor snr(const at::Tensor& t) const;
-  /// [B] float32 loss weights of Min-SNR-gamma (Hang et al., ICCV 2023): min(snr, gamma) divided by snr for
-  /// epsilon, by snr + 1 for v, by 1 for sample.
+  /// [B] float32 loss weights of Min-SNR-gamma (Hang et al., ICCV 2023): what makes every kind's squared
+  /// error min(snr, gamma) times that of x0. For sample min(snr, gamma); divided by snr for epsilon, by snr +
+  /// 1 for v; times s^2 for flow.
   at::Tensor min_snr_weight(const at::Tensor& t, double gamma) const;
 
  private:
   ScheduleConfig config_;
   Prediction prediction_;
   at::Tensor alphas_cumprod_;
-  at::Tensor sqrt_alpha_, sqrt_one_minus_alpha_, snr_;  // [T] float32 on the device
+  at::Tensor signal_, noise_, snr_;  // [T] float32 on the device
 };
 
 }  // namespace memsieve::trainer

@@ -37,6 +37,8 @@ nlohmann::ordered_json file_list(const fs::path& folder) {
 void write_parts(const fs::path& folder, const CheckpointState& state, const CheckpointParts& parts) {
   parts.save_unet((folder / "unet").string());
   if (parts.save_unet_ema) parts.save_unet_ema((folder / "unet_ema").string());
+  fs::create_directories(folder / "scheduler");
+  write_text_atomically((folder / "scheduler" / "scheduler_config.json").string(), parts.scheduler);
   save_safetensors((folder / "optimizer.safetensors").string(), parts.optimizer);
   if (parts.sieve) save_safetensors((folder / "sieve.safetensors").string(), *parts.sieve);
   const nlohmann::ordered_json json{{"format", "memsieve-checkpoint"},
@@ -67,8 +69,12 @@ void write_checkpoint(const std::string& folder, const CheckpointState& state, c
     std::vector<fs::path> written{temporary};
     for (const auto& entry : fs::recursive_directory_iterator(temporary)) written.push_back(entry.path());
     for (const auto& path : written) sync_to_disk(path);
-    fs::remove_all(to);
+    // One of the same step is replaced, but never missing for long: a removal takes longer than a rename.
+    const fs::path replaced(folder + ".replaced");
+    fs::remove_all(replaced);
+    if (fs::exists(to)) fs::rename(to, replaced);
     fs::rename(temporary, to);
+    fs::remove_all(replaced);
     sync_to_disk(to.parent_path());
   } catch (const fs::filesystem_error& error) {
     throw DataError(folder + ": checkpoint cannot be written: " + error.code().message() +

@@ -3,6 +3,7 @@
 //
 //   step-000880/unet/            diffusers folder
 //               unet_ema/        the same with the averaged weights, if use_ema
+//               scheduler/       scheduler_config.json: the noise that was trained with, for diffusers
 //               optimizer.safetensors
 //               sieve.safetensors, if there is a sieve
 //               state.json       written last; lists every other file with its size
@@ -30,6 +31,7 @@ struct CheckpointState {
 struct CheckpointParts {
   std::function<void(const std::string& folder)> save_unet;
   std::function<void(const std::string& folder)> save_unet_ema;  ///< empty = no EMA
+  std::string scheduler;                                         ///< text of scheduler_config.json
   TensorMap optimizer;
   std::optional<TensorMap> sieve;
 };

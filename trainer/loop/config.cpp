@@ -27,7 +27,13 @@ Schema data_schema() {
 Schema model_schema() {
   Schema keys;
   keys.text("pretrained", "",
-            "folder of a diffusers UNet (config.json, diffusion_pytorch_model.safetensors) to start from")
+            "folder of a diffusers UNet (config.json, diffusion_pytorch_model.safetensors) to start from, or "
+            "of "
+            "a pipeline that has it in unet/")
+      .text(
+          "scheduler", "",
+          "scheduler_config.json (or its folder) that the defaults of prediction_type, beta_schedule and so "
+          "on come from; empty = scheduler/ beside the UNet of `pretrained`, if there; `none`")
       .text("config", "", "config.json of a diffusers UNet to start from random weights");
   return keys;
 }
@@ -36,30 +42,35 @@ void add_batch_keys(Schema& schema) {
   schema.integer("max_train_steps", 1000, 1, kMany, "optimiser steps, skipped ones included")
       .integer("train_batch_size", 16, 1, 1 << 20, "rows of one micro-batch on each rank")
       .integer("gradient_accumulation_steps", 1, 1, 1 << 16, "micro-batches in one optimiser step")
-      .choice("mixed_precision", "no", {"no", "bf16"},
-              "`bf16`: autocast of the model; parameters and losses stay float32")
+      .choice(
+          "mixed_precision", "no", {"no", "fp16", "bf16"},
+          "autocast of the model; parameters, losses and what the sieve measures stay float32. `fp16` scales "
+          "the loss")
+      .boolean(
+          "gradient_checkpointing", false,
+          "keep only the inputs of each block for backward and compute it again there: less memory, about a "
+          "third more time, the same gradients up to rounding")
+      .boolean("allow_tf32", false,
+               "on a GPU, products of float32 matrices in TF32 (PyTorch's convolutions always may)")
+      .real("loss_scale", 65536, 1, 1e18,
+            "`fp16`: what the loss is multiplied by at the start; halved at every overflow, whose update is "
+            "skipped")
+      .integer("loss_scale_growth_interval", 2000, 1, 1 << 30,
+               "`fp16`: updates in a row without overflow after which the scale doubles")
       .real("proportion_empty_prompts", 0.1, 0, 1,
             "share of rows trained with the empty caption (caption dropout)");
 }
 
-void add_diffusion_keys(Schema& schema) {
-  schema
-      .choice("prediction_type", "epsilon", {"epsilon", "v_prediction", "sample"}, "what the model predicts")
-      .choice("beta_schedule", "scaled_linear", {"scaled_linear", "linear", "squaredcos_cap_v2"},
-              "how noise grows")
-      .real("beta_start", 0.00085, 1e-9, 0.999, "first beta")
-      .real("beta_end", 0.012, 1e-9, 0.999, "last beta")
-      .integer("num_train_timesteps", 1000, 1, 1 << 20, "timesteps of the noise schedule")
-      .real("snr_gamma", 0, 0, 1e9, "gamma of Min-SNR loss weights (Hang et al., ICCV 2023); 0 = off");
-}
-
 void add_optimizer_keys(Schema& schema) {
   schema.real("learning_rate", 1e-4, 0, 1e3, "AdamW's learning rate after warm-up")
-      .choice("lr_scheduler", "constant", {"constant", "constant_with_warmup", "linear", "cosine"},
+      .choice("lr_scheduler", "constant",
+              {"constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"},
               "as in diffusers; `constant` ignores lr_warmup_steps")
       .integer("lr_warmup_steps", 0, 0, kMany, "updates over which the learning rate rises from 0")
+      .integer("lr_num_cycles", 1, 1, 1 << 20, "of `cosine_with_restarts`")
+      .real("lr_power", 1, 1e-3, 100, "of `polynomial`, which ends at 1e-7")
       .real("lr_decay_fraction", 1, 0, 1,
-            "`linear` and `cosine` decay over this last part of max_train_steps (1 = from the end of the "
+            "all but the constant ones decay over this last part of max_train_steps (1 = from the end of the "
             "warm-up)")
       .real("adam_beta1", 0.9, 0, 0.999999, "decay of the gradient's mean")
       .real("adam_beta2", 0.999, 0, 0.9999999, "decay of the squared gradient's mean")
@@ -93,13 +104,12 @@ Schema validation_schema() {
   return keys;
 }
 
-Schema sampling_schema() {
+Schema sampling_schema(const SchedulerFile& scheduler) {
   Schema keys;
   keys.integer("every", 0, 0, kMany, "steps between drawings; 0 = never")
-      .integer("num_inference_steps", 25, 1, 1 << 20, "DDIM steps")
-      .real("guidance_scale", 2, 0, 1e3, "classifier-free guidance; 1 or less = none")
       .integer("num_images_per_prompt", 1, 1, 1 << 16,
                "pictures drawn for each caption, each from noise of its own");
+  add_sampling_keys(keys, scheduler);
   return keys;
 }
 
@@ -108,9 +118,10 @@ Schema sampling_schema() {
 }
 
 OptimizerConfig optimizer_of(const Settings& s) {
-  return {s.real("learning_rate"),     s.text("lr_scheduler"), s.integer("lr_warmup_steps"),
-          s.real("lr_decay_fraction"), s.real("adam_beta1"),   s.real("adam_beta2"),
-          s.real("adam_weight_decay"), s.real("adam_epsilon"), s.real("max_grad_norm")};
+  return {s.real("learning_rate"),     s.text("lr_scheduler"),     s.integer("lr_warmup_steps"),
+          s.real("lr_decay_fraction"), s.integer("lr_num_cycles"), s.real("lr_power"),
+          s.real("adam_beta1"),        s.real("adam_beta2"),       s.real("adam_weight_decay"),
+          s.real("adam_epsilon"),      s.real("max_grad_norm")};
 }
 
 TrainConfig values_of(const Settings& s, const std::string& source) {
@@ -127,14 +138,16 @@ TrainConfig values_of(const Settings& s, const std::string& source) {
   c.prompts_data = s.text("data.prompts");
   c.model_pretrained = s.text("model.pretrained");
   c.model_config = s.text("model.config");
-  c.schedule = {s.integer("num_train_timesteps"), s.text("beta_schedule"), s.real("beta_start"),
-                s.real("beta_end"), s.text("prediction_type")};
-  c.snr_gamma = s.real("snr_gamma");
+  c.diffusion = diffusion_of(s);
   c.proportion_empty_prompts = s.real("proportion_empty_prompts");
   c.max_train_steps = s.integer("max_train_steps");
   c.train_batch_size = s.integer("train_batch_size");
   c.accumulation = s.integer("gradient_accumulation_steps");
-  c.bf16 = s.text("mixed_precision") == "bf16";
+  if (s.text("mixed_precision") == "bf16") c.autocast = at::kBFloat16;
+  if (s.text("mixed_precision") == "fp16") c.autocast = at::kHalf;
+  c.gradient_checkpointing = s.boolean("gradient_checkpointing");
+  c.allow_tf32 = s.boolean("allow_tf32");
+  c.loss_scale = {s.real("loss_scale"), s.integer("loss_scale_growth_interval")};
   c.optimizer = optimizer_of(s);
   c.use_ema = s.boolean("use_ema");
   c.ema_decay = s.real("ema_decay");
@@ -142,8 +155,7 @@ TrainConfig values_of(const Settings& s, const std::string& source) {
   c.checkpoints_total_limit = s.integer("checkpoints_total_limit");
   c.resume_from = s.text("resume_from_checkpoint");
   c.validation = {s.integer("validation.every"), s.integer("validation.draws")};
-  c.draw = {s.integer("sampling.every"), s.integer("sampling.num_inference_steps"),
-            s.real("sampling.guidance_scale"), s.integer("sampling.num_images_per_prompt")};
+  c.draw = {s.integer("sampling.every"), s.integer("sampling.num_images_per_prompt")};
   c.log_every = s.integer("log_every");
   c.max_nonfinite_steps = s.integer("max_nonfinite_steps");
   c.collective_seconds = s.real("collective_seconds");
@@ -168,9 +180,7 @@ void check(const TrainConfig& c) {
   if (c.draw.every > 0 && c.prompts_data.empty()) {
     refuse(s, "sampling.every", "needs data.prompts; name that file or set sampling.every to 0");
   }
-  if (c.schedule.beta_start > c.schedule.beta_end)
-    refuse(s, "beta_start", "is larger than beta_end; exchange them");
-  const bool decays = c.optimizer.lr_scheduler == "linear" || c.optimizer.lr_scheduler == "cosine";
+  const bool decays = c.optimizer.lr_scheduler.rfind("constant", 0) != 0;
   if (decays && c.optimizer.lr_warmup_steps >= c.max_train_steps) {
     refuse(s, "lr_warmup_steps",
            "leaves no step to decay in; it must be below max_train_steps (" +
@@ -182,6 +192,7 @@ void check(const TrainConfig& c) {
 const std::set<std::string>& free_keys() {
   static const std::set<std::string> keys{"output_dir",
                                           "device",
+                                          "gradient_checkpointing",
                                           "max_train_steps",
                                           "checkpointing_steps",
                                           "checkpoints_total_limit",
@@ -199,7 +210,7 @@ const std::set<std::string>& free_keys() {
 
 }  // namespace
 
-Schema train_schema(const FilterRegistry& filters) {
+Schema train_schema(const FilterRegistry& filters, const SchedulerFile& scheduler) {
   Schema schema;
   schema
       .integer("seed", 0, 0, std::numeric_limits<int64_t>::max(),
@@ -210,11 +221,11 @@ Schema train_schema(const FilterRegistry& filters) {
       .section("data", data_schema(), "HDF5 files, relative to the working directory.")
       .section("model", model_schema(), "What to start from: one of the two.");
   add_batch_keys(schema);
-  add_diffusion_keys(schema);
+  add_diffusion_keys(schema, scheduler);
   add_optimizer_keys(schema);
   add_output_keys(schema);
   schema.section("validation", validation_schema(), "Loss on pictures never trained on.")
-      .section("sampling", sampling_schema(), "Pictures drawn while training.")
+      .section("sampling", sampling_schema(scheduler), "Pictures drawn while training.")
       .optional_section("sieve", Sieve::schema(filters),
                         "The memorisation sieve; without it all rows are trained on.");
   return schema;
@@ -229,7 +240,9 @@ FilterRegistry registry_for(const std::string& yaml, const std::string& source,
 
 TrainConfig read_config_text(const std::string& yaml, const std::string& source,
                              const FilterRegistry& filters, const std::vector<std::string>& overrides) {
-  TrainConfig config = values_of(resolve(yaml, source, train_schema(filters), overrides), source);
+  const SchedulerFile scheduler = scheduler_for(yaml, source, overrides);
+  TrainConfig config = values_of(resolve(yaml, source, train_schema(filters, scheduler), overrides), source);
+  config.notes = scheduler_notes(config.settings, scheduler);
   config.filters = filters;
   check(config);
   return config;

@@ -4,9 +4,11 @@
 
 #include <memsieve/filter.h>
 #include <memsieve/schema.h>
-#include <trainer/diffusion/schedule.h>
+#include <trainer/loop/config_diffusion.h>
+#include <trainer/loop/loss_scale.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,14 +19,14 @@ struct OptimizerConfig {
   std::string lr_scheduler = "constant";
   int64_t lr_warmup_steps = 0;
   double lr_decay_fraction = 1;
+  int64_t lr_num_cycles = 1;  ///< of cosine_with_restarts
+  double lr_power = 1;        ///< of polynomial
   double beta1 = 0.9, beta2 = 0.999, weight_decay = 0.01, epsilon = 1e-8;
   double max_grad_norm = 1;  ///< 0 = no clipping
 };
 
 struct DrawConfig {
   int64_t every = 0;
-  int64_t steps = 25;
-  double guidance = 2;
   int64_t per_prompt = 1;
 };
 
@@ -36,18 +38,21 @@ struct ValidationConfig {
 /// A validated configuration, as plain values. `settings` is the same, complete, with the places of its keys.
 struct TrainConfig {
   Settings settings;
-  FilterRegistry filters;  ///< that `sieve.filters` may name, plug-ins included
-  std::string source;      ///< the file it came from, for messages
+  FilterRegistry filters;          ///< that `sieve.filters` may name, plug-ins included
+  std::string source;              ///< the file it came from, for messages
+  std::vector<std::string> notes;  ///< what the user should be told when the run starts, a line each
 
   uint64_t seed = 0;
   std::string output_dir, device;
   bool sieve = false;  ///< a `sieve:` section is there and `filter` is on
   std::string train_data, held_out_data, validation_data, prompts_data;
   std::string model_pretrained, model_config;
-  ScheduleConfig schedule;
-  double snr_gamma = 0, proportion_empty_prompts = 0;
+  DiffusionConfig diffusion;
+  double proportion_empty_prompts = 0;
   int64_t max_train_steps = 0, train_batch_size = 0, accumulation = 1;
-  bool bf16 = false;
+  std::optional<at::ScalarType> autocast;  ///< half or bfloat16, or float32 throughout
+  bool gradient_checkpointing = false, allow_tf32 = false;
+  LossScaleOptions loss_scale;  ///< of half
   OptimizerConfig optimizer;
   bool use_ema = false;
   double ema_decay = 0;
@@ -59,8 +64,9 @@ struct TrainConfig {
   double collective_seconds = 0, bucket_mb = 0;
 };
 
-/// Every key of the YAML file, given the filters that `sieve:` may name.
-Schema train_schema(const FilterRegistry& filters);
+/// Every key of the YAML file, given the filters that `sieve:` may name and the scheduler file that defaults
+/// come from.
+Schema train_schema(const FilterRegistry& filters, const SchedulerFile& scheduler = {});
 
 /// Built-in filters and those of the plug-ins that `sieve.plugins` names. Throws ConfigError.
 FilterRegistry registry_for(const std::string& yaml, const std::string& source,

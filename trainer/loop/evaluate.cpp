@@ -81,7 +81,6 @@ at::Tensor draw_samples(Model& model, const Dataset& prompts, const NoiseSchedul
   const Denoiser denoiser = [&](const at::Tensor& x, const at::Tensor& t, const Conditioning& c) {
     return model.predict(x, t, c);
   };
-  const DdimOptions options{config.draw.steps, config.draw.guidance};
   on_all_ranks(group, [&] {
     const Conditioning null = prompts.null().to(model.device());
     for (const auto& batch : my_batches(prompts.size(), seeds, group)) {
@@ -94,7 +93,7 @@ at::Tensor draw_samples(Model& model, const Dataset& prompts, const NoiseSchedul
       }
       const at::Tensor noise = keyed_normal(config.seed, Stream::draw_noise, keys, shape).to(model.device());
       const Conditioning condition = prompts.load(ids).condition.to(model.device());
-      const at::Tensor drawn = ddim_sample(schedule, denoiser, noise, condition, null, options);
+      const at::Tensor drawn = ddim_sample(schedule, denoiser, noise, condition, null, config.diffusion.draw);
       images.index_copy_(0, at::tensor(places, at::kLong), prompts.codec()->decode(drawn).cpu());
     }
   });

@@ -7,6 +7,9 @@
 
 namespace memsieve::trainer {
 
+/// The learning rate at which `polynomial` ends, in diffusers.
+constexpr double kPolynomialEnd = 1e-7;
+
 double lr_factor(const OptimizerConfig& config, int64_t max_train_steps, int64_t updates) {
   if (config.lr_scheduler == "constant") return 1;
   if (updates < config.lr_warmup_steps)
@@ -19,7 +22,15 @@ double lr_factor(const OptimizerConfig& config, int64_t max_train_steps, int64_t
   const double progress = static_cast<double>(updates - begin) /
                           static_cast<double>(std::max<int64_t>(1, max_train_steps - begin));
   if (config.lr_scheduler == "linear") return std::max(0.0, 1 - progress);
-  return progress >= 1 ? 0.0 : 0.5 * (1 + std::cos(std::numbers::pi * progress));
+  if (config.lr_scheduler == "polynomial") {
+    const double end = std::min(1.0, kPolynomialEnd / config.learning_rate);
+    return progress >= 1 ? end : end + (1 - end) * std::pow(1 - progress, config.lr_power);
+  }
+  if (progress >= 1) return 0;
+  const bool restarts = config.lr_scheduler == "cosine_with_restarts";
+  const double cycle =
+      restarts ? std::fmod(progress * static_cast<double>(config.lr_num_cycles), 1.0) : progress;
+  return 0.5 * (1 + std::cos(std::numbers::pi * cycle));
 }
 
 LrSchedule::LrSchedule(const OptimizerConfig& config, int64_t max_train_steps, c10::Device device) {

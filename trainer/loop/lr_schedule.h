@@ -10,8 +10,8 @@ namespace memsieve::trainer {
 
 /// What the learning rate is multiplied by before update `updates` (counted from 0). As diffusers'
 /// get_scheduler: during the warm-up updates / lr_warmup_steps; then 1, or down to 0 at `max_train_steps`,
-/// linearly or along half a cosine. The decay begins at the warm-up's end, or later if lr_decay_fraction says
-/// so.
+/// linearly, along half a cosine or several of them, or down to 1e-7 as a power of what is left. The decay
+/// begins at the warm-up's end, or later if lr_decay_fraction says so.
 double lr_factor(const OptimizerConfig& config, int64_t max_train_steps, int64_t updates);
 
 /// The same as a table on the device, so that looking it up needs no host.

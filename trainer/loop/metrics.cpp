@@ -63,22 +63,23 @@ void MetricsWriter::write_ready() {
       r = found->second;
       reports_.erase(found);
     }
-    const nlohmann::ordered_json json{{"kind", "step"},
-                                      {"step", m.step},
-                                      {"epoch", m.epoch},
-                                      {"loss", m.loss},
-                                      {"lr", m.lr},
-                                      {"grad_norm", m.grad_norm},
-                                      {"step_ms", m.step_ms},
-                                      {"rows", r.rows},
-                                      {"dropped", r.dropped},
-                                      {"downweighted", r.downweighted},
-                                      {"probed", r.probed},
-                                      {"nonfinite", r.nonfinite},
-                                      {"nonfinite_gradient", m.nonfinite},
-                                      {"mean_score", r.mean_score},
-                                      {"drop_level", r.drop_level},
-                                      {"skipped", m.skipped}};
+    nlohmann::ordered_json json{{"kind", "step"},
+                                {"step", m.step},
+                                {"epoch", m.epoch},
+                                {"loss", m.loss},
+                                {"lr", m.lr},
+                                {"grad_norm", m.grad_norm},
+                                {"step_ms", m.step_ms},
+                                {"rows", r.rows},
+                                {"dropped", r.dropped},
+                                {"downweighted", r.downweighted},
+                                {"probed", r.probed},
+                                {"nonfinite", r.nonfinite},
+                                {"nonfinite_gradient", m.nonfinite},
+                                {"mean_score", r.mean_score},
+                                {"drop_level", r.drop_level},
+                                {"skipped", m.skipped}};
+    if (m.loss_scale > 0) json["loss_scale"] = m.loss_scale;
     out_ << json.dump() << "\n";
     waiting_.pop_front();
   }

@@ -44,6 +44,7 @@ class Mailbox {
 struct StepMetrics {
   int64_t step = 0, epoch = 0;
   double loss = 0, lr = 0, grad_norm = 0, step_ms = 0;
+  double loss_scale = 0;  ///< of fp16; 0 = none
   bool skipped = false, nonfinite = false;
 };
 

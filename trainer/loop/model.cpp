@@ -13,10 +13,11 @@ namespace {
 /// made without gradient must not be found by a pass with gradient.
 class Autocast {
  public:
-  Autocast(c10::DeviceType device, bool on) : device_(device), on_(on) {
+  Autocast(c10::DeviceType device, std::optional<at::ScalarType> dtype)
+      : device_(device), on_(dtype.has_value()) {
     if (!on_) return;
     at::autocast::increment_nesting();
-    at::autocast::set_autocast_dtype(device_, at::kBFloat16);
+    at::autocast::set_autocast_dtype(device_, *dtype);
     at::autocast::set_autocast_enabled(device_, true);
   }
   ~Autocast() {
@@ -34,8 +35,9 @@ class Autocast {
 
 }  // namespace
 
-Model::Model(UNet2DConditionModel unet, c10::Device device, bool bf16)
-    : unet_(std::move(unet)), device_(device), bf16_(bf16) {
+Model::Model(UNet2DConditionModel unet, c10::Device device, std::optional<at::ScalarType> autocast,
+             int64_t first_timestep)
+    : unet_(std::move(unet)), device_(device), autocast_(autocast), first_timestep_(first_timestep) {
   unet_->to(device_, at::kFloat);
   for (auto& p : unet_->parameters()) {
     // Convolutions are faster so, and their gradients come in these strides, those of 1x1 kernels too.
@@ -48,8 +50,10 @@ Model::Model(UNet2DConditionModel unet, c10::Device device, bool bf16)
 
 at::Tensor Model::predict(const at::Tensor& sample, const at::Tensor& timestep,
                           const Conditioning& condition) {
-  Autocast autocast(device_.type(), bf16_);
-  return unet_->forward(sample.contiguous(at::MemoryFormat::ChannelsLast), timestep, condition)
+  const Autocast autocast(device_.type(), autocast_);
+  return unet_
+      ->forward(sample.contiguous(at::MemoryFormat::ChannelsLast),
+                first_timestep_ == 0 ? timestep : timestep + first_timestep_, condition)
       .to(at::kFloat);
 }
 
@@ -63,10 +67,11 @@ std::vector<at::Tensor> Model::parameter_list() const {
   return unet_->parameters();
 }
 
-Model make_model(const TrainConfig& config, const std::string& folder, Group& group) {
+Model make_model(const TrainConfig& config, const std::string& folder, const NoiseSchedule& schedule,
+                 Group& group) {
   UNet2DConditionModel unet{nullptr};
   on_all_ranks(group, [&] {
-    const std::string from = folder.empty() ? config.model_pretrained : folder;
+    const std::string from = folder.empty() ? unet_folder(config.model_pretrained) : folder;
     if (!from.empty()) {
       unet = load_unet(from);
     } else {
@@ -74,21 +79,31 @@ Model make_model(const TrainConfig& config, const std::string& folder, Group& gr
       unet = UNet2DConditionModel(read_unet_config(config.model_config));
     }
   });
-  Model model(unet, group.device(), config.bf16);
+  unet->set_gradient_checkpointing(config.gradient_checkpointing);
+  Model model(unet, group.device(), config.autocast, schedule.first_timestep());
   broadcast_parameters(model.parameter_list(), group);
   return model;
 }
 
-void check_model_fits(const UNetConfig& model, const std::vector<int64_t>& latent_shape, int64_t text_dim,
-                      const std::string& data_path) {
+void check_model_fits(const UNetConfig& model, const Dataset& data) {
+  const auto remedy = "; use a model made for this data set, or prepare the data with this model's pipeline";
   const auto expect = [&](const std::string& what, int64_t model_has, int64_t data_has) {
     if (model_has == data_has) return;
-    throw ConfigError("model: " + what + " is " + std::to_string(model_has) + ", but " + data_path + " has " +
-                      std::to_string(data_has) + "; use a model made for this data set");
+    throw ConfigError("model: " + what + " is " + std::to_string(model_has) + ", but " + data.path() +
+                      " has " + std::to_string(data_has) + remedy);
   };
-  expect("in_channels", model.in_channels, latent_shape.at(0));
-  expect("out_channels", model.out_channels, latent_shape.at(0));
-  expect("its text dimension (encoder_hid_dim or cross_attention_dim)", model.text_dim(), text_dim);
+  expect("in_channels", model.in_channels, data.latent_shape().at(0));
+  expect("out_channels", model.out_channels, data.latent_shape().at(0));
+  expect("its text dimension (encoder_hid_dim or cross_attention_dim)", model.text_dim(), data.text_dim());
+  if (!model.has_text_time()) {
+    if (data.pooled_dim() == 0) return;
+    throw ConfigError("model: takes text alone, but " + data.path() +
+                      " has /pooled and /time_ids as for SDXL" + remedy);
+  }
+  if (data.pooled_dim() == 0)
+    throw ConfigError("model: takes pooled text and time ids (addition_embed_type text_time, as SDXL), but " +
+                      data.path() + " has no /pooled and /time_ids" + remedy);
+  expect("its pooled text's width, beside 6 time ids,", model.pooled_dim(), data.pooled_dim());
 }
 
 }  // namespace memsieve::trainer

@@ -33,7 +33,7 @@ std::vector<Chunk> chunks_of(int64_t draws, int64_t training, int64_t held_out) 
 }
 
 void show(Sieve& sieve, Model& model, const RowMaker& maker, const Chunk& chunk, int64_t draws,
-          uint64_t seed) {
+          const TrainConfig& config) {
   const int64_t timesteps = maker.schedule().num_timesteps();
   const auto timestep = static_cast<int64_t>((static_cast<double>(chunk.draw) + 0.5) /
                                              static_cast<double>(draws) * static_cast<double>(timesteps));
@@ -43,7 +43,8 @@ void show(Sieve& sieve, Model& model, const RowMaker& maker, const Chunk& chunk,
     ids.push_back(id);
     keys.push_back({chunk.held_out ? -1 - id : id, chunk.draw});
   }
-  const at::Tensor noise = keyed_normal(seed, Stream::reference_noise, keys, maker.data().latent_shape());
+  const RowNoise noise =
+      training_noise(config.seed, kReferenceNoise, keys, maker.data().latent_shape(), config.diffusion.noise);
   const at::Tensor t = at::full({static_cast<int64_t>(ids.size())}, timestep, at::kLong);
   const NoisyRows rows = maker.make(ids, ids, t, noise);
   sieve.reference(
@@ -69,7 +70,7 @@ bool reference_pass(Sieve& sieve, Model& model, const RowMaker& training, const 
       const auto mine = static_cast<size_t>(round * group.world_size() + group.rank());
       if (mine >= chunks.size()) return;
       const Chunk& chunk = chunks[mine];
-      show(sieve, model, chunk.held_out ? *held_out : training, chunk, draws, config.seed);
+      show(sieve, model, chunk.held_out ? *held_out : training, chunk, draws, config);
     });
     if (group.any(stop_requested())) return false;
     progress.show(round + 1, "");

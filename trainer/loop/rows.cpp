@@ -13,18 +13,17 @@ at::Tensor RowMaker::to_device(const at::Tensor& tensor) const {
 }
 
 NoisyRows RowMaker::make(const std::vector<int64_t>& rows, const std::vector<int64_t>& label,
-                         const at::Tensor& timestep, const at::Tensor& noise,
+                         const at::Tensor& timestep, const RowNoise& noise,
                          const at::Tensor& uncaptioned) const {
   at::NoGradGuard no_grad;
   const Rows loaded = data_.load(rows);
   NoisyRows out;
   out.ids = at::tensor(label, at::kLong);
   out.timestep = to_device(timestep);
-  const at::Tensor latents = to_device(loaded.latents), device_noise = to_device(noise);
-  out.noisy =
-      schedule_.add_noise(latents, device_noise, out.timestep).contiguous(at::MemoryFormat::ChannelsLast);
-  out.target =
-      schedule_.target(latents, device_noise, out.timestep).contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor latents = to_device(loaded.latents), asked = to_device(noise.target),
+                   shown = noise.input.is_same(noise.target) ? asked : to_device(noise.input);
+  out.noisy = schedule_.add_noise(latents, shown, out.timestep).contiguous(at::MemoryFormat::ChannelsLast);
+  out.target = schedule_.target(latents, asked, out.timestep).contiguous(at::MemoryFormat::ChannelsLast);
   const at::Tensor without =
       to_device(uncaptioned.defined() ? uncaptioned : at::zeros({timestep.size(0)}, at::kBool));
   out.condition = loaded.condition.to(device_).uncaptioned_where(without, null_);

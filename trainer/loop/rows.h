@@ -5,6 +5,7 @@
 #include <trainer/data/dataset.h>
 #include <trainer/diffusion/keyed.h>
 #include <trainer/diffusion/schedule.h>
+#include <trainer/diffusion/training_noise.h>
 #include <trainer/loop/model.h>
 
 #include <string>
@@ -27,12 +28,11 @@ class RowMaker {
  public:
   RowMaker(Dataset data, const NoiseSchedule& schedule, c10::Device device);
 
-  /// `timestep` [B] int64, `noise` [B, C, H, W] and `uncaptioned` [B] bool (or undefined = none) are CPU
+  /// `timestep` [B] int64, `noise` of [B, C, H, W] and `uncaptioned` [B] bool (or undefined = none) are CPU
   /// tensors; `label` the ids that the rows are to carry. Throws DataError for a row that cannot be read or
   /// holds a NaN.
   NoisyRows make(const std::vector<int64_t>& rows, const std::vector<int64_t>& label,
-                 const at::Tensor& timestep, const at::Tensor& noise,
-                 const at::Tensor& uncaptioned = {}) const;
+                 const at::Tensor& timestep, const RowNoise& noise, const at::Tensor& uncaptioned = {}) const;
 
   const Dataset& data() const { return data_; }
   const NoiseSchedule& schedule() const { return schedule_; }

@@ -84,13 +84,20 @@ std::vector<int64_t> RunFolder::checkpoints() const {
   return steps;
 }
 
-void RunFolder::prune(int64_t limit) const {
+void RunFolder::rotate(int64_t limit, int64_t newest) const {
+  if (limit == 0) return;
+  auto steps = checkpoints();
+  std::reverse(steps.begin(), steps.end());
   std::error_code error;
-  const auto steps = checkpoints();
-  if (limit > 0) {
-    for (size_t i = 0; i + static_cast<size_t>(limit) < steps.size(); ++i)
-      fs::remove_all(checkpoint(steps[i]), error);
+  int64_t kept = 0;
+  for (const int64_t step : steps) {
+    if (step <= newest && kept++ < limit) continue;
+    fs::remove_all(checkpoint(step), error);
   }
+}
+
+void RunFolder::tidy() const {
+  std::error_code error;
   std::vector<fs::path> leftovers;
   for (const auto& entry : fs::directory_iterator(file("checkpoints"), error)) {
     if (entry.path().extension() == ".tmp") leftovers.push_back(entry.path());

@@ -31,8 +31,11 @@ class RunFolder {
 
   /// Steps of the checkpoints there, ascending. Folders still under a temporary name do not count.
   std::vector<int64_t> checkpoints() const;
-  /// Removes the oldest checkpoints beyond `limit` (0 = none), and temporary folders that a crash has left.
-  void prune(int64_t limit) const;
+  /// After checkpoint `newest` was written: removes all older ones but limit - 1, and later ones, which
+  /// belong to a part of the run that was given up by resuming from before them. `limit` 0 = removes none.
+  void rotate(int64_t limit, int64_t newest) const;
+  /// Removes temporary folders that a crash has left.
+  void tidy() const;
   /// Removes what a run has written that ended before its first checkpoint.
   void forget() const;
   /// Keeps the lines of metrics.jsonl of steps before `step`; the resumed run writes the others anew.

@@ -28,7 +28,7 @@ Session::Session(const TrainConfig& given, Group& ranks, bool dry)
     : config(given),
       group(ranks),
       folder(given.output_dir),
-      schedule(given.schedule, ranks.device()),
+      schedule(given.diffusion.schedule, ranks.device()),
       dry_(dry) {
   require_same_config(config, group);
   choose_start();
@@ -130,12 +130,13 @@ void Session::build_model() {
       }
     });
   }
-  model.emplace(make_model(config, checkpoint_.empty() ? "" : checkpoint_ + "/unet", group));
+  model.emplace(make_model(config, checkpoint_.empty() ? "" : checkpoint_ + "/unet", schedule, group));
   on_all_ranks(group, [&] {
     const auto& data = training->data();
-    check_model_fits(model->unet()->config(), data.latent_shape(), data.text_dim(), data.path());
+    check_model_fits(model->unet()->config(), data);
   });
   optimizer.emplace(model->parameters(), config.optimizer, config.max_train_steps);
+  if (config.autocast == at::kHalf) loss_scale.emplace(config.loss_scale, group.device());
   if (config.use_ema) ema.emplace(model->parameter_list(), config.ema_decay);
   reducer = std::make_unique<GradientReducer>(model->parameter_list(), group, config.bucket_mb);
   settle_buckets();
@@ -173,7 +174,9 @@ void Session::restore() {
   first_step = saved_->step;
   nonfinite_in_a_row = saved_->nonfinite_in_a_row;
   const std::string optimizer_file = checkpoint_ + "/optimizer.safetensors";
-  optimizer->restore(load_safetensors(optimizer_file), optimizer_file);
+  TensorMap saved = load_safetensors(optimizer_file);
+  if (loss_scale) loss_scale->restore(saved, optimizer_file);
+  optimizer->restore(saved, optimizer_file);
   if (ema) ema->copy_from(load_unet(checkpoint_ + "/unet_ema")->parameters());
   if (sieve) sieve->restore(load_safetensors(checkpoint_ + "/sieve.safetensors"));
   if (saved_->world_size != group.world_size()) {
@@ -187,7 +190,7 @@ void Session::start_writing() {
   if (first) {
     folder.make(config.settings.where("output_dir"));
     if (saved_) folder.trim_metrics(first_step);
-    folder.prune(0);
+    folder.tidy();
     folder.describe(run_id_, group.world_size(), group.device().str(), config.settings.yaml());
   }
   metrics.emplace(first ? folder.file("metrics.jsonl") : "", sieve.has_value(), sampler->global_batch_size());
@@ -214,10 +217,12 @@ void Session::save(int64_t step) {
         save_unet(to, model->unet());
       };
     }
+    parts.scheduler = scheduler_json(config.diffusion.schedule, config.diffusion.draw);
     parts.optimizer = optimizer->state();
+    if (loss_scale) parts.optimizer.merge(loss_scale->state());
     if (sieve) parts.sieve = sieve->state();
     write_checkpoint(folder.checkpoint(step), state, parts);
-    folder.prune(config.checkpoints_total_limit);
+    folder.rotate(config.checkpoints_total_limit, step);
   });
 }
 

@@ -38,6 +38,7 @@ class Session {
   std::optional<Model> model;
   std::optional<AdamW> optimizer;
   std::optional<Ema> ema;
+  std::optional<LossScale> loss_scale;  ///< with fp16
   std::unique_ptr<GradientReducer> reducer;
   std::optional<Sieve> sieve;
   std::optional<MetricsWriter> metrics;

@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
+#include <trainer/io/atomic_file.h>
 #include <trainer/loop/agree.h>
 #include <trainer/loop/evaluate.h>
 #include <trainer/loop/log.h>
@@ -14,6 +15,7 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
+#include <numeric>
 
 namespace memsieve::trainer {
 
@@ -119,6 +121,7 @@ class Run {
       m.loss = n.loss_sum / static_cast<double>(s_.sampler->global_batch_size());
       m.lr = n.lr;
       m.grad_norm = n.grad_norm;
+      m.loss_scale = n.loss_scale;
       m.step_ms = times_[step];
       m.skipped = n.skipped > 0;
       m.nonfinite = n.nonfinite > 0;
@@ -178,9 +181,22 @@ class Run {
       std::error_code error;
       std::filesystem::create_directories(s_.folder.file("samples"), error);
       write_samples(s_.folder.file(name + ".h5"), images);
+      write_captions();
       write_contact_sheet(s_.folder.file(name + ".png"), as_sheet(images), {2, 2});
       s_.metrics->samples(step, name + ".h5", name + ".png");
     });
+  }
+
+  /// samples/captions.txt: line p is the caption of the sheet's p-th prompt, left to right, then down.
+  void write_captions() {
+    std::vector<int64_t> all(static_cast<size_t>(s_.prompts->size()));
+    std::iota(all.begin(), all.end(), 0);
+    std::string text;
+    for (std::string caption : s_.prompts->captions(all)) {
+      std::replace(caption.begin(), caption.end(), '\n', ' ');
+      text += caption + "\n";
+    }
+    write_text_atomically(s_.folder.file("samples/captions.txt"), text);
   }
 
   void flush_metrics() {
@@ -213,8 +229,12 @@ class Run {
 }  // namespace
 
 ExitCode train(const TrainConfig& config, Group& group, bool dry) {
+  at::globalContext().setAllowTF32CuBLAS(config.allow_tf32);
   Session session(config, group, dry);
   log_info(session.describe());
+  if (group.rank() == 0) {
+    for (const auto& note : config.notes) log_warning(note);
+  }
   if (dry) {
     log_info("dry run: everything is in order; nothing was written");
     return kDone;

@@ -4,12 +4,10 @@
 #include <trainer/loop/stop.h>
 #include <trainer/loop/train_step.h>
 
-#include <algorithm>
-
 namespace memsieve::trainer {
 
 StepNumbers step_numbers(const std::vector<double>& v) {
-  return {v.at(0), v.at(1), v.at(2), v.at(3), v.at(4), v.at(5), v.at(6), v.at(7)};
+  return {v.at(0), v.at(1), v.at(2), v.at(3), v.at(4), v.at(5), v.at(6), v.at(7), v.at(8)};
 }
 
 TrainStep::TrainStep(Session& session) : s_(session) {}
@@ -18,9 +16,10 @@ NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
   const int64_t count = s_.config.train_batch_size, rank = s_.group.rank();
   const auto& shape = s_.training->data().latent_shape();
   const auto keys = place_keys(step, s_.sampler->place(micro, rank, 0), count);
+  const NoiseOptions& options = s_.config.diffusion.noise;
   const at::Tensor timestep =
-      keyed_timesteps(s_.config.seed, Stream::train_timestep, keys, s_.schedule.num_timesteps());
-  const at::Tensor noise = keyed_normal(s_.config.seed, Stream::train_noise, keys, shape);
+      training_timesteps(s_.config.seed, Stream::train_timestep, keys, s_.schedule.num_timesteps(), options);
+  const RowNoise noise = training_noise(s_.config.seed, kTrainNoise, keys, shape, options);
   const at::Tensor uncaptioned =
       keyed_bernoulli(s_.config.seed, Stream::train_caption, keys, s_.config.proportion_empty_prompts);
   auto ids = s_.sampler->rows(step, micro, rank);
@@ -32,7 +31,7 @@ NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
   // The peers wait for this rank's gradient: it goes on with rows of nothing, and all ranks stop after the
   // step.
   const auto device = s_.group.device();
-  const at::Tensor nothing = at::zeros(noise.sizes(), at::TensorOptions(at::kFloat).device(device));
+  const at::Tensor nothing = at::zeros(noise.target.sizes(), at::TensorOptions(at::kFloat).device(device));
   return {at::tensor(ids, at::kLong),
           at::zeros({count}, at::TensorOptions(at::kLong).device(device)),
           nothing,
@@ -42,18 +41,17 @@ NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
 }
 
 NoisyRows TrainStep::held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step) {
-  const int64_t timesteps = s_.schedule.num_timesteps();
+  const NoiseOptions& options = s_.config.diffusion.noise;
   std::vector<int64_t> pictures, labels, t;
   std::vector<RowKey> keys;
   for (const auto& visit : visits) {
     pictures.push_back(visit.picture);
     labels.push_back(visit.id);
-    t.push_back(std::min(timesteps - 1,
-                         static_cast<int64_t>(visit.timestep_fraction * static_cast<double>(timesteps))));
+    t.push_back(timestep_at(visit.timestep_fraction, s_.schedule.num_timesteps(), options));
     keys.push_back({step, visit.place});
   }
-  const at::Tensor noise =
-      keyed_normal(s_.config.seed, Stream::held_out_noise, keys, s_.held_out->data().latent_shape());
+  const RowNoise noise =
+      training_noise(s_.config.seed, kHeldOutNoise, keys, s_.held_out->data().latent_shape(), options);
   return s_.held_out->make(pictures, labels, at::tensor(t, at::kLong), noise);
 }
 
@@ -62,9 +60,8 @@ at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
   ended(Part::data);
   const at::Tensor prediction = s_.model->predict(batch.noisy, batch.timestep, batch.condition);
   const at::Tensor plain = row_losses(prediction, batch.target);
-  const at::Tensor row_loss = s_.config.snr_gamma > 0
-                                  ? plain * s_.schedule.min_snr_weight(batch.timestep, s_.config.snr_gamma)
-                                  : plain;
+  const double gamma = s_.config.diffusion.snr_gamma;
+  const at::Tensor row_loss = gamma > 0 ? plain * s_.schedule.min_snr_weight(batch.timestep, gamma) : plain;
   ended(Part::forward);
   at::Tensor loss;
   if (s_.sieve) {
@@ -77,7 +74,7 @@ at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
   }
   ended(Part::probe);
   s_.reducer->prepare(loss, /*sync=*/micro + 1 == s_.config.accumulation);
-  loss.backward();
+  (s_.loss_scale ? loss * s_.loss_scale->scale() : loss).backward();
   ended(Part::backward);
   return plain.detach().sum().to(at::kDouble);
 }
@@ -132,7 +129,10 @@ at::Tensor TrainStep::run(int64_t step) {
   } else {
     end = {at::ones({}, real.dtype(at::kFloat)), at::zeros({}, real.dtype(at::kFloat))};
   }
-  const Update update = s_.optimizer->step(end);
+  const at::Tensor loss_scale = s_.loss_scale ? s_.loss_scale->scale().to(at::kDouble) : at::zeros({}, real);
+  if (s_.loss_scale) end.grad_scale = end.grad_scale * s_.loss_scale->scale();
+  Update update = s_.optimizer->step(end);
+  if (s_.loss_scale) update.nonfinite = s_.loss_scale->adapt(end.skip, update.nonfinite);
   if (s_.ema) s_.ema->update(s_.optimizer->updates(), update.skipped);
   ended(Part::optimiser);
   if (stop_requested()) sums[1].fill_(1);
@@ -142,8 +142,9 @@ at::Tensor TrainStep::run(int64_t step) {
   }
   s_.group.all_reduce_sum(sums);
   ended(Part::reduce);
-  const at::Tensor mine = at::stack({update.grad_norm.to(at::kDouble), update.lr.to(at::kDouble),
-                                     update.skipped.to(at::kDouble), update.nonfinite.to(at::kDouble)});
+  const at::Tensor mine =
+      at::stack({update.grad_norm.to(at::kDouble), update.lr.to(at::kDouble), update.skipped.to(at::kDouble),
+                 update.nonfinite.to(at::kDouble), loss_scale});
   return at::cat({sums, mine});
 }
 

@@ -17,6 +17,7 @@ struct StepNumbers {
   double failed = 0;    ///< ranks that could not read their rows
   double guilty = 0;    ///< sum of (rank + 1) over them
   double grad_norm = 0, lr = 0, skipped = 0, nonfinite = 0;
+  double loss_scale = 0;  ///< that this step's gradients had; 0 without fp16
 };
 StepNumbers step_numbers(const std::vector<double>& values);
 

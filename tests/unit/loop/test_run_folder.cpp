@@ -90,12 +90,24 @@ TEST_CASE("old checkpoints and leftovers go") {
     fs::create_directories(folder.file(std::string("checkpoints/") + name));
   }
   CHECK(folder.checkpoints() == std::vector<int64_t>{2, 10, 1000000});
-  folder.prune(2);
-  CHECK(folder.checkpoints() == std::vector<int64_t>{10, 1000000});
+  folder.tidy();
+  folder.rotate(0, 1000000);
+  CHECK(folder.checkpoints().size() == 3);
   CHECK_FALSE(fs::exists(folder.file("checkpoints/step-000004.tmp")));
+  folder.rotate(2, 1000000);
+  CHECK(folder.checkpoints() == std::vector<int64_t>{10, 1000000});
   CHECK(fs::exists(folder.file("checkpoints/other")));
-  folder.prune(0);
-  CHECK(folder.checkpoints().size() == 2);
+}
+
+TEST_CASE("the checkpoint just written stays, also after resuming from an early one") {
+  const Scratch scratch;
+  const RunFolder folder(scratch.file("run"));
+  for (const int64_t step : {100, 200, 300, 150}) fs::create_directories(folder.checkpoint(step));
+  folder.rotate(1, 150);  // resumed from 100: 200 and 300 were of another course
+  CHECK(folder.checkpoints() == std::vector<int64_t>{150});
+  fs::create_directories(folder.checkpoint(160));
+  folder.rotate(2, 160);
+  CHECK(folder.checkpoints() == std::vector<int64_t>{150, 160});
 }
 
 TEST_CASE("a checkpoint comes back; a torn one says which piece") {

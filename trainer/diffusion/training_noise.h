@@ -1,0 +1,55 @@
+#pragma once
+// Which timestep a row is trained at, and the variants of its noise. Everything is keyed by row (keyed.h).
+
+#include <trainer/diffusion/keyed.h>
+
+#include <string>
+#include <vector>
+
+namespace memsieve::trainer {
+
+struct NoiseOptions {
+  double offset = 0;        ///< `noise_offset`: share of noise that is constant over each channel
+  double perturbation = 0;  ///< `input_perturbation`: noise that is in the input but not in the target
+  std::string timesteps = "uniform";  ///< or "logit_normal"
+  double logit_mean = 0, logit_std = 1;
+};
+
+/// The streams of one kind of rows.
+struct NoiseStreams {
+  Stream noise, offset, perturbation;
+};
+inline constexpr NoiseStreams kTrainNoise{Stream::train_noise, Stream::train_offset,
+                                          Stream::train_perturbation};
+inline constexpr NoiseStreams kHeldOutNoise{Stream::held_out_noise, Stream::held_out_offset,
+                                            Stream::held_out_perturbation};
+inline constexpr NoiseStreams kReferenceNoise{Stream::reference_noise, Stream::reference_offset,
+                                              Stream::reference_perturbation};
+
+/// The noise of some rows, on the CPU, [B, ...shape] float32.
+struct RowNoise {
+  RowNoise() = default;
+  // NOLINTNEXTLINE(google-explicit-constructor)
+  RowNoise(const at::Tensor& both) : target(both), input(both) {}
+
+  at::Tensor target;  ///< what the model is asked for
+  at::Tensor input;   ///< what its input holds; the same tensor without perturbation
+};
+
+/// target = n + offset * m, m one number for each channel (shape[0]) of each row (Guttenberg, "Diffusion with
+/// Offset Noise", 2023); input = target + perturbation * p (Ning et al., ICML 2023); n, m, p standard normal
+/// from streams of their own, so that options which are off change nothing.
+RowNoise training_noise(uint64_t seed, const NoiseStreams& streams, const std::vector<RowKey>& rows,
+                        at::IntArrayRef shape, const NoiseOptions& options);
+
+/// The timestep below which `fraction` of the training rows' timesteps lie, fraction in [0, 1): T * fraction,
+/// or T * sigmoid(logit_mean + logit_std * z) with z the normal quantile (Esser et al., ICML 2024, section
+/// 3.1, where t grows with the noise as it does here). Held-out rows use it too: they stand for training
+/// rows.
+int64_t timestep_at(double fraction, int64_t num_timesteps, const NoiseOptions& options);
+
+/// [rows] int64 on the CPU.
+at::Tensor training_timesteps(uint64_t seed, Stream stream, const std::vector<RowKey>& rows,
+                              int64_t num_timesteps, const NoiseOptions& options);
+
+}  // namespace memsieve::trainer
