@@ -8,7 +8,7 @@ import pytest
 import tiny_pipeline
 import torch
 from conftest import BUILD, assert_refused, run
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
 TRAIN = BUILD / "trainer" / "memsieve-train"
@@ -177,6 +177,39 @@ def test_the_magnitude_knows_the_pooled_null(folder, kind):
     after, loss_after = magnitudes("after")
     assert np.isfinite(before).any() and not np.array_equal(before, after, equal_nan=True)
     assert np.array_equal(loss_before, loss_after)  # captioned rows do not see it
+
+
+def drawn(folder, out):
+    with h5py.File(folder / out / "samples" / "step-000001.h5") as file:
+        return file["images"][...]
+
+
+DRAW = ["max_train_steps=1", "sampling.every=1", "sampling.num_inference_steps=3", "sampling.num_images_per_prompt=2"]
+
+
+def test_previews_are_decoded_by_the_pipelines_vae(folder, pipelines, kind):
+    scale = AutoencoderKL.from_pretrained(pipelines / kind / "vae").config.scaling_factor
+    for name in ("train.h5", "held_out.h5"):
+        with h5py.File(folder / name, "r+") as file:
+            file["latents"].attrs["scaling_factor"] = scale
+    trained(folder, *DRAW, f"sampling.vae={pipelines / kind / 'vae'}", step=1)
+    images = drawn(folder, "run")
+    assert images.shape == (8, 2, 3, 16, 16) and images.std() > 5
+    assert (folder / "run" / "samples" / "step-000001.png").stat().st_size > 1000
+    assert (folder / "run" / "samples" / "captions.txt").read_text() == "".join(f"picture {i}\n" for i in range(8))
+    # The same noise without guidance is another picture, so the captions were there.
+    trained(folder, *DRAW, "sampling.guidance_scale=1", f"sampling.vae={pipelines / kind / 'vae'}", out="plain", step=1)
+    assert not np.array_equal(images, drawn(folder, "plain"))
+
+
+@pytest.mark.parametrize("kind", ["sd"])
+def test_previews_that_cannot_be(folder, pipelines, kind):
+    assert_refused(train(folder, *DRAW), 2, "held_out.h5", "latents", "sampling.vae")
+    assert_refused(train(folder, *DRAW, f"sampling.vae={pipelines / kind / 'vae'}"), 2, "sampling.vae", "scaling_factor", "0.18215",
+                   "0.5")
+    done = train(folder, *DRAW, "sampling.vae=nowhere")
+    assert_refused(done, done.returncode, "nowhere")
+    assert done.returncode in (2, 3)
 
 
 def test_a_data_set_for_another_model(folder, pipelines, kind):

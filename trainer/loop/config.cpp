@@ -108,7 +108,9 @@ Schema sampling_schema(const SchedulerFile& scheduler) {
   Schema keys;
   keys.integer("every", 0, 0, kMany, "steps between drawings; 0 = never")
       .integer("num_images_per_prompt", 1, 1, 1 << 16,
-               "pictures drawn for each caption, each from noise of its own");
+               "pictures drawn for each caption, each from noise of its own")
+      .text("vae", "",
+            "a pipeline's vae folder, which decodes what is drawn where the data sets hold latents");
   add_sampling_keys(keys, scheduler);
   return keys;
 }
@@ -155,7 +157,7 @@ TrainConfig values_of(const Settings& s, const std::string& source) {
   c.checkpoints_total_limit = s.integer("checkpoints_total_limit");
   c.resume_from = s.text("resume_from_checkpoint");
   c.validation = {s.integer("validation.every"), s.integer("validation.draws")};
-  c.draw = {s.integer("sampling.every"), s.integer("sampling.num_images_per_prompt")};
+  c.draw = {s.integer("sampling.every"), s.integer("sampling.num_images_per_prompt"), s.text("sampling.vae")};
   c.log_every = s.integer("log_every");
   c.max_nonfinite_steps = s.integer("max_nonfinite_steps");
   c.collective_seconds = s.real("collective_seconds");

@@ -28,6 +28,7 @@ struct OptimizerConfig {
 struct DrawConfig {
   int64_t every = 0;
   int64_t per_prompt = 1;
+  std::string vae;  ///< folder; "" = none
 };
 
 struct ValidationConfig {

@@ -11,8 +11,6 @@ namespace memsieve::trainer {
 
 namespace {
 
-constexpr int64_t kRowsPerBatch = 64;
-
 /// One row to evaluate or picture to draw.
 struct Item {
   int64_t first = 0;
@@ -20,9 +18,10 @@ struct Item {
 };
 
 /// This rank's share: batches of equal size, dealt out in turn.
-std::vector<std::vector<Item>> my_batches(int64_t first_count, int64_t second_count, const Group& group) {
+std::vector<std::vector<Item>> my_batches(int64_t first_count, int64_t second_count, const Group& group,
+                                          const TrainConfig& config) {
   const int64_t total = first_count * second_count, ranks = group.world_size();
-  const int64_t rows = std::clamp<int64_t>((total + ranks - 1) / ranks, 1, kRowsPerBatch);
+  const int64_t rows = std::clamp<int64_t>((total + ranks - 1) / ranks, 1, rows_without_gradient(config));
   std::vector<std::vector<Item>> batches;
   for (int64_t begin = 0, i = 0; begin < total; begin += rows, ++i) {
     if (i % ranks != group.rank()) continue;
@@ -35,6 +34,12 @@ std::vector<std::vector<Item>> my_batches(int64_t first_count, int64_t second_co
 }
 
 }  // namespace
+
+int64_t rows_without_gradient(const TrainConfig& config) {
+  // Where nothing is kept for backward, a row takes a small part of the memory.
+  const int64_t rows = config.gradient_checkpointing ? config.train_batch_size : 4 * config.train_batch_size;
+  return std::clamp<int64_t>(rows, 1, 64);
+}
 
 int64_t stratified_timestep(int64_t row, int64_t draw, int64_t draws, int64_t num_timesteps) {
   const double golden = 0.6180339887498949;
@@ -49,7 +54,7 @@ ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const 
   const int64_t draws = config.validation.draws, size = rows.data().size();
   at::Tensor sum = at::zeros({1}, at::TensorOptions(at::kDouble).device(model.device()));
   on_all_ranks(group, [&] {
-    for (const auto& batch : my_batches(size, draws, group)) {
+    for (const auto& batch : my_batches(size, draws, group, config)) {
       std::vector<int64_t> ids, timesteps;
       std::vector<RowKey> keys;
       for (const auto& item : batch) {
@@ -70,20 +75,19 @@ ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const 
   return {sum.item<double>() / static_cast<double>(count), count};
 }
 
-at::Tensor draw_samples(Model& model, const Dataset& prompts, const NoiseSchedule& schedule, Group& group,
-                        const TrainConfig& config) {
+at::Tensor draw_samples(Model& model, const Dataset& prompts, PictureDecoder& pictures,
+                        const NoiseSchedule& schedule, Group& group, const TrainConfig& config) {
   at::NoGradGuard no_grad;
   const int64_t seeds = config.draw.per_prompt;
   const auto& shape = prompts.latent_shape();
-  const int64_t factor = prompts.codec()->factor;
-  const int64_t height = shape[1] * factor, width = shape[2] * factor;
+  const int64_t height = shape[1] * pictures.factor(), width = shape[2] * pictures.factor();
   const at::Tensor images = at::zeros({prompts.size() * seeds, 3, height, width}, at::kByte);
   const Denoiser denoiser = [&](const at::Tensor& x, const at::Tensor& t, const Conditioning& c) {
     return model.predict(x, t, c);
   };
   on_all_ranks(group, [&] {
     const Conditioning null = prompts.null().to(model.device());
-    for (const auto& batch : my_batches(prompts.size(), seeds, group)) {
+    for (const auto& batch : my_batches(prompts.size(), seeds, group, config)) {
       std::vector<int64_t> ids, places;
       std::vector<RowKey> keys;
       for (const auto& item : batch) {
@@ -94,7 +98,7 @@ at::Tensor draw_samples(Model& model, const Dataset& prompts, const NoiseSchedul
       const at::Tensor noise = keyed_normal(config.seed, Stream::draw_noise, keys, shape).to(model.device());
       const Conditioning condition = prompts.load(ids).condition.to(model.device());
       const at::Tensor drawn = ddim_sample(schedule, denoiser, noise, condition, null, config.diffusion.draw);
-      images.index_copy_(0, at::tensor(places, at::kLong), prompts.codec()->decode(drawn).cpu());
+      images.index_copy_(0, at::tensor(places, at::kLong), pictures.decode(drawn).cpu());
     }
   });
   // Every picture was drawn by one rank and is 0 on the others.

@@ -3,9 +3,13 @@
 
 #include <ATen/core/Tensor.h>
 #include <trainer/dist/group.h>
+#include <trainer/loop/pictures.h>
 #include <trainer/loop/rows.h>
 
 namespace memsieve::trainer {
+
+/// Rows of a batch in a pass without gradient, so that it fits where a training step does; at most 64.
+int64_t rows_without_gradient(const TrainConfig& config);
 
 struct ValidationLoss {
   double loss = 0;   ///< mean over rows and draws of the unweighted per-row loss, with captions
@@ -21,7 +25,7 @@ ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const 
 
 /// COLLECTIVE. Draws `per_prompt` pictures for every caption of `prompts`; picture s of prompt p starts from
 /// noise keyed by (seed, p, s). Returns uint8 [P, S, 3, H, W] on the CPU of every rank.
-at::Tensor draw_samples(Model& model, const Dataset& prompts, const NoiseSchedule& schedule, Group& group,
-                        const TrainConfig& config);
+at::Tensor draw_samples(Model& model, const Dataset& prompts, PictureDecoder& pictures,
+                        const NoiseSchedule& schedule, Group& group, const TrainConfig& config);
 
 }  // namespace memsieve::trainer

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <trainer/loop/agree.h>
+#include <trainer/loop/evaluate.h>
 #include <trainer/loop/log.h>
 #include <trainer/loop/reference.h>
 #include <trainer/loop/stop.h>
@@ -11,21 +12,19 @@ namespace memsieve::trainer {
 
 namespace {
 
-constexpr int64_t kRowsPerBatch = 64;
-
 /// Rows first .. last - 1 of one data set at one draw.
 struct Chunk {
   bool held_out;
   int64_t draw, first, last;
 };
 
-std::vector<Chunk> chunks_of(int64_t draws, int64_t training, int64_t held_out) {
+std::vector<Chunk> chunks_of(int64_t draws, int64_t training, int64_t held_out, int64_t rows) {
   std::vector<Chunk> chunks;
   for (const bool side : {true, false}) {
     const int64_t size = side ? held_out : training;
     for (int64_t draw = 0; draw < draws; ++draw) {
-      for (int64_t first = 0; first < size; first += kRowsPerBatch) {
-        chunks.push_back({side, draw, first, std::min(size, first + kRowsPerBatch)});
+      for (int64_t first = 0; first < size; first += rows) {
+        chunks.push_back({side, draw, first, std::min(size, first + rows)});
       }
     }
   }
@@ -59,7 +58,8 @@ bool reference_pass(Sieve& sieve, Model& model, const RowMaker& training, const 
   at::NoGradGuard no_grad;
   const int64_t draws = sieve.reference_draws();
   const auto chunks =
-      chunks_of(draws, training.data().size(), held_out == nullptr ? 0 : held_out->data().size());
+      chunks_of(draws, training.data().size(), held_out == nullptr ? 0 : held_out->data().size(),
+                rows_without_gradient(config));
   const auto rounds = (static_cast<int64_t>(chunks.size()) + group.world_size() - 1) / group.world_size();
   log_info("reference pass: " + std::to_string(draws) + " draws of " +
            std::to_string(training.data().size()) + " training samples under the starting model");

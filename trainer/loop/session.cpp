@@ -103,11 +103,7 @@ void Session::open_data() {
     prompts = Dataset::open(config.prompts_data);
     training->data().check_matches(*prompts);
   }
-  if (config.draw.every > 0 && !prompts->codec()) {
-    throw ConfigError(
-        config.settings.where("sampling.every") + ": " + config.prompts_data +
-        " holds latents, which this trainer cannot decode to pictures; set sampling.every to 0");
-  }
+  if (config.draw.every > 0) pictures.emplace(config, *prompts, group.device());
   sampler.emplace(training->data().size(), group.world_size(), config.train_batch_size, config.accumulation,
                   config.seed);
 }

@@ -7,6 +7,7 @@
 #include <trainer/loop/checkpoint.h>
 #include <trainer/loop/ema.h>
 #include <trainer/loop/metrics.h>
+#include <trainer/loop/pictures.h>
 #include <trainer/loop/rows.h>
 #include <trainer/loop/run_folder.h>
 
@@ -34,6 +35,7 @@ class Session {
   NoiseSchedule schedule;
   std::optional<RowMaker> training, held_out, validation;
   std::optional<Dataset> prompts;
+  std::optional<PictureDecoder> pictures;  ///< where pictures are to be drawn
   std::optional<Sampler> sampler;
   std::optional<Model> model;
   std::optional<AdamW> optimizer;

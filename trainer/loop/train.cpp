@@ -174,7 +174,8 @@ class Run {
   }
 
   void draw(int64_t step) {
-    const at::Tensor images = draw_samples(*s_.model, *s_.prompts, s_.schedule, s_.group, s_.config);
+    const at::Tensor images =
+        draw_samples(*s_.model, *s_.prompts, *s_.pictures, s_.schedule, s_.group, s_.config);
     on_all_ranks(s_.group, [&] {
       if (s_.group.rank() != 0) return;
       const std::string name = "samples/" + step_name(step);
