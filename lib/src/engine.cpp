@@ -188,10 +188,11 @@ Measured Engine::measure(const Batch& batch, const at::Tensor& ids, bool held_ou
   at::Tensor flagged = at::zeros_like(s.captioned), weight = at::ones_like(s.timestep);
   if (held_out) {
     weight = at::zeros_like(weight);
-  } else if (step >= options_.warmup_steps) {
+  } else {
     const auto before = options_.ledger_evidence ? p.flagged : flagged;
     flagged = judge(score, now.visits >= options_.min_visits, before, levels_);
-    weight = weigh(score, flagged, levels_, options_, block(ids.size(0)));
+    if (step >= options_.warmup_steps)
+      weight = weigh(score, flagged, levels_, options_, block(ids.size(0)));
   }
   const auto column = [](const at::Tensor& t) { return t.to(at::kDouble).unsqueeze(1); };
   const auto lines = at::cat(

@@ -67,7 +67,7 @@ Schema action_schema() {
       .real("power", 2, 0, 100, "exponent of `downweight`")
       .real("floor", 0, 0, 1, "smallest weight of `downweight`")
       .integer("warmup_steps", 0, 0, INT64_MAX / 2,
-               "steps in which everything is measured and nothing dropped")
+               "steps in which everything is measured and judged, and nothing dropped")
       .real("max_fraction", 1, 0, 1,
             "at most this fraction of each block of rows is dropped, highest scores first");
   return s;

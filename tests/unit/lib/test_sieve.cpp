@@ -151,10 +151,13 @@ TEST_CASE("a filter of one's own that needs the magnitude goes with standardise.
   sieve.end_step({});
 }
 
-TEST_CASE("warm-up measures and drops nothing", "[sieve]") {
+TEST_CASE("warm-up measures, judges and drops nothing", "[sieve]") {
   auto setup = setup_for(16, 16, 32);
   auto sieve = make(kHeldOut + "  action: {warmup_steps: 40}\n", setup);
   for (int64_t step = 0; step < 40; ++step) CHECK(play(sieve, step, 4).min().item<float>() == 1.F);
+  const auto flagged = sieve.state().at("flagged").slice(0, 0, 16);  // what it would have dropped
+  CHECK(flagged.slice(0, 0, 4).all().item<bool>());
+  CHECK(flagged.slice(0, 4).sum().item<int64_t>() <= 2);
   CHECK(play(sieve, 40, 4).slice(0, 0, 4).max().item<float>() == 0.F);  // the past was measured all the same
 }
 
