@@ -5,11 +5,12 @@
 #include <ATen/ops/mean.h>
 #include <memsieve/error.h>
 #include <trainer/io/safetensors.h>
-#include <trainer/nn/unet.h>
+#include <trainer/nn/lora.h>
 #include <trainer/nn/vae_decoder.h>
 
 #include <boost/program_options.hpp>
 #include <iostream>
+#include <optional>
 
 namespace {
 
@@ -17,7 +18,7 @@ using namespace memsieve::trainer;
 namespace po = boost::program_options;
 
 struct Arguments {
-  std::string folder, inputs, out, save_to;
+  std::string folder, inputs, out, save_to, lora;
   bool gradients = false, shapes = false, vae = false;
 };
 
@@ -35,7 +36,8 @@ bool parse(int argc, char** argv, Arguments& a) {
       ("inputs", po::value(&a.inputs), "safetensors file with the inputs")("out", po::value(&a.out),
                                                                            "safetensors file to write")(
           "gradients", po::bool_switch(&a.gradients),
-          "also write grad.<parameter>, the gradient of mean(prediction^2)")(
+          "also write grad.<parameter>, the gradient of mean(prediction^2); with --lora: of the adapter's")(
+          "lora", po::value(&a.lora), "apply the LoRA adapter of this safetensors file")(
           "save-to", po::value(&a.save_to), "also write the model to this folder")(
           "vae", po::bool_switch(&a.vae),
           "FOLDER is a VAE: decode `latents` [B,C,H,W] of the inputs, write `images` [B,3,8H,8W] of about "
@@ -78,6 +80,8 @@ void run(const Arguments& a) {
     return save_safetensors(a.out, {{"images", images}});
   }
   UNet2DConditionModel model = load_unet(a.folder);
+  std::optional<Lora> lora;
+  if (!a.lora.empty()) lora = Lora::load(model, a.lora);
   const auto required = [&](const std::string& name) { return input(inputs, a.inputs, name); };
   const auto optional = [&](const std::string& name) {
     return inputs.count(name) > 0 ? inputs.at(name) : at::Tensor();
@@ -89,7 +93,11 @@ void run(const Arguments& a) {
   TensorMap out = {{"prediction", prediction}};
   if (a.gradients) {
     prediction.square().mean().backward();
-    for (const auto& item : model->named_parameters()) out.emplace("grad." + item.key(), item->grad());
+    if (lora) {
+      for (const auto& [name, parameter] : lora->parameters()) out.emplace("grad." + name, parameter.grad());
+    } else {
+      for (const auto& item : model->named_parameters()) out.emplace("grad." + item.key(), item->grad());
+    }
   }
   save_safetensors(a.out, out);
   if (!a.save_to.empty()) save_unet(a.save_to, model);
