@@ -3,13 +3,15 @@
 import json
 
 import pytest
+import tiny
 import torch
-from conftest import BUILD, assert_refused, run, run_ok
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from conftest import BUILD, assert_refused, run, run_ok, torchrun
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 UNET_PROGRAM = BUILD / "trainer" / "memsieve-unet"
 DEFAULT = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -140,3 +142,174 @@ def refused(folder, path, words):
     result = run(UNET_PROGRAM, folder / "unet", "--inputs", folder / "in.safetensors", "--out", folder / "out.safetensors",
                  "--lora", path)
     assert_refused(result, 3, str(path), *words)
+
+
+# ---- whole runs ----------------------------------------------------------------------------------------------------------
+
+TRAIN = BUILD / "trainer" / "memsieve-train"
+ADAPTER = "lora/pytorch_lora_weights.safetensors"
+LORA = ("lora.rank=3", "lora.alpha=7", "learning_rate=0.02", "max_train_steps=3")
+
+
+def base_unet(folder, seed=1):
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(**{key: value for key, value in tiny.UNET.items() if not key.startswith("_")})
+    unet.save_pretrained(folder)
+    return unet
+
+
+def settings(*words):
+    return [word for setting in words for word in ("--set", setting)]
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A run with LoRA on a UNet of diffusers' in tmp_path/base."""
+    config = tiny.write_run(tmp_path, latents=True)
+    config.write_text(config.read_text().replace("config: unet.json", "pretrained: base"))
+    base_unet(tmp_path / "base")
+    return tmp_path
+
+
+def train(folder, *words, ranks=1, more=()):
+    command = [TRAIN, "--config", "run.yaml", *settings(*words), *more]
+    result = torchrun(ranks, *command, cwd=folder) if ranks > 1 else run(*command, cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def checkpoint(folder, run_name, step):
+    return folder / run_name / "checkpoints" / f"step-{step:06d}"
+
+
+def pipeline_of(unet):
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=10, hidden_size=6, intermediate_size=8, num_hidden_layers=1,
+                                        num_attention_heads=2, max_position_embeddings=5))
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2)
+    return StableDiffusionPipeline(vae, text, None, unet, DDIMScheduler(), None, None, requires_safety_checker=False)
+
+
+def answer_of_ours(folder, inputs, *more):
+    save_file(inputs, folder / "in.safetensors")
+    run_ok(UNET_PROGRAM, folder / "base", "--inputs", folder / "in.safetensors", "--out", folder / "out.safetensors", *more)
+    return load_file(folder / "out.safetensors")["prediction"]
+
+
+def tiny_inputs():
+    generator = torch.Generator().manual_seed(7)
+    return {"sample": torch.randn(2, 12, 4, 4, generator=generator), "timestep": torch.tensor([3, 700]),
+            "encoder_hidden_states": torch.randn(2, 5, 6, generator=generator)}
+
+
+@pytest.mark.parametrize("targets", ["[to_q, to_k, to_v, to_out.0]", "[attn1.to_q, proj_in, ff.net.0.proj, conv2]"])
+def test_a_trained_adapter_opens_in_diffusers(world, targets):
+    said = train(world, *LORA, f"lora.target_modules={targets}", "use_ema=true")
+    assert "trained parameters (LoRA of rank 3 on " in said
+    for name in ("lora", "lora_ema"):
+        folder = checkpoint(world, "run", 3) / name
+        ours = answer_of_ours(world, tiny_inputs(), "--lora", folder / "pytorch_lora_weights.safetensors")
+        pipeline = pipeline_of(UNet2DConditionModel.from_pretrained(world / "base"))
+        with torch.no_grad():
+            before = pipeline.unet(**tiny_inputs()).sample
+            pipeline.load_lora_weights(folder)
+            after = pipeline.unet(**tiny_inputs()).sample
+        assert pipeline.unet.peft_config["default_0"].lora_alpha == 7
+        assert difference(ours, after) < 1e-5
+        assert difference(before, after) > 1e-4
+        # The other way in: the file as a single adapter of a UNet.
+        unet = UNet2DConditionModel.from_pretrained(world / "base")
+        unet.load_lora_adapter(folder, prefix="unet", use_safetensors=True)
+        with torch.no_grad():
+            assert torch.equal(unet(**tiny_inputs()).sample, after)
+
+
+def test_the_first_step_is_that_of_the_base_and_only_adapters_are_kept(world):
+    for name, words in (("with", LORA), ("without", ("max_train_steps=3",))):
+        train(world, *words, f"output_dir={name}", "filter=off")
+    first = [json.loads((world / name / "metrics.jsonl").read_text().splitlines()[0])["loss"] for name in ("with", "without")]
+    assert first[0] == first[1]
+    saved = checkpoint(world, "with", 3)
+    assert {path.name for path in saved.iterdir()} == {"lora", "optimizer.safetensors", "state.json"}
+    adapter, moments = load_file(saved / ADAPTER), load_file(saved / "optimizer.safetensors")
+    assert set(moments) == {f"exp_avg{sq}.{name.removeprefix('unet.')}" for name in adapter for sq in ("", "_sq")} | {"updates"}
+
+
+def test_an_adapter_of_diffusers_is_a_start(world):
+    unet = UNet2DConditionModel.from_pretrained(world / "base")
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=DEFAULT, init_lora_weights="gaussian")
+    unet.add_adapter(config)
+    filled(unet)
+    start = save_as_diffusers(unet, config, world)
+    train(world, *LORA, f"lora.pretrained={start}", "learning_rate=0")
+    after = load_file(checkpoint(world, "run", 3) / ADAPTER)
+    before = load_file(start)
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_resuming_on_two_ranks_equals_an_uninterrupted_run_with_the_filter_on(world):
+    ranks = 2
+    words = ["lora.rank=2", "learning_rate=0.01", "use_ema=true", "sieve.filters.magnitude.scale=linear",
+             "sieve.standardise.by=none", "sieve.evidence.kind=visit", "sieve.threshold.kind=fixed", "sieve.threshold.drop=0.65",
+             "sieve.reference.kind=none", "sieve.probe.kind=every", "sieve.action.warmup_steps=0"]
+    train(world, *words, "max_train_steps=6", "output_dir=whole", ranks=ranks)
+    train(world, *words, "max_train_steps=3", "output_dir=parts", ranks=ranks)
+    train(world, *words, "max_train_steps=6", "output_dir=parts", ranks=ranks, more=("--resume-from", "latest"))
+    files = [ADAPTER, ADAPTER.replace("lora/", "lora_ema/"), "optimizer.safetensors", "sieve.safetensors"]
+    for file in files:
+        whole, parts = (load_file(checkpoint(world, name, 6) / file) for name in ("whole", "parts"))
+        assert set(whole) == set(parts)
+        for name in whole:
+            assert torch.allclose(whole[name].double(), parts[name].double(), rtol=0, atol=0, equal_nan=True), (file, name)
+    lines = [json.loads(line) for line in (world / "whole/metrics.jsonl").read_text().splitlines()]
+    dropped = sum(line["dropped"] for line in lines)
+    assert 0 < dropped < sum(line["rows"] for line in lines)
+
+
+def test_what_starts_from_an_adapter_is_referred_to_the_base_below_it(world):
+    """reference: start_model asks the UNet without adapters, so an adapter to start from changes nothing in it."""
+    unet = UNet2DConditionModel.from_pretrained(world / "base")
+    config = LoraConfig(r=3, lora_alpha=7, target_modules=DEFAULT)
+    unet.add_adapter(config)
+    filled(unet)
+    start = save_as_diffusers(unet, config, world)
+    states = {}
+    for name, words in (("plain", ()), ("started", (f"lora.pretrained={start}",))):
+        train(world, *LORA, *words, f"output_dir={name}", "sieve.reference.kind=start_model", "max_train_steps=1")
+        states[name] = load_file(checkpoint(world, name, 1) / "sieve.safetensors")
+    kept = [name for name in states["plain"] if "reference" in name]
+    assert kept
+    for name in kept:
+        assert torch.equal(states["plain"][name].nan_to_num(), states["started"][name].nan_to_num()), name
+
+
+def test_bf16_keeps_the_frozen_layers_in_bf16_and_learns(world):
+    train(world, *LORA, "mixed_precision=bf16", "filter=off")
+    adapter = load_file(checkpoint(world, "run", 3) / ADAPTER)
+    assert all(tensor.dtype == torch.float32 for tensor in adapter.values())
+    assert all(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+
+def refuses(world, code, words, *given, more=()):
+    assert_refused(run(TRAIN, "--config", "run.yaml", *settings(*given), *more, cwd=world), code, *words)
+
+
+def test_mistakes_are_named(world):
+    refuses(world, 2, ["run.yaml", "lora.target_modules", "'to_x'", "to_out.0", "conv_shortcut"],
+            "lora.target_modules=[to_q, to_x]")
+    refuses(world, 2, ["lora.rank", "0"], "lora.rank=0")
+    refuses(world, 2, ["lora.target_modules", "empty"], "lora.target_modules=[]")
+    refuses(world, 3, ["nowhere.safetensors"], "lora.pretrained=nowhere.safetensors")
+    train(world, *LORA, "lora.alpha=2")
+    start = checkpoint(world, "run", 3) / ADAPTER
+    refuses(world, 3, [str(start), "alpha is 2", "lora.alpha"], "output_dir=b", *LORA, f"lora.pretrained={start}")
+    refuses(world, 3, [str(start), "[3, 8]", "[5, 8]"], "output_dir=b", "lora.rank=5", "lora.alpha=2", f"lora.pretrained={start}")
+
+
+def test_a_checkpoint_is_resumed_on_its_own_base_and_with_lora(world):
+    train(world, *LORA)
+    base_unet(world / "base", seed=2)
+    more = ("--resume-from", "latest")
+    refuses(world, 2, ["model.pretrained", "is not the UNet that the adapters", "step-000003"], *LORA, "max_train_steps=4", more=more)
+    base_unet(world / "base", seed=1)
+    refuses(world, 2, ["lora", "lora.pretrained=", ADAPTER], "learning_rate=0.02", "max_train_steps=4", more=more)
+    train(world, *LORA, "max_train_steps=4", more=more)

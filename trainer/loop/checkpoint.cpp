@@ -35,8 +35,8 @@ nlohmann::ordered_json file_list(const fs::path& folder) {
 }
 
 void write_parts(const fs::path& folder, const CheckpointState& state, const CheckpointParts& parts) {
-  parts.save_unet((folder / "unet").string());
-  if (parts.save_unet_ema) parts.save_unet_ema((folder / "unet_ema").string());
+  parts.save_weights((folder / parts.weights_name).string());
+  if (parts.save_weights_ema) parts.save_weights_ema((folder / (parts.weights_name + "_ema")).string());
   fs::create_directories(folder / "scheduler");
   write_text_atomically((folder / "scheduler" / "scheduler_config.json").string(), parts.scheduler);
   save_safetensors((folder / "optimizer.safetensors").string(), parts.optimizer);
@@ -49,9 +49,10 @@ void write_parts(const fs::path& folder, const CheckpointState& state, const Che
                                     {"global_batch", state.global_batch},
                                     {"nonfinite_in_a_row", state.nonfinite_in_a_row},
                                     {"run_id", state.run_id},
-                                    {"has_ema", static_cast<bool>(parts.save_unet_ema)},
+                                    {"has_ema", static_cast<bool>(parts.save_weights_ema)},
                                     {"has_sieve", parts.sieve.has_value()},
                                     {"meaning", state.meaning},
+                                    {"base", state.base},
                                     {"files", file_list(folder)}};
   write_text_atomically((folder / "state.json").string(), json.dump(2) + "\n");
 }
@@ -98,6 +99,7 @@ CheckpointState read_checkpoint_state(const std::string& folder) {
     state.nonfinite_in_a_row = json.at("nonfinite_in_a_row").get<int64_t>();
     state.run_id = json.at("run_id").get<std::string>();
     state.meaning = json.at("meaning").get<std::string>();
+    state.base = json.value("base", "");
     state.has_ema = json.at("has_ema").get<bool>();
     state.has_sieve = json.at("has_sieve").get<bool>();
     files = json.at("files").get<std::map<std::string, uint64_t>>();

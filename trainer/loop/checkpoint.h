@@ -1,8 +1,8 @@
 #pragma once
 // Checkpoints: a folder that appears whole or not at all.
 //
-//   step-000880/unet/            diffusers folder
-//               unet_ema/        the same with the averaged weights, if use_ema
+//   step-000880/unet/            diffusers folder; with LoRA instead lora/, which holds the adapter file
+//               unet_ema/        the same with the averaged weights, if use_ema; or lora_ema/
 //               scheduler/       scheduler_config.json: the noise that was trained with, for diffusers
 //               optimizer.safetensors
 //               sieve.safetensors, if there is a sieve
@@ -24,13 +24,15 @@ struct CheckpointState {
   int64_t world_size = 1, global_batch = 0, nonfinite_in_a_row = 0;
   std::string run_id;
   std::string meaning;  ///< meaning_of(configuration): what must not change when resuming
+  std::string base;     ///< the UNet that the adapters belong to (trainer/nn/lora.h), "" without LoRA
   bool has_ema = false, has_sieve = false;
 };
 
 /// What goes into a checkpoint besides its state.
 struct CheckpointParts {
-  std::function<void(const std::string& folder)> save_unet;
-  std::function<void(const std::string& folder)> save_unet_ema;  ///< empty = no EMA
+  std::string weights_name;  ///< "unet" or "lora"
+  std::function<void(const std::string& folder)> save_weights;
+  std::function<void(const std::string& folder)> save_weights_ema;  ///< empty = no EMA
   std::string scheduler;                                         ///< text of scheduler_config.json
   TensorMap optimizer;
   std::optional<TensorMap> sieve;

@@ -38,6 +38,18 @@ Schema model_schema() {
   return keys;
 }
 
+Schema lora_schema() {
+  Schema keys;
+  keys.integer("rank", 4, 1, 1 << 16, "rank of the adapters")
+      .real("alpha", 0, 0, 1e9, "the adapters' answers are scaled by alpha / rank; 0 = rank")
+      .texts("target_modules", LoraConfig().target_modules,
+             "layers (linear maps and convolutions) that get an adapter, by the ends of their names")
+      .choice("init", "kaiming_uniform", {"kaiming_uniform", "gaussian"},
+              "how A starts (B starts at 0): peft's default, or what diffusers' training scripts use")
+      .text("pretrained", "", "adapter file (pytorch_lora_weights.safetensors) to start from");
+  return keys;
+}
+
 void add_batch_keys(Schema& schema) {
   schema.integer("max_train_steps", 1000, 1, kMany, "optimiser steps, skipped ones included")
       .integer("train_batch_size", 16, 1, 1 << 20, "rows of one micro-batch on each rank")
@@ -126,6 +138,16 @@ OptimizerConfig optimizer_of(const Settings& s) {
           s.real("adam_epsilon"),      s.real("max_grad_norm")};
 }
 
+std::optional<LoraConfig> lora_of(const Settings& s) {
+  if (!s.has("lora")) return std::nullopt;
+  LoraConfig lora;
+  lora.rank = s.integer("lora.rank");
+  lora.alpha = s.real("lora.alpha") > 0 ? s.real("lora.alpha") : static_cast<double>(lora.rank);
+  lora.target_modules = s.texts("lora.target_modules");
+  lora.gaussian = s.text("lora.init") == "gaussian";
+  return lora;
+}
+
 TrainConfig values_of(const Settings& s, const std::string& source) {
   TrainConfig c;
   c.settings = s;
@@ -141,6 +163,8 @@ TrainConfig values_of(const Settings& s, const std::string& source) {
   c.model_pretrained = s.text("model.pretrained");
   c.model_config = s.text("model.config");
   c.diffusion = diffusion_of(s);
+  c.lora = lora_of(s);
+  if (c.lora) c.lora_pretrained = s.text("lora.pretrained");
   c.proportion_empty_prompts = s.real("proportion_empty_prompts");
   c.max_train_steps = s.integer("max_train_steps");
   c.train_batch_size = s.integer("train_batch_size");
@@ -226,7 +250,12 @@ Schema train_schema(const FilterRegistry& filters, const SchedulerFile& schedule
   add_diffusion_keys(schema, scheduler);
   add_optimizer_keys(schema);
   add_output_keys(schema);
-  schema.section("validation", validation_schema(), "Loss on pictures never trained on.")
+  schema
+      .optional_section(
+          "lora", lora_schema(),
+          "LoRA: the UNet is frozen and small adapters beside its layers are trained; without it "
+          "the UNet's own weights are.")
+      .section("validation", validation_schema(), "Loss on pictures never trained on.")
       .section("sampling", sampling_schema(scheduler), "Pictures drawn while training.")
       .optional_section("sieve", Sieve::schema(filters),
                         "The memorisation sieve; without it all rows are trained on.");

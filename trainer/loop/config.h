@@ -6,6 +6,7 @@
 #include <memsieve/schema.h>
 #include <trainer/loop/config_diffusion.h>
 #include <trainer/loop/loss_scale.h>
+#include <trainer/nn/lora_config.h>
 
 #include <cstdint>
 #include <optional>
@@ -48,6 +49,8 @@ struct TrainConfig {
   bool sieve = false;  ///< a `sieve:` section is there and `filter` is on
   std::string train_data, held_out_data, validation_data, prompts_data;
   std::string model_pretrained, model_config;
+  std::optional<LoraConfig> lora;  ///< nothing = the UNet's own weights are trained
+  std::string lora_pretrained;     ///< adapter file to start from, or ""
   DiffusionConfig diffusion;
   double proportion_empty_prompts = 0;
   int64_t max_train_steps = 0, train_batch_size = 0, accumulation = 1;

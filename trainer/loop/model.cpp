@@ -57,21 +57,41 @@ at::Tensor Model::predict(const at::Tensor& sample, const at::Tensor& timestep,
       .to(at::kFloat);
 }
 
+void Model::add_lora(const LoraConfig& config, uint64_t seed, const std::string& where) {
+  base_fingerprint_ = fingerprint(unet_);
+  lora_.emplace(unet_, config, seed, where);
+  if (!autocast_) return;
+  for (const auto& module : unet_->modules(/*include_self=*/false)) {
+    if (dynamic_cast<Adaptable*>(module.get()) != nullptr) module->to(*autocast_);
+  }
+}
+
 NamedTensors Model::parameters() const {
+  if (lora_) return lora_->parameters();
   NamedTensors out;
   for (const auto& item : unet_->named_parameters()) out.emplace_back(item.key(), item.value());
   return out;
 }
 
 std::vector<at::Tensor> Model::parameter_list() const {
-  return unet_->parameters();
+  std::vector<at::Tensor> out;
+  for (const auto& [name, tensor] : parameters()) out.push_back(tensor);
+  return out;
 }
 
-Model make_model(const TrainConfig& config, const std::string& folder, const NoiseSchedule& schedule,
+void Model::save(const std::string& folder) {
+  if (lora_)
+    lora_->save(folder);
+  else
+    save_unet(folder, unet_);
+}
+
+Model make_model(const TrainConfig& config, const std::string& checkpoint, const NoiseSchedule& schedule,
                  Group& group) {
   UNet2DConditionModel unet{nullptr};
   on_all_ranks(group, [&] {
-    const std::string from = folder.empty() ? unet_folder(config.model_pretrained) : folder;
+    const bool whole = !checkpoint.empty() && !config.lora;
+    const std::string from = whole ? checkpoint + "/unet" : unet_folder(config.model_pretrained);
     if (!from.empty()) {
       unet = load_unet(from);
     } else {
@@ -81,6 +101,14 @@ Model make_model(const TrainConfig& config, const std::string& folder, const Noi
   });
   unet->set_gradient_checkpointing(config.gradient_checkpointing);
   Model model(unet, group.device(), config.autocast, schedule.first_timestep());
+  broadcast_parameters(model.parameter_list(), group);
+  if (!config.lora) return model;
+  on_all_ranks(group, [&] {
+    model.add_lora(*config.lora, config.seed, config.settings.where("lora"));
+    const std::string from =
+        checkpoint.empty() ? config.lora_pretrained : checkpoint + "/lora/" + lora_file_name;
+    if (!from.empty()) model.lora()->restore(from);
+  });
   broadcast_parameters(model.parameter_list(), group);
   return model;
 }

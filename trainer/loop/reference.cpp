@@ -56,6 +56,9 @@ void show(Sieve& sieve, Model& model, const RowMaker& maker, const Chunk& chunk,
 bool reference_pass(Sieve& sieve, Model& model, const RowMaker& training, const RowMaker* held_out,
                     Group& group, const TrainConfig& config) {
   at::NoGradGuard no_grad;
+  // Adapters that a run starts from may have memorised these very pictures: the UNet below them is what
+  // counts.
+  const AdaptersOff off(model);
   const int64_t draws = sieve.reference_draws();
   const auto chunks =
       chunks_of(draws, training.data().size(), held_out == nullptr ? 0 : held_out->data().size(),

@@ -22,6 +22,28 @@ void require_same_config(const TrainConfig& config, Group& group) {
   });
 }
 
+int64_t count(const std::vector<at::Tensor>& parameters) {
+  int64_t sum = 0;
+  for (const auto& p : parameters) sum += p.numel();
+  return sum;
+}
+
+std::string parameter_counts(Model& model) {
+  const std::string trained = std::to_string(count(model.parameter_list()));
+  const Lora* lora = model.lora();
+  if (lora == nullptr) return trained + " parameters";
+  return trained + " trained parameters (LoRA of rank " + std::to_string(lora->config().rank) + " on " +
+         std::to_string(lora->layers()) + " layers) beside " +
+         std::to_string(count(model.unet()->parameters())) + " frozen ones";
+}
+
+/// The setting with which a new run starts from a checkpoint's weights.
+std::string start_from(const std::string& checkpoint) {
+  const std::string adapter = checkpoint + "/lora/" + lora_file_name;
+  return std::filesystem::exists(adapter) ? "lora.pretrained=" + adapter
+                                          : "model.pretrained=" + checkpoint + "/unet";
+}
+
 }  // namespace
 
 Session::Session(const TrainConfig& given, Group& ranks, bool dry)
@@ -78,9 +100,8 @@ void Session::choose_start() {
       if (!existing || owner != *existing) {
         throw ConfigError(
             where + ": " + from + " belongs to run " + owner + ", but " + folder.path() +
-            " does not; set output_dir to that run's folder, or start a new run from its weights with "
-            "model.pretrained=" +
-            from + "/unet");
+            " does not; set output_dir to that run's folder, or start a new run from its weights with " +
+            start_from(from));
       }
     }
     decision = {from, existing && !from.empty() ? *existing : make_run_id()};
@@ -114,10 +135,9 @@ void Session::build_model() {
       saved_ = read_checkpoint_state(checkpoint_);
       const std::string difference = first_difference(meaning_of(config.settings.yaml()), saved_->meaning);
       if (!difference.empty()) {
-        throw ConfigError(
-            config.source + ": differs from the configuration of " + checkpoint_ +
-            " (now / then): " + difference +
-            "; resume with the same one, or start a new run with model.pretrained=" + checkpoint_ + "/unet");
+        throw ConfigError(config.source + ": differs from the configuration of " + checkpoint_ +
+                          " (now / then): " + difference +
+                          "; resume with the same one, or start a new run with " + start_from(checkpoint_));
       }
       if (saved_->global_batch != sampler->global_batch_size()) {
         throw ConfigError(checkpoint_ + ": was made with " + std::to_string(saved_->global_batch) +
@@ -126,8 +146,12 @@ void Session::build_model() {
       }
     });
   }
-  model.emplace(make_model(config, checkpoint_.empty() ? "" : checkpoint_ + "/unet", schedule, group));
+  model.emplace(make_model(config, checkpoint_, schedule, group));
   on_all_ranks(group, [&] {
+    if (saved_ && saved_->base != model->base_fingerprint())
+      throw ConfigError(
+          config.settings.where(config.model_pretrained.empty() ? "model.config" : "model.pretrained") +
+          ": is not the UNet that the adapters of " + checkpoint_ + " were trained on; name that one");
     const auto& data = training->data();
     check_model_fits(model->unet()->config(), data);
   });
@@ -173,11 +197,20 @@ void Session::restore() {
   TensorMap saved = load_safetensors(optimizer_file);
   if (loss_scale) loss_scale->restore(saved, optimizer_file);
   optimizer->restore(saved, optimizer_file);
-  if (ema) ema->copy_from(load_unet(checkpoint_ + "/unet_ema")->parameters());
+  if (ema) restore_ema();
   if (sieve) sieve->restore(load_safetensors(checkpoint_ + "/sieve.safetensors"));
   if (saved_->world_size != group.world_size()) {
     log_info("resuming a run of " + std::to_string(saved_->world_size) + " ranks on " +
              std::to_string(group.world_size()) + ": the same up to the order of summation");
+  }
+}
+
+void Session::restore_ema() {
+  if (Lora* lora = model->lora()) {
+    const WithEma averages_in_place(&*ema);
+    lora->restore(checkpoint_ + "/lora_ema/" + lora_file_name);
+  } else {
+    ema->copy_from(load_unet(checkpoint_ + "/unet_ema")->parameters());
   }
 }
 
@@ -205,12 +238,14 @@ void Session::save(int64_t step) {
     state.nonfinite_in_a_row = nonfinite_in_a_row;
     state.run_id = run_id_;
     state.meaning = meaning_of(config.settings.yaml());
+    state.base = model->base_fingerprint();
     CheckpointParts parts;
-    parts.save_unet = [&](const std::string& to) { save_unet(to, model->unet()); };
+    parts.weights_name = model->kind();
+    parts.save_weights = [&](const std::string& to) { model->save(to); };
     if (ema) {
-      parts.save_unet_ema = [&](const std::string& to) {
+      parts.save_weights_ema = [&](const std::string& to) {
         const WithEma averaged(&*ema);
-        save_unet(to, model->unet());
+        model->save(to);
       };
     }
     parts.scheduler = scheduler_json(config.diffusion.schedule, config.diffusion.draw);
@@ -222,11 +257,9 @@ void Session::save(int64_t step) {
   });
 }
 
-std::string Session::describe() const {
-  int64_t parameters = 0;
-  for (const auto& p : model->parameter_list()) parameters += p.numel();
+std::string Session::describe() {
   const int64_t rows = sampler->global_batch_size(), size = training->data().size();
-  return std::to_string(parameters) + " parameters on " + std::to_string(group.world_size()) + " x " +
+  return parameter_counts(*model) + " on " + std::to_string(group.world_size()) + " x " +
          group.device().str() + "; " + std::to_string(size) + " samples of " + training->data().path() +
          "; " + std::to_string(config.max_train_steps) + " steps of " + std::to_string(rows) +
          " rows = " + std::to_string(config.max_train_steps * rows / size) + " epochs; " +

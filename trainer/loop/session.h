@@ -27,7 +27,7 @@ class Session {
   /// COLLECTIVE. Writes the checkpoint of the state after `step` steps and removes old ones.
   void save(int64_t step);
   /// What will be trained on what, in a few lines.
-  std::string describe() const;
+  std::string describe();
 
   const TrainConfig& config;
   Group& group;
@@ -59,6 +59,7 @@ class Session {
   void settle_buckets();
   void build_sieve();
   void restore();
+  void restore_ema();
   void start_writing();
 
   bool dry_;

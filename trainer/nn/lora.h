@@ -53,8 +53,9 @@ class Lora {
 /// The file that Lora::save writes.
 extern const char* const lora_file_name;
 
-/// 16 hexadecimal digits of a UNet's parameters: names, shapes, the sum of all bits and some values. An adapter
-/// makes sense only on the base it was trained on. Reads every parameter once; call it before they change dtype.
+/// 16 hexadecimal digits of a UNet's parameters: names, shapes, the sum of all bits and some values. An
+/// adapter makes sense only on the base it was trained on. Reads every parameter once; call it before they
+/// change dtype.
 std::string fingerprint(UNet2DConditionModel& unet);
 
 }  // namespace memsieve::trainer

@@ -45,7 +45,8 @@ std::string read(const std::string& path) {
 
 CheckpointParts some_parts() {
   CheckpointParts parts;
-  parts.save_unet = [](const std::string& folder) { write(folder + "/config.json", "{}"); };
+  parts.weights_name = "unet";
+  parts.save_weights = [](const std::string& folder) { write(folder + "/config.json", "{}"); };
   parts.optimizer = {{"updates", at::zeros({3})}};
   return parts;
 }
@@ -155,7 +156,7 @@ TEST_CASE("a checkpoint that cannot be finished leaves the old one") {
   CheckpointState state;
   write_checkpoint(folder, state, some_parts());
   CheckpointParts broken = some_parts();
-  broken.save_unet = [](const std::string&) { throw DataError("disk full"); };
+  broken.save_weights = [](const std::string&) { throw DataError("disk full"); };
   state.step = 9;
   CHECK_THROWS_AS(write_checkpoint(folder, state, broken), DataError);
   CHECK(read_checkpoint_state(folder).step == 0);
