@@ -20,9 +20,12 @@ WIDE = [*DEFAULT, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "time_emb_
 SMALL = dict(sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=12, attention_head_dim=2,
              norm_num_groups=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
              up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
-# target modules, rank, alpha, projections stored as Linear
-CASES = {"default": (DEFAULT, 4, 4, False), "alpha": (DEFAULT, 3, 7.5, True), "wide": (WIDE, 2, 5, False),
-         "wide_linear": (WIDE, 2, 2, True)}
+LINEAR = {"use_linear_projection": True}
+XL = LINEAR | dict(transformer_layers_per_block=(2, 1), addition_embed_type="text_time", addition_time_embed_dim=4,
+                   projection_class_embeddings_input_dim=34)
+# target modules, rank, alpha, what the UNet has besides SMALL
+CASES = {"default": (DEFAULT, 4, 4, {}), "alpha": (DEFAULT, 3, 7.5, LINEAR), "wide": (WIDE, 2, 5, {}),
+         "wide_linear": (WIDE, 2, 2, LINEAR), "xl": (WIDE, 2, 3, XL)}
 
 torch.set_num_threads(1)
 
@@ -34,9 +37,18 @@ def difference(ours, theirs):
 
 def inputs_of(unet, rows=2):
     generator = torch.Generator().manual_seed(7)
-    return {"sample": torch.randn(rows, unet.config.in_channels, 8, 8, generator=generator),
-            "timestep": torch.tensor([3, 700])[:rows],
-            "encoder_hidden_states": torch.randn(rows, 5, unet.config.cross_attention_dim, generator=generator)}
+    inputs = {"sample": torch.randn(rows, unet.config.in_channels, 8, 8, generator=generator),
+              "timestep": torch.tensor([3, 700])[:rows],
+              "encoder_hidden_states": torch.randn(rows, 5, unet.config.cross_attention_dim, generator=generator)}
+    if unet.config.addition_embed_type:
+        inputs |= {"text_embeds": torch.randn(rows, 10, generator=generator),
+                   "time_ids": torch.tensor([[64.0, 48, 0, 8, 64, 64]] * rows)}
+    return inputs
+
+
+def answer(unet, inputs):
+    added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
+    return unet(*(inputs[name] for name in ("sample", "timestep", "encoder_hidden_states")), added_cond_kwargs=added).sample
 
 
 def filled(unet):
@@ -55,9 +67,9 @@ def save_as_diffusers(unet, config, folder):
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_adapter_of_peft_answers_and_learns_the_same_here(case, tmp_path):
-    targets, rank, alpha, linear = CASES[case]
+    targets, rank, alpha, more = CASES[case]
     torch.manual_seed(1)
-    unet = UNet2DConditionModel(**SMALL, use_linear_projection=linear)
+    unet = UNet2DConditionModel(**SMALL | more)
     unet.save_pretrained(tmp_path / "unet")
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     unet.add_adapter(config)
@@ -68,7 +80,7 @@ def test_an_adapter_of_peft_answers_and_learns_the_same_here(case, tmp_path):
     run_ok(UNET_PROGRAM, tmp_path / "unet", "--inputs", tmp_path / "in.safetensors", "--out", tmp_path / "out.safetensors",
            "--gradients", "--lora", adapter)
     ours = load_file(tmp_path / "out.safetensors")
-    theirs = unet(**inputs).sample
+    theirs = answer(unet, inputs)
     assert difference(ours["prediction"], theirs) < 1e-5
     theirs.square().mean().backward()
     trained = {name.replace(".default", ""): p for name, p in unet.named_parameters() if p.requires_grad}
