@@ -241,7 +241,7 @@ def test_the_first_step_is_that_of_the_base_and_only_adapters_are_kept(world):
     first = [json.loads((world / name / "metrics.jsonl").read_text().splitlines()[0])["loss"] for name in ("with", "without")]
     assert first[0] == first[1]
     saved = checkpoint(world, "with", 3)
-    assert {path.name for path in saved.iterdir()} == {"lora", "optimizer.safetensors", "state.json"}
+    assert {path.name for path in saved.iterdir()} == {"lora", "scheduler", "optimizer.safetensors", "state.json"}
     adapter, moments = load_file(saved / ADAPTER), load_file(saved / "optimizer.safetensors")
     assert set(moments) == {f"exp_avg{sq}.{name.removeprefix('unet.')}" for name in adapter for sq in ("", "_sq")} | {"updates"}
 

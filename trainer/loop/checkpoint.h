@@ -33,7 +33,7 @@ struct CheckpointParts {
   std::string weights_name;  ///< "unet" or "lora"
   std::function<void(const std::string& folder)> save_weights;
   std::function<void(const std::string& folder)> save_weights_ema;  ///< empty = no EMA
-  std::string scheduler;                                         ///< text of scheduler_config.json
+  std::string scheduler;                                            ///< text of scheduler_config.json
   TensorMap optimizer;
   std::optional<TensorMap> sieve;
 };
