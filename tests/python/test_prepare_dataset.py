@@ -567,7 +567,7 @@ sieve:
 """
 
 
-@pytest.mark.parametrize("kind", ["sd"])
+@pytest.mark.parametrize("kind", ["sd", "xl"])
 def test_the_trainer_takes_the_files(pipelines, images, tmp_path, kind):
     out = prepare(pipelines / kind, images, tmp_path / "out")
     (tmp_path / "run.yaml").write_text(CONFIG.format(out=out, pipeline=pipelines / kind))

@@ -27,6 +27,10 @@ enum class Stream : uint64_t {
   train_perturbation = 13,
   held_out_perturbation = 14,
   reference_perturbation = 15,
+  train_latent = 16,
+  held_out_latent = 17,
+  reference_latent = 18,
+  validation_latent = 19,
 };
 
 /// What names a row within a stream: (step, place) for training and held-out rows, (sample, draw) for

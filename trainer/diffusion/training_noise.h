@@ -15,16 +15,20 @@ struct NoiseOptions {
   double logit_mean = 0, logit_std = 1;
 };
 
-/// The streams of one kind of rows.
+/// The streams of one kind of rows. `latent` draws the latents of sets that hold a VAE's distributions.
 struct NoiseStreams {
-  Stream noise, offset, perturbation;
+  Stream noise, latent, offset, perturbation;
 };
-inline constexpr NoiseStreams kTrainNoise{Stream::train_noise, Stream::train_offset,
+inline constexpr NoiseStreams kTrainNoise{Stream::train_noise, Stream::train_latent, Stream::train_offset,
                                           Stream::train_perturbation};
-inline constexpr NoiseStreams kHeldOutNoise{Stream::held_out_noise, Stream::held_out_offset,
-                                            Stream::held_out_perturbation};
-inline constexpr NoiseStreams kReferenceNoise{Stream::reference_noise, Stream::reference_offset,
-                                              Stream::reference_perturbation};
+inline constexpr NoiseStreams kHeldOutNoise{Stream::held_out_noise, Stream::held_out_latent,
+                                            Stream::held_out_offset, Stream::held_out_perturbation};
+inline constexpr NoiseStreams kReferenceNoise{Stream::reference_noise, Stream::reference_latent,
+                                              Stream::reference_offset, Stream::reference_perturbation};
+
+/// Validation uses plain noise alone, whatever the run trains with.
+inline constexpr NoiseStreams kValidationNoise{Stream::validation_noise, Stream::validation_latent,
+                                               Stream::validation_noise, Stream::validation_noise};
 
 /// The noise of some rows, on the CPU, [B, ...shape] float32.
 struct RowNoise {
@@ -34,6 +38,8 @@ struct RowNoise {
 
   at::Tensor target;  ///< what the model is asked for
   at::Tensor input;   ///< what its input holds; the same tensor without perturbation
+  at::Tensor
+      latent;  ///< standard normal, for sample_latents(); undefined for sets that hold latents as they are
 };
 
 /// target = n + offset * m, m one number for each channel (shape[0]) of each row (Guttenberg, "Diffusion with

@@ -20,7 +20,12 @@ Schema data_schema() {
             "pictures never trained on that calibrate the sieve (`threshold: held_out`, `reference: "
             "start_model`)")
       .text("validation", "", "pictures never trained on that the validation loss is computed from")
-      .text("prompts", "", "captions to draw pictures for");
+      .text("prompts", "", "captions to draw pictures for")
+      .integer("cache_mb", 256, 0, 1 << 24,
+               "MiB up to which a file is held in memory; larger ones are read row by row")
+      .integer("prefetch", 2, 0, 1024,
+               "micro-batches that are read, and their noise drawn, ahead of the step by a thread of its "
+               "own; 0 = none");
   return keys;
 }
 
@@ -160,6 +165,8 @@ TrainConfig values_of(const Settings& s, const std::string& source) {
   c.held_out_data = s.text("data.held_out");
   c.validation_data = s.text("data.validation");
   c.prompts_data = s.text("data.prompts");
+  c.cache_mb = s.integer("data.cache_mb");
+  c.prefetch = s.integer("data.prefetch");
   c.model_pretrained = s.text("model.pretrained");
   c.model_config = s.text("model.config");
   c.diffusion = diffusion_of(s);
@@ -284,13 +291,19 @@ TrainConfig read_config(const std::string& path, const std::vector<std::string>&
   return read_config_text(yaml, path, registry_for(yaml, path, overrides), overrides);
 }
 
+/// Lines within sections that are as free.
+bool free_line(const std::string& line) {
+  const std::string key = line.substr(0, line.find(':'));
+  return key == "  cache_mb" || key == "  prefetch";
+}
+
 std::string meaning_of(const std::string& resolved_yaml) {
   std::istringstream lines(resolved_yaml);
   std::string out;
   bool keep = true;
   for (std::string line; std::getline(lines, line);) {
     if (!line.empty() && line[0] != ' ') keep = free_keys().count(line.substr(0, line.find(':'))) == 0;
-    if (keep) out += line + "\n";
+    if (keep && !free_line(line)) out += line + "\n";
   }
   return out;
 }

@@ -48,6 +48,7 @@ struct TrainConfig {
   std::string output_dir, device;
   bool sieve = false;  ///< a `sieve:` section is there and `filter` is on
   std::string train_data, held_out_data, validation_data, prompts_data;
+  int64_t cache_mb = 256, prefetch = 2;
   std::string model_pretrained, model_config;
   std::optional<LoraConfig> lora;  ///< nothing = the UNet's own weights are trained
   std::string lora_pretrained;     ///< adapter file to start from, or ""

@@ -63,8 +63,7 @@ ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const 
             stratified_timestep(item.first, item.second, draws, rows.schedule().num_timesteps()));
         keys.push_back({item.first, item.second});
       }
-      const at::Tensor noise =
-          keyed_normal(config.seed, Stream::validation_noise, keys, rows.data().latent_shape());
+      const RowNoise noise = rows.noise(config.seed, kValidationNoise, keys, {});
       const NoisyRows noisy = rows.make(ids, ids, at::tensor(timesteps, at::kLong), noise);
       const at::Tensor prediction = model.predict(noisy.noisy, noisy.timestep, noisy.condition);
       sum += row_losses(prediction, noisy.target).to(at::kDouble).sum();

@@ -42,8 +42,7 @@ void show(Sieve& sieve, Model& model, const RowMaker& maker, const Chunk& chunk,
     ids.push_back(id);
     keys.push_back({chunk.held_out ? -1 - id : id, chunk.draw});
   }
-  const RowNoise noise =
-      training_noise(config.seed, kReferenceNoise, keys, maker.data().latent_shape(), config.diffusion.noise);
+  const RowNoise noise = maker.noise(config.seed, kReferenceNoise, keys, config.diffusion.noise);
   const at::Tensor t = at::full({static_cast<int64_t>(ids.size())}, timestep, at::kLong);
   const NoisyRows rows = maker.make(ids, ids, t, noise);
   sieve.reference(

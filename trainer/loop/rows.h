@@ -23,6 +23,16 @@ struct NoisyRows {
   at::Tensor captioned;    ///< [B] bool
 };
 
+/// Rows with all that NoisyRows are made from, still on the host, pinned where the device is a GPU.
+struct HostRows {
+  at::Tensor ids;                 ///< [B] int64, not pinned
+  at::Tensor timestep;            ///< [B] int64
+  at::Tensor latents;             ///< [B, C, H, W] float32, drawn where the set holds distributions
+  at::Tensor noise, input_noise;  ///< like latents; one tensor without input perturbation
+  at::Tensor uncaptioned;         ///< [B] bool
+  Conditioning condition;         ///< float32
+};
+
 /// Makes NoisyRows of one data set under one schedule.
 class RowMaker {
  public:
@@ -31,8 +41,21 @@ class RowMaker {
   /// `timestep` [B] int64, `noise` of [B, C, H, W] and `uncaptioned` [B] bool (or undefined = none) are CPU
   /// tensors; `label` the ids that the rows are to carry. Throws DataError for a row that cannot be read or
   /// holds a NaN.
+  /// Depends on the arguments alone, so it may run ahead on another thread.
+  HostRows gather(const std::vector<int64_t>& rows, const std::vector<int64_t>& label,
+                  const at::Tensor& timestep, const RowNoise& noise,
+                  const at::Tensor& uncaptioned = {}) const;
+  NoisyRows make(const HostRows& rows) const;
+  /// Both at once.
   NoisyRows make(const std::vector<int64_t>& rows, const std::vector<int64_t>& label,
-                 const at::Tensor& timestep, const RowNoise& noise, const at::Tensor& uncaptioned = {}) const;
+                 const at::Tensor& timestep, const RowNoise& noise,
+                 const at::Tensor& uncaptioned = {}) const {
+    return make(gather(rows, label, timestep, noise, uncaptioned));
+  }
+
+  /// training_noise() in the shape of this set's latents, with what draws them where it holds distributions.
+  RowNoise noise(uint64_t seed, const NoiseStreams& streams, const std::vector<RowKey>& keys,
+                 const NoiseOptions& options) const;
 
   const Dataset& data() const { return data_; }
   const NoiseSchedule& schedule() const { return schedule_; }
@@ -42,6 +65,7 @@ class RowMaker {
   Conditioning nothing(int64_t rows) const;
 
  private:
+  at::Tensor pinned(const at::Tensor& tensor) const;
   at::Tensor to_device(const at::Tensor& tensor) const;
   Dataset data_;
   const NoiseSchedule& schedule_;

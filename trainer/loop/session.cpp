@@ -113,15 +113,16 @@ void Session::choose_start() {
 }
 
 void Session::open_data() {
+  const DatasetOptions options{config.cache_mb << 20};
   const auto open = [&](std::optional<RowMaker>& into, const std::string& path) {
-    if (!path.empty()) into.emplace(Dataset::open(path), schedule, group.device());
+    if (!path.empty()) into.emplace(Dataset::open(path, options), schedule, group.device());
     if (into && training) training->data().check_matches(into->data());
   };
   open(training, config.train_data);
   open(held_out, config.held_out_data);
   open(validation, config.validation_data);
   if (!config.prompts_data.empty()) {
-    prompts = Dataset::open(config.prompts_data);
+    prompts = Dataset::open(config.prompts_data, options);
     training->data().check_matches(*prompts);
   }
   if (config.draw.every > 0) pictures.emplace(config, *prompts, group.device());

@@ -4,40 +4,65 @@
 #include <trainer/loop/stop.h>
 #include <trainer/loop/train_step.h>
 
+#include <algorithm>
+
 namespace memsieve::trainer {
 
 StepNumbers step_numbers(const std::vector<double>& v) {
   return {v.at(0), v.at(1), v.at(2), v.at(3), v.at(4), v.at(5), v.at(6), v.at(7), v.at(8)};
 }
 
+namespace {
+
+/// The rows of one micro-batch of this rank, a function of the configuration and the step alone.
+HostRows gather_rows(const Session& s, const Sampler& sampler, int64_t step, int64_t micro) {
+  const int64_t rank = s.group.rank();
+  const uint64_t seed = s.config.seed;
+  const NoiseOptions& options = s.config.diffusion.noise;
+  const auto keys = place_keys(step, sampler.place(micro, rank, 0), s.config.train_batch_size);
+  const auto ids = sampler.rows(step, micro, rank);
+  return s.training->gather(
+      ids, ids, training_timesteps(seed, Stream::train_timestep, keys, s.schedule.num_timesteps(), options),
+      s.training->noise(seed, kTrainNoise, keys, options),
+      keyed_bernoulli(seed, Stream::train_caption, keys, s.config.proportion_empty_prompts));
+}
+
+}  // namespace
+
 TrainStep::TrainStep(Session& session) : s_(session) {}
 
+HostRows TrainStep::next_rows(int64_t step, int64_t micro) {
+  const int64_t per_step = s_.config.accumulation, index = step * per_step + micro;
+  if (!ahead_ || index != ahead_next_) {
+    // A sampler of its own: it caches permutations, and runs on another thread.
+    const auto make = [&s = s_, sampler = *s_.sampler, per_step](int64_t i) {
+      return gather_rows(s, sampler, i / per_step, i % per_step);
+    };
+    const int64_t end = std::max(s_.config.max_train_steps * per_step, index + 1);
+    ahead_.emplace(make, index, end, s_.config.prefetch);
+  }
+  ahead_next_ = index + 1;
+  return ahead_->take(index);
+}
+
 NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
-  const int64_t count = s_.config.train_batch_size, rank = s_.group.rank();
-  const auto& shape = s_.training->data().latent_shape();
-  const auto keys = place_keys(step, s_.sampler->place(micro, rank, 0), count);
-  const NoiseOptions& options = s_.config.diffusion.noise;
-  const at::Tensor timestep =
-      training_timesteps(s_.config.seed, Stream::train_timestep, keys, s_.schedule.num_timesteps(), options);
-  const RowNoise noise = training_noise(s_.config.seed, kTrainNoise, keys, shape, options);
-  const at::Tensor uncaptioned =
-      keyed_bernoulli(s_.config.seed, Stream::train_caption, keys, s_.config.proportion_empty_prompts);
-  auto ids = s_.sampler->rows(step, micro, rank);
   try {
-    return s_.training->make(ids, ids, timestep, noise, uncaptioned);
+    return s_.training->make(next_rows(step, micro));
   } catch (const Error&) {
     failure_ = std::current_exception();
   }
   // The peers wait for this rank's gradient: it goes on with rows of nothing, and all ranks stop after the
   // step.
-  const auto device = s_.group.device();
-  const at::Tensor nothing = at::zeros(noise.target.sizes(), at::TensorOptions(at::kFloat).device(device));
-  return {at::tensor(ids, at::kLong),
-          at::zeros({count}, at::TensorOptions(at::kLong).device(device)),
+  const int64_t count = s_.config.train_batch_size;
+  const auto& shape = s_.training->data().latent_shape();
+  const auto real = at::TensorOptions(at::kFloat).device(s_.group.device());
+  const at::Tensor nothing = at::zeros({count, shape[0], shape[1], shape[2]}, real);
+  return {at::tensor(s_.sampler->rows(step, micro, s_.group.rank()), at::kLong),
+          at::zeros({count}, real.dtype(at::kLong)),
           nothing,
           nothing,
           s_.training->nothing(count),
-          at::zeros({count}, at::TensorOptions(at::kBool).device(device))};
+          at::zeros({count}, real.dtype(at::kBool))};
 }
 
 NoisyRows TrainStep::held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step) {
@@ -50,8 +75,7 @@ NoisyRows TrainStep::held_out_rows(const std::vector<HeldOutVisit>& visits, int6
     t.push_back(timestep_at(visit.timestep_fraction, s_.schedule.num_timesteps(), options));
     keys.push_back({step, visit.place});
   }
-  const RowNoise noise =
-      training_noise(s_.config.seed, kHeldOutNoise, keys, s_.held_out->data().latent_shape(), options);
+  const RowNoise noise = s_.held_out->noise(s_.config.seed, kHeldOutNoise, keys, options);
   return s_.held_out->make(pictures, labels, at::tensor(t, at::kLong), noise);
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 // One optimiser step: the place where the sieve sits in the loop.
 
+#include <trainer/data/prefetch.h>
 #include <trainer/loop/session.h>
 
 #include <exception>
@@ -45,6 +46,7 @@ class TrainStep {
   void ended(Part part) const {
     if (ended_) ended_(part);
   }
+  HostRows next_rows(int64_t step, int64_t micro);
   NoisyRows held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step);
   void make_held_out(int64_t step);
   at::Tensor micro_step(const Clock& clock, int64_t micro);
@@ -61,6 +63,8 @@ class TrainStep {
   std::optional<HeldOut> held_out_;
   std::exception_ptr failure_;
   std::function<void(Part)> ended_;
+  std::optional<Prefetcher<HostRows>> ahead_;  ///< of micro-batches, counted through all steps
+  int64_t ahead_next_ = -1;
 };
 
 }  // namespace memsieve::trainer
