@@ -1,0 +1,138 @@
+"""docs/finetune_stable_diffusion.md: its commands, one after the other as they stand there, on random pipelines.
+
+What is replaced: sizes (resolution, steps, batch, processes), the device, and what is there already or would not end (setup,
+build, TensorBoard's server). SLURM's commands are stood in for by small scripts."""
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_pipeline
+from conftest import BUILD, ROOT, clean_environment, run
+
+DOC = (ROOT / "docs" / "finetune_stable_diffusion.md").read_text()
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", DOC, re.S | re.M)
+STEPS, MORE = 4, 6  # of a run, and of one that is resumed
+SMALL = {"device": "cpu", "mixed_precision": "no", "train_batch_size": 2, "gradient_accumulation_steps": 1, "lr_warmup_steps": 1,
+         "checkpointing_steps": 2, "validation.every": 2, "validation.draws": 1, "sampling.every": 2, "sampling.num_inference_steps": 2, "sieve.reference.draws": 1,
+         "sieve.held_out.rows": 2, "sieve.held_out.every": 1, "sieve.standardise.min_count": 2, "sieve.standardise.window": 4, "max_train_steps": STEPS}
+
+SBATCH = """#!/bin/bash
+export SLURM_JOB_ID=$$ SLURM_JOB_NODELIST=localhost SLURM_CPUS_PER_TASK=1
+exec bash "$@"
+"""
+SCONTROL = """#!/bin/bash
+echo localhost
+"""
+SRUN = """#!/bin/bash
+shift  # --kill-on-bad-exit=1
+for rank in 0 1; do
+  SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_NNODES=1 SLURM_STEP_NUM_TASKS=2 \
+    SLURM_STEP_TASKS_PER_NODE=2 SLURM_TASKS_PER_NODE=2 "$@" & pids+=($!)
+done
+for pid in "${pids[@]}"; do wait "$pid" || exit; done
+"""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def settings(command):
+    values = {**SMALL, "max_train_steps": MORE} if "--resume-from" in command else SMALL
+    return "".join(f" --set {name}={value}" for name, value in values.items())
+
+
+def small(block):
+    """The block with its sizes made small; every replacement must find its place."""
+    lines = []
+    for command in block.replace("\\\n", " ").strip().splitlines():
+        if re.match(r"scripts/(setup|build)\.sh", command):
+            assert (ROOT / command).exists()
+            continue
+        if command.startswith("export PATH="):
+            continue
+        if "prepare_dataset.py" in command:
+            command = re.sub(r"--resolution \d+", "--resolution 16", command) + " --held-out 4 --validation 4 --device cpu"
+        if re.search(r"memsieve-train|sbatch", command):
+            command += settings(command)
+        command = re.sub(r"--nproc_per_node \d+", "--nproc_per_node 1" if "--nnodes" in command else "--nproc_per_node 2", command)
+        if "--nnodes" in command:
+            command = command.replace("host0:29400", f"127.0.0.1:{free_port()}")
+        else:
+            command = command.replace("torchrun ", "torchrun --standalone ")
+        lines.append(command.replace("tensorboard --logdir", "tensorboard --inspect --logdir"))
+    return "\n".join(lines)
+
+
+def small_python(block):
+    block = re.sub(r"step-(\d+)", lambda m: f"step-{MORE if 'sd15' in block else STEPS:06}", block)
+    return block.replace("num_inference_steps=25", "num_inference_steps=2")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder that looks like the repository's, with models/sd15, models/sd21, pictures and a SLURM of our own."""
+    folder = tmp_path_factory.mktemp("doc")
+    for name in ("configs", "tools", "examples", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+    tiny_pipeline.stable_diffusion(folder / "models" / "sd15")
+    tiny_pipeline.stable_diffusion(folder / "models" / "sd21", "v_prediction")
+    tiny_pipeline.pictures(folder / "pictures", 24)
+    (folder / "prompts.txt").write_text("a cat\na dog\n")
+    (folder / "bin").mkdir()
+    for name, text in (("sbatch", SBATCH), ("scontrol", SCONTROL), ("srun", SRUN)):
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(stat.S_IRWXU)
+    return folder
+
+
+def environment(place):
+    path = f"{place / 'bin'}:{Path(sys.executable).parent}:{BUILD / 'trainer'}:{os.environ['PATH']}"
+    return clean_environment(PATH=path, HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
+
+
+def start(place, language, text):
+    command = ["bash", "-euo", "pipefail", "-c", text] if language == "bash" else [sys.executable, "-c", text]
+    return subprocess.Popen(command, cwd=place, env=environment(place), text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+
+
+def test_every_command_works(place):
+    assert len(BLOCKS) >= 11
+    for language, block in BLOCKS:
+        text = small(block) if language == "bash" else small_python(block)
+        machines = int((re.search(r"--nnodes (\d+)", text) or [0, 1])[1])
+        running = [start(place, language, text) for _ in range(machines)]
+        for process in running:
+            said = process.communicate(timeout=300)[0]
+            assert process.returncode == 0, f"{text}\n\n{said}"
+    runs = {path.name for path in (place / "runs").iterdir()}
+    assert runs == {"sd15", "sd15_off", "two_machines", "slurm", "measure"}
+    for picture in ("sd15/samples/step-000002.png", "sd15/suspects.png", "sd15/bicycle.png"):
+        assert (place / "runs" / picture).stat().st_size > 0
+    for name in ("sd15", "slurm", "two_machines"):
+        assert '"world_size": 2' in (place / "runs" / name / "run.json").read_text()
+
+
+@pytest.mark.parametrize("model, config", [("sd15", "sd15"), ("sd21", "sd21")])
+def test_configurations_are_complete(place, model, config):
+    """With the sizes that they name themselves, but for the resolution and a batch that the few pictures can fill."""
+    out = place / "data" / f"check_{model}"
+    made = run(sys.executable, "tools/prepare_dataset.py", "--images", "pictures", "--pipeline", f"models/{model}", "--out", out,
+               "--resolution", 16, "--held-out", 4, "--validation", 4, "--device", "cpu", "--prompts", "prompts.txt", cwd=place)
+    assert made.returncode == 0, made.stderr
+    words = [f"data.{part}={out}/{part}.h5" for part in ("train", "held_out", "validation", "prompts")]
+    words += ["device=cpu", "train_batch_size=2", "gradient_accumulation_steps=1"]
+    result = run(BUILD / "trainer" / "memsieve-train", "--config", f"configs/{config}.yaml", "--dry-run",
+                 *[word for setting in words for word in ("--set", setting)], cwd=place)
+    assert result.returncode == 0, result.stderr
+    assert "sieve on" in result.stdout + result.stderr
+    given = (ROOT / "configs" / f"{config}.yaml").read_text()
+    assert f"pretrained: models/{model} " in given and f"output_dir: runs/{config}\n" in given
