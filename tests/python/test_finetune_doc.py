@@ -78,12 +78,13 @@ def small_python(block):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder that looks like the repository's, with models/sd15, models/sd21, pictures and a SLURM of our own."""
+    """A folder that looks like the repository's, with models/sd15, models/sdxl, pictures and a SLURM of our own."""
     folder = tmp_path_factory.mktemp("doc")
     for name in ("configs", "tools", "examples", "docs"):
         (folder / name).symlink_to(ROOT / name)
     tiny_pipeline.stable_diffusion(folder / "models" / "sd15")
     tiny_pipeline.stable_diffusion(folder / "models" / "sd21", "v_prediction")
+    tiny_pipeline.stable_diffusion_xl(folder / "models" / "sdxl")
     tiny_pipeline.pictures(folder / "pictures", 24)
     (folder / "prompts.txt").write_text("a cat\na dog\n")
     (folder / "bin").mkdir()
@@ -105,7 +106,7 @@ def start(place, language, text):
 
 
 def test_every_command_works(place):
-    assert len(BLOCKS) >= 11
+    assert len(BLOCKS) >= 12
     for language, block in BLOCKS:
         text = small(block) if language == "bash" else small_python(block)
         machines = int((re.search(r"--nnodes (\d+)", text) or [0, 1])[1])
@@ -114,14 +115,14 @@ def test_every_command_works(place):
             said = process.communicate(timeout=300)[0]
             assert process.returncode == 0, f"{text}\n\n{said}"
     runs = {path.name for path in (place / "runs").iterdir()}
-    assert runs == {"sd15", "sd15_off", "two_machines", "slurm", "measure"}
-    for picture in ("sd15/samples/step-000002.png", "sd15/suspects.png", "sd15/bicycle.png"):
+    assert runs == {"sd15", "sd15_off", "two_machines", "slurm", "measure", "sdxl_lora"}
+    for picture in ("sd15/samples/step-000002.png", "sd15/suspects.png", "sd15/bicycle.png", "sdxl_lora/bicycle.png"):
         assert (place / "runs" / picture).stat().st_size > 0
     for name in ("sd15", "slurm", "two_machines"):
         assert '"world_size": 2' in (place / "runs" / name / "run.json").read_text()
 
 
-@pytest.mark.parametrize("model, config", [("sd15", "sd15"), ("sd21", "sd21")])
+@pytest.mark.parametrize("model, config", [("sd15", "sd15"), ("sd21", "sd21"), ("sdxl", "sdxl_lora")])
 def test_configurations_are_complete(place, model, config):
     """With the sizes that they name themselves, but for the resolution and a batch that the few pictures can fill."""
     out = place / "data" / f"check_{model}"
