@@ -1,0 +1,114 @@
+"""tools/ledger_view.py: against figures worked out by hand, and on a run of the trainer."""
+
+import base64
+import csv
+import io
+import re
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import tiny
+from conftest import BUILD, ROOT, run_ok
+from PIL import Image
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import ledger_view as view
+
+VISIT = [("step", "u8"), ("sample", "i8"), ("group", "i8"), ("kind", "u1"), ("flagged", "u1"), ("weight", "f4"), ("score", "f4"),
+         ("threshold", "f4"), ("z_magnitude", "f4")]
+# step, sample, group, kind, flagged, weight, score, threshold, z
+VISITS = [(0, 0, 7, 0, 0, 1, np.nan, np.inf, np.nan), (1, 1, 7, 0, 1, 0, 5, 4, 3), (2, 2, 9, 0, 0, 1, 1, 4, 0.5),
+          (3, 0, 7, 0, 1, 0, 6, 4, 2), (4, 2, 9, 0, 1, 0.25, 4.5, 4, 1), (5, 3, 8, 0, 0, 1, 2, 4, 0.2), (6, 1, 1, 1, 0, 0, 9, 4, 9)]
+
+
+def write(folder, visits=VISITS, thumbnails=True):
+    """A run folder with a ledger, and the data set it names: rows 0 and 1 are copies."""
+    (folder / "run").mkdir()
+    with h5py.File(folder / "run/ledger.h5", "w", libver="latest") as file:
+        file.create_dataset("visits", data=np.array(visits, dtype=VISIT), chunks=(4,), maxshape=(None,))
+    (folder / "run/config.yaml").write_text(f'seed: 0\ndata:\n  held_out: ""\n  train: "{folder}/train.h5"\nmodel:\n  train: no\n')
+    with h5py.File(folder / "train.h5", "w") as file:
+        file.create_dataset("caption", data=["a <b> & c", "the same", "ordinary", "never lost"], dtype=h5py.string_dtype())
+        file.create_dataset("file_name", data=[f"{i}.jpg" for i in range(4)], dtype=h5py.string_dtype())
+        if thumbnails:
+            file["thumbnail"] = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.full((4, 64, 64, 3), 40, np.uint8)
+    return folder / "run"
+
+
+def table(run):
+    return list(csv.DictReader((run / "dropped.csv").open()))
+
+
+def test_groups_are_counted_together_and_ordered_by_what_they_lost(tmp_path):
+    run = write(tmp_path)
+    assert view.main([str(run)]) == 0
+    rows = table(run)
+    assert [row["id"] for row in rows] == ["7", "9", "8"]
+    first = rows[0]
+    assert (first["rows"], first["visits"], first["dropped"], first["weight_lost"]) == ("2", "3", "2", "2.0")
+    assert (first["first_dropped_step"], first["last_dropped_step"], first["highest_score"]) == ("1", "3", "6.0")
+    assert (first["z_magnitude_when_flagged"], first["caption"], first["file_name"]) == ("2.5", "a <b> & c", "0.jpg")
+    assert (rows[1]["dropped"], rows[1]["weight_lost"], rows[1]["z_magnitude_when_flagged"]) == ("0", "0.75", "1.0")
+    assert (rows[2]["weight_lost"], rows[2]["first_dropped_step"], rows[2]["z_magnitude_when_flagged"]) == ("0.0", "", "")
+    html = (run / "dropped.html").read_text()
+    assert "2 of 6 visits dropped" in html and "2 of 3 groups" in html and "a &lt;b&gt; &amp; c" in html and "never lost" not in html
+    pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"data:image/png;base64,([^\"]+)", html)]
+    assert [picture.convert("RGB").getpixel((5, 5)) for picture in pictures] == [(0, 0, 0), (80, 80, 80)]
+    assert html.count('class="lost"') == 2 and not re.search(r'(src|href)="(?!data:)', html)
+
+
+def test_samples_by_themselves_and_only_so_many(tmp_path):
+    run = write(tmp_path)
+    assert view.main([str(run), "--by", "sample", "--top", "1", "--out", str(tmp_path / "there")]) == 0
+    rows = table(tmp_path / "there")
+    assert [(row["id"], row["visits"], row["dropped"]) for row in rows] == [("1", "1", "1"), ("0", "2", "1"), ("2", "2", "0"),
+                                                                             ("3", "1", "0")]
+    assert (tmp_path / "there/dropped.html").read_text().count("<tr>") == 2
+    assert not (run / "dropped.html").exists()
+
+
+def test_latents_without_thumbnails_and_a_run_that_dropped_nothing(tmp_path):
+    run = write(tmp_path, [visit for visit in VISITS if visit[5] == 1], thumbnails=False)
+    assert view.main([str(run)]) == 0
+    html = (run / "dropped.html").read_text()
+    assert "0 of 3 visits dropped" in html and "<img" not in html
+
+
+@pytest.mark.parametrize("break_it, words", [
+    (lambda folder: (folder / "run/ledger.h5").unlink(), ["ledger.h5", "no such file"]),
+    (lambda folder: (folder / "run/config.yaml").unlink(), ["config.yaml", "--data"]),
+    (lambda folder: (folder / "train.h5").unlink(), ["train.h5", "no such file"]),
+    (lambda folder: write_visits(folder, VISITS[-1:]), ["ledger.h5", "no visit"]),
+    (lambda folder: write_visits(folder, [(0, 4, 4, 0, 0, 1, 1, 4, 0)]), ["train.h5", "4 rows", "sample 4", "--data"]),
+])
+def test_mistakes_end_in_one_line(tmp_path, capsys, break_it, words):
+    run = write(tmp_path)
+    break_it(tmp_path)
+    assert view.main([str(run)]) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(word in said for word in words), said
+
+
+def write_visits(folder, visits):
+    with h5py.File(folder / "run/ledger.h5", "w", libver="latest") as file:
+        file["visits"] = np.array(visits, dtype=VISIT)
+
+
+def test_of_a_run_of_the_trainer(tmp_path, monkeypatch):
+    tiny.write_run(tmp_path)
+    settings = ["max_train_steps=8", "sieve.standardise.by=none", "sieve.evidence.kind=visit", "sieve.threshold.kind=fixed",
+                "sieve.threshold.drop=0.6", "sieve.filters.magnitude.scale=linear"]
+    run_ok(BUILD / "trainer/memsieve-train", "--config", "run.yaml", *(word for s in settings for word in ("--set", s)), cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)  # data.train is relative to it
+    assert view.main(["run"]) == 0
+    with h5py.File("run/ledger.h5", "r", libver="latest", swmr=True) as file:
+        visits = file["visits"][:]
+    visits = visits[visits["kind"] == 0]
+    rows = table(tmp_path / "run")
+    assert sum(int(row["dropped"]) for row in rows) == (visits["weight"] == 0).sum() > 0
+    assert sum(int(row["visits"]) for row in rows) == len(visits) == 32
+    assert rows[0]["caption"].startswith("picture ") and rows[0]["z_magnitude_when_flagged"] != ""
+    assert "<img" in (tmp_path / "run/dropped.html").read_text()
