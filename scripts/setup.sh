@@ -13,7 +13,7 @@ trap 'rm -f "$LOG"' EXIT
 PACKAGES=(
   build-essential cmake ninja-build ccache python3-venv
   libgloo-dev libspdlog-dev catch2 libyaml-cpp-dev libhdf5-dev libboost-program-options-dev nlohmann-json3-dev
-  librapidcheck-dev libpng-dev zlib1g-dev
+  librapidcheck-dev libpng-dev zlib1g-dev libprotobuf-dev protobuf-compiler
   fonts-noto-color-emoji unicode-data  # pictures and their names: a test reads them, and the demo
 )
 case ${1:-} in

@@ -95,6 +95,7 @@ void Reporter::digest(const Pending& step) {
 StepReport Reporter::report(const Pending& step, const Gathered& host) const {
   StepReport r;
   r.step = step.clock.step;
+  r.raw.resize(shape_.channels);
   double sum = 0;
   int64_t scored = 0;
   const auto lines = host.training.accessor<double, 2>();
@@ -108,6 +109,11 @@ StepReport Reporter::report(const Pending& step, const Gathered& host) const {
     r.probed += lines[i][RecordShape::probed] > 0;
     r.nonfinite += lines[i][RecordShape::nonfinite] > 0;
     r.drop_level = lines[i][RecordShape::threshold];
+    if (std::isfinite(score)) r.scores.push_back(static_cast<float>(score));
+    for (int64_t c = 0; c < shape_.channels; ++c) {
+      const double raw = lines[i][RecordShape::first_channel + c];
+      if (std::isfinite(raw)) r.raw[c].push_back(static_cast<float>(raw));
+    }
     if (!std::isnan(score)) {
       sum += score;
       ++scored;

@@ -105,6 +105,7 @@ void add_output_keys(Schema& schema) {
       .text("resume_from_checkpoint", "",
             "`latest`, a checkpoint folder, or `auto`: the latest if there is one, else a new run; empty = a "
             "new run")
+      .boolean("tensorboard", true, "write event files for TensorBoard to output_dir/tensorboard/")
       .integer("log_every", 10, 1, kMany, "steps between lines of the log where it is no terminal")
       .integer("max_nonfinite_steps", 10, 1, kMany,
                "stop (exit code 5) after this many non-finite steps in a row")
@@ -189,6 +190,7 @@ TrainConfig values_of(const Settings& s, const std::string& source) {
   c.resume_from = s.text("resume_from_checkpoint");
   c.validation = {s.integer("validation.every"), s.integer("validation.draws")};
   c.draw = {s.integer("sampling.every"), s.integer("sampling.num_images_per_prompt"), s.text("sampling.vae")};
+  c.tensorboard = s.boolean("tensorboard");
   c.log_every = s.integer("log_every");
   c.max_nonfinite_steps = s.integer("max_nonfinite_steps");
   c.collective_seconds = s.real("collective_seconds");
@@ -231,6 +233,7 @@ const std::set<std::string>& free_keys() {
                                           "checkpoints_total_limit",
                                           "resume_from_checkpoint",
                                           "log_every",
+                                          "tensorboard",
                                           "validation",
                                           "max_nonfinite_steps",
                                           "collective_seconds",

@@ -65,6 +65,7 @@ struct TrainConfig {
   std::string resume_from;  ///< "" = a new run, "auto", "latest", or a checkpoint folder
   ValidationConfig validation;
   DrawConfig draw;
+  bool tensorboard = true;
   int64_t log_every = 0, max_nonfinite_steps = 0;
   double collective_seconds = 0, bucket_mb = 0;
 };

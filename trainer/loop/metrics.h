@@ -1,10 +1,10 @@
 #pragma once
-// metrics.jsonl, and numbers that travel from the device to the host without making it wait.
+// What a run tells of itself while it goes on: metrics.jsonl, and the same for TensorBoard.
 
-#include <ATen/core/Tensor.h>
-#include <c10/core/Event.h>
 #include <memsieve/sieve.h>
+#include <trainer/events/event_file.h>
 
+#include <chrono>
 #include <deque>
 #include <fstream>
 #include <map>
@@ -14,32 +14,6 @@
 
 namespace memsieve::trainer {
 
-/// Small vectors of numbers on their way to the host. From a GPU they arrive `lag` pushes later, at the same
-/// push on every rank, so that decisions taken from them agree; from a CPU at once.
-class Mailbox {
- public:
-  struct Letter {
-    int64_t step = 0;
-    std::vector<double> values;
-  };
-
-  Mailbox(c10::Device device, size_t lag) : device_(device), lag_(device.is_cpu() ? 0 : lag) {}
-  /// `values`: 1-d float64 on the device.
-  void push(int64_t step, const at::Tensor& values);
-  /// The letters that are due, oldest first; with `all`, every one.
-  std::vector<Letter> take(bool all = false);
-
- private:
-  struct Pending {
-    int64_t step;
-    at::Tensor host;
-    std::optional<c10::Event> arrived;
-  };
-  c10::Device device_;
-  size_t lag_;
-  std::deque<Pending> pending_;
-};
-
 /// One optimiser step as metrics.jsonl records it.
 struct StepMetrics {
   int64_t step = 0, epoch = 0;
@@ -48,27 +22,45 @@ struct StepMetrics {
   bool skipped = false, nonfinite = false;
 };
 
-/// Appends to metrics.jsonl (rank 0; elsewhere it does nothing). NaN and Inf are written as null.
+/// Where a MetricsWriter writes; all on rank 0.
+struct MetricsOptions {
+  std::string jsonl;   ///< "" = write nothing at all
+  std::string events;  ///< folder of event files for TensorBoard, "" = none
+  int64_t first_step = 0;
+  int64_t rows_per_step = 0;
+  std::optional<std::vector<std::string>> channels;  ///< of the sieve (Sieve::channels()); nothing = no sieve
+};
+
+/// Appends to metrics.jsonl (rank 0; elsewhere it does nothing). NaN and Inf are written as null. Event files
+/// get the same numbers under train/KEY, sieve/KEY and validation/KEY, and besides the share of dropped rows,
+/// histograms of the rows' scores, and the sheets of drawn pictures.
 class MetricsWriter {
  public:
-  /// `path` empty = write nothing. Throws DataError if the file cannot be opened.
-  MetricsWriter(const std::string& path, bool with_sieve, int64_t rows_per_step);
+  /// Throws DataError if a file cannot be opened.
+  explicit MetricsWriter(MetricsOptions options);
   /// Lines are written in the order of steps, once both the loop's numbers and the sieve's are there.
   void step(const StepMetrics& metrics);
   void report(const StepReport& report);
   void validation(int64_t step, double loss, int64_t rows);
+  /// `file` and `png` are relative to the folder of metrics.jsonl.
   void samples(int64_t step, const std::string& file, const std::string& png);
   /// Throws DataError if something could not be written (a full disk).
   void flush();
 
  private:
   void write_ready();
-  std::string path_;
+  void write_line(const std::string& line);
+  void add_rows(const StepReport& report);
+  void write_histograms();
+
+  MetricsOptions options_;
   std::ofstream out_;
-  bool with_sieve_;
-  int64_t rows_per_step_;
+  std::optional<EventFile> events_;
   std::deque<StepMetrics> waiting_;
   std::map<int64_t, StepReport> reports_;
+  std::map<std::string, std::vector<float>> rows_;  ///< tag -> of the steps since the last histogram
+  int64_t last_step_ = 0;
+  std::chrono::steady_clock::time_point flushed_{};
 };
 
 }  // namespace memsieve::trainer

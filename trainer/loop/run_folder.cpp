@@ -108,7 +108,7 @@ void RunFolder::tidy() const {
 void RunFolder::forget() const {
   std::error_code error;
   // run.json last: what a crash leaves of this is still known as a run without a checkpoint.
-  for (const char* name : {"samples", "ledger.h5", "metrics.jsonl", "run.json", "config.yaml"})
+  for (const char* name : {"samples", "tensorboard", "ledger.h5", "metrics.jsonl", "run.json", "config.yaml"})
     fs::remove_all(file(name), error);
 }
 

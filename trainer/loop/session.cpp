@@ -223,7 +223,13 @@ void Session::start_writing() {
     folder.tidy();
     folder.describe(run_id_, group.world_size(), group.device().str(), config.settings.yaml());
   }
-  metrics.emplace(first ? folder.file("metrics.jsonl") : "", sieve.has_value(), sampler->global_batch_size());
+  MetricsOptions options;
+  if (first) options.jsonl = folder.file("metrics.jsonl");
+  if (first && config.tensorboard) options.events = folder.file("tensorboard");
+  options.first_step = first_step;
+  options.rows_per_step = sampler->global_batch_size();
+  if (sieve) options.channels = sieve->channels();
+  metrics.emplace(std::move(options));
 }
 
 void Session::save(int64_t step) {

@@ -4,6 +4,7 @@
 #include <trainer/loop/agree.h>
 #include <trainer/loop/evaluate.h>
 #include <trainer/loop/log.h>
+#include <trainer/loop/mailbox.h>
 #include <trainer/loop/reference.h>
 #include <trainer/loop/stop.h>
 #include <trainer/loop/train.h>

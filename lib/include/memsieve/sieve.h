@@ -35,15 +35,19 @@ struct Setup {
 /// on a CPU.
 struct StepReport {
   int64_t step = 0;
-  int64_t rows = 0;          ///< training rows seen
-  int64_t dropped = 0;       ///< rows with weight 0
-  int64_t downweighted = 0;  ///< rows with a weight between 0 and 1
-  int64_t probed = 0;        ///< rows whose magnitude was measured (held-out rows not counted)
-  int64_t nonfinite = 0;     ///< rows with a NaN or Inf
-  double weight = 0;         ///< sum of the weights
-  double mean_score = 0;     ///< over the rows that have a score; NaN if none
-  double drop_level = 0;     ///< the threshold that was in force
-  bool skipped = false;      ///< the update was skipped on all ranks
+  int64_t rows = 0;           ///< training rows seen
+  int64_t dropped = 0;        ///< rows with weight 0
+  int64_t downweighted = 0;   ///< rows with a weight between 0 and 1
+  int64_t probed = 0;         ///< rows whose magnitude was measured (held-out rows not counted)
+  int64_t nonfinite = 0;      ///< rows with a NaN or Inf
+  double weight = 0;          ///< sum of the weights
+  double mean_score = 0;      ///< over the rows that have a score; NaN if none
+  double drop_level = 0;      ///< the threshold that was in force
+  std::vector<float> scores;  ///< of the training rows that have one
+  /// Of each filter, in the order of Sieve::channels(): the training rows' scores before standardisation,
+  /// where measured.
+  std::vector<std::vector<float>> raw;
+  bool skipped = false;  ///< the update was skipped on all ranks
 };
 
 class Sieve {

@@ -165,7 +165,10 @@ TEST_CASE("a checkpoint that cannot be finished leaves the old one") {
 TEST_CASE("metrics wait for the sieve's report and keep their order") {
   const Scratch scratch;
   const std::string path = scratch.file("metrics.jsonl");
-  MetricsWriter writer(path, /*with_sieve=*/true, 8);
+  MetricsOptions options;
+  options.jsonl = path;
+  options.channels.emplace();
+  MetricsWriter writer(options);
   StepMetrics step;
   StepReport report;
   report.mean_score = std::nan("");
