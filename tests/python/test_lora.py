@@ -294,11 +294,20 @@ def test_what_starts_from_an_adapter_is_referred_to_the_base_below_it(world):
         assert torch.equal(states["plain"][name].nan_to_num(), states["started"][name].nan_to_num()), name
 
 
-def test_bf16_keeps_the_frozen_layers_in_bf16_and_learns(world):
-    train(world, *LORA, "mixed_precision=bf16", "filter=off")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains_float32_adapters(world, precision):
+    train(world, *LORA, f"mixed_precision={precision}", "filter=off")
     adapter = load_file(checkpoint(world, "run", 3) / ADAPTER)
     assert all(tensor.dtype == torch.float32 for tensor in adapter.values())
-    assert all(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    assert all(tensor.isfinite().all() and tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+
+def test_gradient_checkpointing_trains_the_same_adapters(world):
+    for name, words in (("with", ["gradient_checkpointing=true"]), ("without", [])):
+        train(world, *LORA, *words, "filter=off", "adam_epsilon=0.01", f"output_dir={name}")
+    kept, computed_again = (load_file(checkpoint(world, name, 3) / ADAPTER) for name in ("without", "with"))
+    for name in kept:
+        assert torch.allclose(kept[name], computed_again[name], atol=1e-5), name
 
 
 def refuses(world, code, words, *given, more=()):
