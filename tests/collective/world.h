@@ -117,8 +117,10 @@ inline std::string metrics(const World& world, const std::string& run) {
   std::ifstream in(world.path(run + "/metrics.jsonl"));
   std::string out;
   for (std::string line; std::getline(in, line);) {
-    const auto begin = line.find("\"step_ms\"");
-    if (begin != std::string::npos) line.erase(begin, line.find(',', begin) - begin);
+    for (const std::string key : {"\"step_ms\"", "\"images_per_second\""}) {
+      const auto begin = line.find(key);
+      if (begin != std::string::npos) line.erase(begin, line.find(',', begin) - begin);
+    }
     out += line + "\n";
   }
   return out;
