@@ -3,12 +3,77 @@
 #   scripts/bench.sh overhead [--rounds N] [--steps N]
 #     step time of the plain loop (`plain_ms`), and how many times as long a step takes with the published filter (`published`)
 #     and with ours (`ours`): medians over interleaved rounds, on the demo's model and data
+#   scripts/bench.sh train-step [--config FILE | --unet sd15_quarter|sd15 [--latents N] [--rule ours|published|plain]]
+#       [--batch N] [--processes N] [--set a.b=c]... [--rounds N] [--steps N]
+#     images/s, milliseconds per part and peak memory of our training step: of a configuration (the demo's by default), or of a UNet
+#     with random weights on synthetic latents; --batch counts the rows of all processes
+#   scripts/bench.sh compare-python [--cases demo,sd15_quarter] [--rounds N] [--compile none|demo|all] [--precision no|bf16]
+#       [--batch N]
+#     our step against the same step in Python (torch, diffusers): `speedup` = images/s of ours over Python's
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
-[ "${1:-}" = overhead ] || { sed -n '3,5s/^# *//p' "$0" >&2; exit 2; }
-shift
-scripts/setup.sh --demo
-scripts/build.sh release memsieve-bench-overhead
-"$PYTHON" tools/make_demo_data.py --out data/demo
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(cores)}
-exec build/release/bench/memsieve-bench-overhead "$@"
+usage() { sed -n '3,13s/^# *//p' "$0" >&2; exit 2; }
+
+# prepare PROGRAM [demo]: builds it, and makes the demo's data if they are wanted
+prepare() {
+  scripts/setup.sh ${2:+--demo}
+  scripts/build.sh release "$1"
+  [ -z "${2:-}" ] || "$PYTHON" tools/make_demo_data.py --out data/demo
+}
+
+overhead() {
+  prepare memsieve-bench-overhead demo
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(cores)}
+  exec build/release/bench/memsieve-bench-overhead "$@"
+}
+
+compare_python() {
+  local demo=demo
+  [[ " $*" != *--cases* || " $*" =~ --cases[=\ ][^\ ]*demo ]] || demo=
+  prepare memsieve-bench-train-step $demo
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(cores)}
+  exec "$PYTHON" bench/compare_python.py "$@"
+}
+
+train_step() {
+  local config=configs/demo.yaml unet= latents= rule=ours batch= processes=1 pass=() case
+  while [ $# -gt 0 ]; do
+    [ $# -gt 1 ] || usage
+    case $1 in
+      --config) config=$2 ;;
+      --unet) unet=$2 ;;
+      --latents) latents=$2 ;;
+      --rule) rule=$2 ;;
+      --batch) batch=$2 ;;
+      --processes) processes=$2 ;;
+      --set | --rounds | --steps) pass+=("$1" "$2") ;;
+      *) usage ;;
+    esac
+    shift 2
+  done
+  [[ $processes =~ ^[1-9][0-9]*$ && ${batch:-1} =~ ^[1-9][0-9]*$ ]] || usage
+  local demo=
+  [[ -n $unet || $config != configs/demo* ]] || demo=demo
+  prepare memsieve-bench-train-step $demo
+  if [ -n "$unet" ]; then
+    latents=${latents:-$([ "$unet" = sd15 ] && echo 64 || echo 32)} batch=${batch:-4}
+    case=data/bench/$unet-$latents-$((batch / processes))
+    "$PYTHON" bench/make_case.py --unet "$unet" --latents "$latents" --batch $((batch / processes)) --out "$case"
+    config=$case/$rule.yaml
+  elif [ "$config" = configs/demo.yaml ]; then
+    batch=${batch:-32}
+  fi
+  [ -z "$batch" ] || pass=(--set "train_batch_size=$((batch / processes))" "${pass[@]}")
+  local threads=$(($(cores) / processes))
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+  local command=(build/release/bench/memsieve-bench-train-step --config "$config" "${pass[@]}")
+  [ "$processes" -gt 1 ] || exec "${command[@]}"
+  exec "$VENV/bin/torchrun" --standalone --no-python --nproc_per_node "$processes" "${command[@]}"
+}
+
+case ${1:-} in
+  overhead) shift; overhead "$@" ;;
+  train-step) shift; train_step "$@" ;;
+  compare-python) shift; compare_python "$@" ;;
+  *) usage ;;
+esac

@@ -5,6 +5,7 @@
 #include <trainer/dist/group.h>
 #include <trainer/dist/launch.h>
 #include <trainer/loop/config.h>
+#include <trainer/loop/heap.h>
 #include <trainer/loop/log.h>
 #include <trainer/loop/stop.h>
 #include <trainer/loop/train.h>
@@ -119,6 +120,7 @@ ExitCode run(const CommandLine& line) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  keep_freed_memory();
   try {
     const CommandLine line = parse(argc, argv);
     return line.answered ? kDone : run(line);

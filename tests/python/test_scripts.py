@@ -77,7 +77,8 @@ def test_demo_keeps_what_is_not_its_own(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
-@pytest.mark.parametrize("script, arguments", [("demo.sh", ["--seed", "x"]), ("demo.sh", ["--what"]), ("test.sh", ["--what"]),
+@pytest.mark.parametrize("script, arguments", [("demo.sh", ["--seed", "x"]), ("demo.sh", ["--what"]), ("bench.sh", []), ("bench.sh", ["what"]),
+                                               ("bench.sh", ["train-step", "--what"]), ("test.sh", ["--what"]),
                                                ("setup.sh", ["--what"]), ("format.sh", ["--what"])])
 def test_unknown_options(script, arguments):
     result = run(ROOT / "scripts" / script, *arguments)
