@@ -126,6 +126,12 @@ DiffusionConfig diffusion_of(const Settings& s) {
 
 std::vector<std::string> scheduler_notes(const Settings& settings, const SchedulerFile& file) {
   std::vector<std::string> notes;
+  if (settings.integer("sampling.every") > 0 && settings.boolean("rescale_betas_zero_snr") &&
+      settings.text("sampling.timestep_spacing") != "trailing")
+    notes.push_back(settings.where("sampling.timestep_spacing") + ": is " +
+                    settings.text("sampling.timestep_spacing") +
+                    ", which does not begin at the pure noise that rescale_betas_zero_snr trains; set it to "
+                    "trailing");
   const auto compare = [&](const std::string& key, const auto& now, const auto& then) {
     if (file.path.empty() || !settings.has(key) || now == then) return;
     notes.push_back(settings.where(key) + ": is " + text_of(now) + ", but " + file.path + " says " +

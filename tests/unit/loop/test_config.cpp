@@ -117,6 +117,12 @@ TEST_CASE("a pipeline's scheduler gives the defaults, and the YAML overrides the
     CHECK(c.notes.empty());
     CHECK(read(c.settings.yaml()).settings.yaml() == c.settings.yaml());
   }
+  CHECK(read(kNoModel, {"model.pretrained=" + pipeline.path(), "sampling.every=1", "data.prompts=p.h5"})
+            .notes.empty());
+  const TrainConfig leading = read(kNoModel, {"model.pretrained=" + pipeline.path(), "sampling.every=1",
+                                              "data.prompts=p.h5", "sampling.timestep_spacing=leading"});
+  REQUIRE(leading.notes.size() == 1);
+  CHECK_THAT(leading.notes[0], Catch::Contains("timestep_spacing") && Catch::Contains("trailing"));
   const TrainConfig other =
       read(kNoModel + "beta_end: 0.02\n",
            {"model.pretrained=" + pipeline.path(), "prediction_type=sample", "rescale_betas_zero_snr=true"});
