@@ -147,6 +147,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder, settings):
     assert validation(folder, "whole") == validation(folder, "parts")
 
 
+def test_a_resumed_fp16_lora_run_equals_an_uninterrupted_one(folder):
+    settings = ["lora.rank=2", "lora.target_modules=[to_q, to_v]", "mixed_precision=fp16", "use_ema=true", "checkpointing_steps=2",
+                "loss_scale_growth_interval=3", "gradient_checkpointing=true"]
+    whole, parts = trained(folder, *settings, out="whole"), trained(folder, *settings, out="parts")
+    shutil.rmtree(parts)
+    trained(folder, *settings, out="parts", resume=True)
+    for name in ("lora", "lora_ema"):
+        assert equal(*(load_file(path / name / "pytorch_lora_weights.safetensors") for path in (whole, parts)))
+    states = [load_file(path / "optimizer.safetensors") for path in (whole, parts)]
+    assert equal(*states) and states[0]["updates"] > 0 and states[0]["loss_scale"] > 0
+
+
 @pytest.mark.parametrize("setting", ["noise_offset=0.1", "input_perturbation=0.1", "timestep_sampling=logit_normal", "snr_gamma=5",
                                      "prediction_type=flow", "proportion_empty_prompts=0.9"])
 @pytest.mark.parametrize("kind", ["sd"])
