@@ -17,8 +17,8 @@ const char* part_name(trainer::Part part);
 /// Milliseconds of each Part, in its order.
 using PartTimes = std::array<double, kParts>;
 
-/// Listens to a TrainStep as long as it lives. On a GPU the times are those of the device, between events in its
-/// stream. Communication that overlaps backward counts as backward; `reduce` is what comes after the last
+/// Listens to a TrainStep as long as it lives. On a GPU the times are those of the device, between events in
+/// its stream. Communication that overlaps backward counts as backward; `reduce` is what comes after the last
 /// gradient.
 class PartTimer {
  public:

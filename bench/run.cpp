@@ -29,7 +29,8 @@ double cpu_ms() {
 }
 
 TrainConfig config_of(const std::string& file, std::vector<std::string> overrides) {
-  for (const char* more : {"validation.every=0", "sampling.every=0", "max_train_steps=1000000000"}) overrides.emplace_back(more);
+  for (const char* more : {"validation.every=0", "sampling.every=0", "max_train_steps=1000000000"})
+    overrides.emplace_back(more);
   TrainConfig config = read_config(file, overrides);
   if (!config.sieve || config.settings.text("sieve.reference.kind") == "none") return config;
   overrides.emplace_back("sieve.reference.draws=1");

@@ -1,8 +1,8 @@
 // Our own training step for a configuration: images/s, milliseconds per part, peak memory.
 //   memsieve-bench-train-step --config FILE [--set a.b=c]... [--rounds 5] [--steps 4]
 //   memsieve-bench-train-step --config FILE [--set a.b=c]... --serve ROWS.safetensors
-// The first form prints a table and, as the last line, one JSON object. The second writes the first step's rows
-// and then answers numbers on its input: N runs N steps and prints one line of JSON.
+// The first form prints a table and, as the last line, one JSON object. The second writes the first step's
+// rows and then answers numbers on its input: N runs N steps and prints one line of JSON.
 #include "run.h"
 
 #include <ATen/ATen.h>
@@ -55,8 +55,8 @@ nlohmann::json peak_gpu_mib(Group& group) {
 
 void print_table(const nlohmann::ordered_json& out) {
   std::printf("%s: %d x %s, %d threads each, %d rows a step\n", out["config"].get<std::string>().c_str(),
-              out["processes"].get<int>(), out["device"].get<std::string>().c_str(), out["threads"].get<int>(),
-              out["batch"].get<int>());
+              out["processes"].get<int>(), out["device"].get<std::string>().c_str(),
+              out["threads"].get<int>(), out["batch"].get<int>());
   const double step = out["step_ms"];
   for (const auto& [name, ms] : out["parts_ms"].items())
     std::printf("  %-10s %10.2f ms %5.1f%%\n", name.c_str(), ms.get<double>(), 100 * ms.get<double>() / step);

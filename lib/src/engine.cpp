@@ -191,8 +191,7 @@ Measured Engine::measure(const Batch& batch, const at::Tensor& ids, bool held_ou
   } else {
     const auto before = options_.ledger_evidence ? p.flagged : flagged;
     flagged = judge(score, now.visits >= options_.min_visits, before, levels_);
-    if (step >= options_.warmup_steps)
-      weight = weigh(score, flagged, levels_, options_, block(ids.size(0)));
+    if (step >= options_.warmup_steps) weight = weigh(score, flagged, levels_, options_, block(ids.size(0)));
   }
   const auto column = [](const at::Tensor& t) { return t.to(at::kDouble).unsqueeze(1); };
   const auto lines = at::cat(
