@@ -18,7 +18,7 @@ usage() { sed -n '3,13s/^# *//p' "$0" >&2; exit 2; }
 prepare() {
   scripts/setup.sh ${2:+--demo}
   scripts/build.sh release "$1"
-  [ -z "${2:-}" ] || "$PYTHON" tools/make_demo_data.py --out data/demo
+  [ -z "${2:-}" ] || "$PYTHON" tools/demo/make_demo_data.py --out data/demo
 }
 
 overhead() {

@@ -34,7 +34,7 @@ scripts/setup.sh --demo
 scripts/build.sh release memsieve-train
 mkdir -p "$out" || fail "cannot make the folder $out"
 : >"$mark"
-"$PYTHON" tools/make_demo_data.py --out data/demo
+"$PYTHON" tools/demo/make_demo_data.py --out data/demo
 
 # One process for each GPU, or two processes that share the cores. They divide a batch of 32 among them.
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-import prepare_encode as encode
-import prepare_pictures as pictures
-from prepare_file import FLUSH_EVERY, RowFile, Workshop, finished
-from prepare_pictures import OptionError, PrepareError, one_line
-from prepare_plan import PARTS, Plan, progress, scan
+from prepare import encode, pictures
+from prepare.file import FLUSH_EVERY, RowFile, Workshop, finished
+from prepare.pictures import OptionError, PrepareError, one_line
+from prepare.plan import PARTS, Plan, progress, scan
 
 TEXT_BATCH = 64
 COMMON = ("resolution", "dtype", "variant")

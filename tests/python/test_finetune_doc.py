@@ -114,6 +114,7 @@ def test_every_command_works(place):
         for process in running:
             said = process.communicate(timeout=300)[0]
             assert process.returncode == 0, f"{text}\n\n{said}"
+            assert "--inspect" not in text or "train/loss" in said, said
     runs = {path.name for path in (place / "runs").iterdir()}
     assert runs == {"sd15", "sd15_off", "two_machines", "slurm", "measure", "sdxl_lora"}
     for picture in ("sd15/samples/step-000002.png", "sd15/suspects.png", "sd15/bicycle.png", "sdxl_lora/bicycle.png"):

@@ -15,9 +15,9 @@ from PIL import Image
 sys.path.insert(0, str(ROOT / "tools"))
 
 import prepare_dataset as tool
-import prepare_encode
-import prepare_pictures
-import prepare_plan
+from prepare import encode as prepare_encode
+from prepare import pictures as prepare_pictures
+from prepare import plan as prepare_plan
 
 SIDE = 16
 

@@ -1,7 +1,8 @@
-"""A rank that is killed: torchrun starts all ranks anew, and the run ends as if nothing had happened."""
+"""A rank that is killed, a machine that is lost: torchrun starts all ranks anew, and the run ends as if nothing had happened."""
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,11 +22,14 @@ FILES = ("unet/diffusion_pytorch_model.safetensors", "unet_ema/diffusion_pytorch
          "sieve.safetensors")
 
 
-def start(folder, name, *settings):
+ONE_MACHINE = ("--standalone", "--nproc_per_node", "2")
+
+
+def start(folder, name, *settings, machines=ONE_MACHINE):
     """The one command line for a first start and for a restart, under torchrun."""
     words = [f"output_dir={name}", f"max_train_steps={STEPS}", "use_ema=true", "train_batch_size=2", *SIEVE, *settings]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--max-restarts", "3",
-               "--nproc_per_node", "2", TRAIN, "--config", "run.yaml", "--resume-from", "auto",
+    command = [sys.executable, "-m", "torch.distributed.run", *machines, "--no-python", "--max-restarts", "3",
+               TRAIN, "--config", "run.yaml", "--resume-from", "auto",
                *(part for word in words for part in ("--set", word))]
     return subprocess.Popen([str(word) for word in command], cwd=folder, env=clean_environment(), text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
@@ -42,8 +46,8 @@ def finish(process, seconds=200):
     return output
 
 
-def rank_of(process, rank):
-    """The process id of a rank that torchrun has started."""
+def rank_of(process, rank, needed=True):
+    """The process id of a rank that torchrun has started; None if it may run elsewhere."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
@@ -51,16 +55,20 @@ def rank_of(process, rank):
                 return int(path.name)
         except (FileNotFoundError, ProcessLookupError):
             continue
-    raise AssertionError(f"rank {rank} is not running")
+    assert not needed, f"rank {rank} is not running"
 
 
-def kill_when(process, there, rank):
+def await_sign(process, there):
     deadline = time.monotonic() + 120
     while not there():
         if process.poll() is not None or time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)
             pytest.fail(f"what the test waits for did not come:\n{process.communicate()[0]}")
         time.sleep(0.002)
+
+
+def kill_when(process, there, rank):
+    await_sign(process, there)
     os.kill(rank_of(process, rank), signal.SIGKILL)
 
 
@@ -102,6 +110,26 @@ def test_a_rank_killed_before_the_first_checkpoint_starts_anew(whole):
     kill_when(process, lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size > 0, 1)
     output = finish(process)
     assert "ended before its first checkpoint; starting anew" in output and "resuming after" not in output
+    assert_same_end(folder, whole / "whole")
+
+
+def test_a_lost_machine_is_replaced(whole):
+    """The agents of two machines; the second dies with its rank. Its successor has not restarted anything yet, the first has."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    folder = whole / "replaced"
+    machine = ("--nnodes", "2", "--nproc_per_node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", place,
+               "--local-addr", "127.0.0.1", "--rdzv-conf", "keep_alive_interval=1,keep_alive_max_attempt=2")
+    first = start(whole, folder.name, "checkpointing_steps=20", machines=machine)
+    second = start(whole, folder.name, "checkpointing_steps=20", machines=machine)
+    await_sign(first, (folder / "checkpoints" / "step-000040").exists)
+    worker = rank_of(second, 0, needed=False) or rank_of(second, 1)
+    for pid in (second.pid, worker):
+        os.kill(pid, signal.SIGKILL)
+    second.communicate()
+    third = start(whole, folder.name, "checkpointing_steps=20", machines=machine)
+    assert "resuming after" in finish(first) + finish(third)
     assert_same_end(folder, whole / "whole")
 
 

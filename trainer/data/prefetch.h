@@ -2,6 +2,8 @@
 // What the next steps need is made while this step runs: reading, decoding and drawing noise on a thread of
 // their own.
 
+#include <trainer/data/lone_thread.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -68,6 +70,7 @@ class Prefetcher {
   };
 
   void work() {
+    compute_on_this_thread_alone();
     for (; made_ < end_; ++made_) {
       {
         std::unique_lock lock(mutex_);

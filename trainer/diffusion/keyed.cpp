@@ -1,4 +1,3 @@
-#include <ATen/Parallel.h>
 #include <ATen/core/PhiloxRNGEngine.h>
 #include <ATen/ops/empty.h>
 #include <trainer/diffusion/keyed.h>
@@ -59,10 +58,10 @@ at::Tensor keyed_normal(uint64_t seed, Stream stream, const std::vector<RowKey>&
   at::Tensor noise = at::empty(sizes, at::TensorOptions().dtype(at::kFloat));
   const int64_t row_size = rows.empty() ? 0 : noise.numel() / noise.size(0);
   float* out = noise.data_ptr<float>();
-  at::parallel_for(0, noise.size(0), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      fill_normal(keyed_bits(seed, stream, rows[r]), out + r * row_size, row_size);
-  });
+  for (const RowKey& row : rows) {
+    fill_normal(keyed_bits(seed, stream, row), out, row_size);
+    out += row_size;
+  }
   return noise;
 }
 

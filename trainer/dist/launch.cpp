@@ -112,7 +112,6 @@ Launch from_torchrun(const Variables& env) {
     fail("MASTER_ADDR is not set; set it to the machine of rank 0");
   if (address) launch.master_addr = *address;
   launch.store_exists = env.text("TORCHELASTIC_USE_AGENT_STORE") == "True";
-  launch.attempt = env.number("TORCHELASTIC_RESTART_COUNT").value_or(0);
   check_against_slurm(env, launch);
   return launch;
 }

@@ -16,9 +16,7 @@ struct Launch {
   std::string master_addr = "127.0.0.1";  ///< where rank 0 can be reached
   int master_port = 0;                    ///< 0 = any free port (alone only)
   std::string launcher = "alone";         ///< "torchrun", "slurm" or "alone"
-  bool store_exists =
-      false;        ///< torchrun's agent serves the store at master_addr:master_port: rank 0 must not
-  int attempt = 0;  ///< torchrun's restart count: keeps keys of an earlier attempt apart
+  bool store_exists = false;  ///< torchrun's agent serves the store at master_addr:master_port, not rank 0
 };
 
 /// Looks a variable up; nullopt = not set. An empty value counts as set.

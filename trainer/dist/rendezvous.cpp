@@ -5,11 +5,14 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <functional>
 #include <future>
 #include <memory>
+#include <random>
 #include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <utility>
 #include <vector>
 
 namespace memsieve::trainer {
@@ -18,6 +21,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
+
+struct Deadline {
+  Clock::time_point at;
+  double seconds;  // what the user allowed
+};
 
 // c10d reports each failed attempt to connect; the one that counts is thrown. TORCH_CPP_LOG_LEVEL brings the
 // rest back.
@@ -36,6 +44,12 @@ class QuietC10d {
 
 std::string place(const Launch& launch) {
   return launch.master_addr + ":" + std::to_string(launch.master_port);
+}
+
+// One that no other process has, or has had.
+std::string unique_name() {
+  std::random_device random;
+  return std::to_string(random()) + "-" + std::to_string(random());
 }
 
 bool contains(const std::string& text, const char* part) {
@@ -89,32 +103,75 @@ void claim_rank(c10d::Store& store, const Launch& launch) {
   store.set("world/" + rank, std::to_string(launch.world_size));
 }
 
-void await_peers(c10d::Store& store, const Launch& launch, Clock::time_point deadline, double seconds) {
+[[noreturn]] void fail_missing(const std::string& missing, const Launch& launch, const Deadline& deadline) {
+  throw PeerError("group: rank " + missing + " of " + std::to_string(launch.world_size) +
+                  " did not come to " + place(launch) + " within " +
+                  std::to_string(static_cast<int64_t>(deadline.seconds)) + " s");
+}
+
+// Waits for the key `stem` + rank of every rank; `seen` is told each that is there.
+void await_keys(c10d::Store& store, const std::string& stem, const Launch& launch, const Deadline& deadline,
+                const std::function<void(const std::string& rank)>& seen) {
   std::string missing;
   int count = 0;
-  for (int rank = 0; rank < launch.world_size; ++rank) {
-    const std::string name = std::to_string(rank), key = "world/" + name;
-    const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now());
+  for (int number = 0; number < launch.world_size; ++number) {
+    const std::string rank = std::to_string(number);
+    const auto left = std::chrono::duration_cast<milliseconds>(deadline.at - Clock::now());
     try {
-      store.wait({key}, std::max(left, milliseconds(1)));
+      store.wait({stem + rank}, std::max(left, milliseconds(1)));
     } catch (const std::exception&) {
-      missing += (missing.empty() ? "" : ", ") + name;
-      if (++count == 8 && rank + 1 < launch.world_size) {
+      missing += (missing.empty() ? "" : ", ") + rank;
+      if (++count == 8 && number + 1 < launch.world_size) {
         missing += " and perhaps more";
         break;
       }
       continue;
     }
-    const std::string theirs = store.get_to_str(key);
+    seen(rank);
+  }
+  if (!missing.empty()) fail_missing(missing, launch, deadline);
+}
+
+void await_peers(c10d::Store& store, const Launch& launch, const Deadline& deadline) {
+  await_keys(store, "world/", launch, deadline, [&](const std::string& rank) {
+    const std::string theirs = store.get_to_str("world/" + rank);
     if (theirs != std::to_string(launch.world_size))
       throw ConfigError("group: rank " + std::to_string(launch.rank) + " was started with a world size of " +
-                        std::to_string(launch.world_size) + ", rank " + name + " with " + theirs +
+                        std::to_string(launch.world_size) + ", rank " + rank + " with " + theirs +
                         "; start all ranks of a run the same way");
+  });
+}
+
+// A name for this attempt on a store that torchrun's agent keeps over restarts, with the keys of attempts that
+// died. (Its restart count is no such name: it counts each machine's own failures.) Rank 0 invites under a
+// name of its own; the others answer with names of theirs, and take the attempt in which rank 0, alive, has
+// read just that answer.
+std::string agree_on_attempt(c10d::Store& store, const Launch& launch, const Deadline& deadline) {
+  const std::string mine = unique_name(), rank = std::to_string(launch.rank);
+  if (launch.rank == 0) {
+    store.set(mine + "/answer/0", mine);
+    store.set("invitation", mine);
+    std::vector<std::pair<std::string, std::string>> answers;
+    await_keys(store, mine + "/answer/", launch, deadline, [&](const std::string& peer) {
+      answers.emplace_back(peer, store.get_to_str(mine + "/answer/" + peer));
+    });
+    for (const auto& [peer, answer] : answers) store.set(mine + "/read/" + peer, answer);
+    return mine;
   }
-  if (missing.empty()) return;
-  throw PeerError("group: rank " + missing + " of " + std::to_string(launch.world_size) +
-                  " did not come to " + place(launch) + " within " +
-                  std::to_string(static_cast<int64_t>(seconds)) + " s");
+  std::string invitation;
+  while (Clock::now() < deadline.at) {
+    if (store.check({"invitation"})) {
+      const std::string newest = store.get_to_str("invitation");
+      if (newest != invitation) store.set(newest + "/answer/" + rank, mine);
+      invitation = newest;
+      const std::string read = invitation + "/read/" + rank;
+      if (store.check({read}) && store.get_to_str(read) == mine) return invitation;
+    }
+    std::this_thread::sleep_for(milliseconds(20));
+  }
+  if (!invitation.empty())
+    await_keys(store, invitation + "/answer/", launch, deadline, [](const std::string&) {});
+  fail_missing("0", launch, deadline);
 }
 
 }  // namespace
@@ -122,13 +179,14 @@ void await_peers(c10d::Store& store, const Launch& launch, Clock::time_point dea
 c10::intrusive_ptr<c10d::Store> meet(const Launch& launch, double seconds) {
   const QuietC10d quiet;
   const auto timeout = milliseconds(static_cast<int64_t>(seconds * 1000));
-  const auto deadline = Clock::now() + timeout;
+  const Deadline deadline{Clock::now() + timeout, seconds};
   const auto server = connect(launch, timeout);
-  // An earlier attempt under the same torchrun left its keys behind.
-  auto store = c10::make_intrusive<c10d::PrefixStore>("memsieve/" + std::to_string(launch.attempt), server);
+  auto store = c10::make_intrusive<c10d::PrefixStore>("memsieve", server);
   try {
+    if (launch.store_exists)
+      store = c10::make_intrusive<c10d::PrefixStore>(agree_on_attempt(*store, launch, deadline), store);
     claim_rank(*store, launch);
-    await_peers(*store, launch, deadline, seconds);
+    await_peers(*store, launch, deadline);
   } catch (const c10::Error&) {
     throw PeerError("group: rank " + std::to_string(launch.rank) + " lost the store at " + place(launch) +
                     "; has rank 0 ended?");

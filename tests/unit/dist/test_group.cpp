@@ -133,21 +133,42 @@ TEST_CASE("a peer that dies is a PeerError on the others") {
              Contains("PeerError: rank 0: all-reduce: a peer or the network failed: ") && !Contains("\n"));
 }
 
-TEST_CASE("a store that torchrun's agent serves") {
-  // Rank 0 of the first group serves; the ranks of the second, all clients, meet at its store under another
-  // attempt.
+namespace {
+
+// Rank 0 of the first group serves, as torchrun's agent does; the ranks of each attempt, all clients, meet there.
+struct AgentStore {
   const int port = free_port();
-  std::atomic<int> met{0};
-  Group agent(local_launch(0, 1, port), c10::kCPU, impatient());
-  const auto errors = run_ranks(2, [&](int rank) {
-    Launch launch = local_launch(rank, 2, port);
-    launch.store_exists = true;
-    launch.attempt = 1;
-    Group group(launch, c10::kCPU, impatient());
-    ++met;
-  });
-  REQUIRE(errors == no_errors(2));
-  REQUIRE(met == 2);
+  Group agent{local_launch(0, 1, port), c10::kCPU, impatient()};
+
+  std::vector<std::string> attempt(std::vector<int> ranks, int world_size, int late = -1) const {
+    return run_ranks(static_cast<int>(ranks.size()), [&](int thread) {
+      Launch launch = local_launch(ranks[thread], world_size, port);
+      launch.store_exists = true;
+      if (launch.rank == late) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+      Group group(launch, c10::kCPU, impatient(2));
+      const auto sum = at::full({1}, launch.rank, at::kLong);
+      group.all_reduce_sum(sum);
+      if (sum.item<int64_t>() != world_size * (world_size - 1) / 2) throw std::logic_error("sum");
+    });
+  }
+};
+
+}  // namespace
+
+TEST_CASE("attempts follow each other on the store of torchrun's agent, whoever comes last") {
+  const AgentStore store;
+  for (const int late : {-1, 0, 1, 2, -1}) REQUIRE(store.attempt({0, 1, 2}, 3, late) == no_errors(3));
+}
+
+TEST_CASE("attempts that lacked a rank do not spoil the next on the same store") {
+  const AgentStore store;
+  for (const int missing : {2, 0, 1}) {
+    const auto errors = store.attempt({(missing + 1) % 3, (missing + 2) % 3}, 3);
+    for (const auto& error : errors) CHECK_THAT(error, Contains("PeerError: group: rank") && !Contains("\n"));
+    if (missing == 2)
+      CHECK_THAT(errors[0], Contains("rank 2 of 3 did not come to 127.0.0.1:" + std::to_string(store.port)));
+    REQUIRE(store.attempt({0, 1, 2}, 3, missing) == no_errors(3));
+  }
 }
 
 TEST_CASE("devices") {

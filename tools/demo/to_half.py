@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Copies a diffusers UNet folder with its weights in float16: half the size, for shipping a base model.
 
-    tools/to_half.py runs/demo_base/checkpoints/step-003000/unet models/demo_base
+    tools/demo/to_half.py runs/demo_base/checkpoints/step-003000/unet models/demo_base
 """
 import argparse
 import shutil

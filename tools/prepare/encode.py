@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prepare_pictures import OptionError, PrepareError, one_line
+from prepare.pictures import OptionError, PrepareError, one_line
 
 KINDS = {"StableDiffusionPipeline": False, "StableDiffusionXLPipeline": True}  # name: is it XL?
 PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
-import prepare_pictures as pictures
-from prepare_pictures import OptionError, PrepareError
+from prepare import pictures
+from prepare.pictures import OptionError, PrepareError
 
 PARTS = ("held_out", "validation", "train")  # in the order in which they are put in place: train.h5 means all are there
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from prepare_pictures import OptionError
+from prepare.pictures import OptionError
 
 OTHER = {"sources": "other pictures or captions", "pipeline_files": "another pipeline", "prompts": "other prompts"}
 FLUSH_EVERY = 16  # batches that a stopped run may have to do again after a power cut

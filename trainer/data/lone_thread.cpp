@@ -1,0 +1,12 @@
+#include <ATen/Parallel.h>
+#include <omp.h>
+#include <trainer/data/lone_thread.h>
+
+namespace memsieve::trainer {
+
+void compute_on_this_thread_alone() {
+  at::get_num_threads();   // or the thread's first operator would set the number anew
+  omp_set_num_threads(1);  // of this thread; at::set_num_threads would set it for threads to come, too
+}
+
+}  // namespace memsieve::trainer
