@@ -142,9 +142,9 @@ void await_peers(c10d::Store& store, const Launch& launch, const Deadline& deadl
   });
 }
 
-// A name for this attempt on a store that torchrun's agent keeps over restarts, with the keys of attempts that
-// died. (Its restart count is no such name: it counts each machine's own failures.) Rank 0 invites under a
-// name of its own; the others answer with names of theirs, and take the attempt in which rank 0, alive, has
+// A name for this attempt on a store that torchrun's agent keeps over restarts, with the keys of attempts
+// that died. (Its restart count is no such name: it counts each machine's own failures.) Rank 0 invites under
+// a name of its own; the others answer with names of theirs, and take the attempt in which rank 0, alive, has
 // read just that answer.
 std::string agree_on_attempt(c10d::Store& store, const Launch& launch, const Deadline& deadline) {
   const std::string mine = unique_name(), rank = std::to_string(launch.rank);

@@ -1,8 +1,12 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/pad.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <trainer/nn/attention.h>
+#include <trainer/nn/group_norm.h>
+
+#include <cmath>
 
 namespace memsieve::trainer {
 
@@ -29,6 +33,19 @@ at::Tensor token_linear(const at::Tensor& x, const at::Tensor& weight, const at:
   return at::conv2d(image, weight.unsqueeze(2).unsqueeze(3), bias).permute({0, 2, 3, 1}).squeeze(1);
 }
 
+// softmax(q k' / sqrt(d)) v of [B, heads, N, d] (k, v: [B, heads, M, d]). torch's fused kernel for the CPU
+// multiplies small matrices slowly whose inner size is no multiple of 16; zeros behind q, k and v change
+// nothing.
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  const int64_t dim = q.size(3);
+  if (!q.is_cpu() || dim >= 16 || q.size(2) * k.size(2) < 16384)
+    return at::scaled_dot_product_attention(q, k, v);
+  const auto widen = [&](const at::Tensor& t) { return at::pad(t, {0, 16 - dim}); };
+  return at::scaled_dot_product_attention(widen(q), widen(k), widen(v), {}, 0.0, false,
+                                          1.0 / std::sqrt(static_cast<double>(dim)))
+      .narrow(3, 0, dim);
+}
+
 }  // namespace
 
 AttentionImpl::AttentionImpl(int64_t dim, int64_t heads, int64_t text_dim)
@@ -43,7 +60,7 @@ AttentionImpl::AttentionImpl(int64_t dim, int64_t heads, int64_t text_dim)
 at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context) {
   const at::Tensor q = split_heads(to_q_(x), heads_);
   const at::Tensor k = split_heads(to_k_(context), heads_), v = split_heads(to_v_(context), heads_);
-  const at::Tensor mixed = at::scaled_dot_product_attention(q, k, v);
+  const at::Tensor mixed = attend(q, k, v);
   return to_out_(mixed.transpose(1, 2).reshape(x.sizes()));
 }
 
@@ -102,7 +119,7 @@ Transformer2DModelImpl::Transformer2DModelImpl(const Options& o)
 at::Tensor Transformer2DModelImpl::forward(const at::Tensor& x, const at::Tensor& text) {
   // In channels_last these permutes and reshapes are views.
   const std::vector<int64_t> pixels = {x.size(0), x.size(2) * x.size(3), x.size(1)};
-  at::Tensor h = proj_in_->forward(norm_(x).permute({0, 2, 3, 1}).reshape(pixels));
+  at::Tensor h = proj_in_->forward(group_norm(norm_, x, false).permute({0, 2, 3, 1}).reshape(pixels));
   for (auto& block : blocks_) h = block->forward(h, text);
   h = proj_out_->forward(h).view({x.size(0), x.size(2), x.size(3), x.size(1)}).permute({0, 3, 1, 2});
   return x + h;

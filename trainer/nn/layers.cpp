@@ -4,6 +4,7 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/upsample_nearest2d.h>
 #include <ATen/ops/zeros.h>
+#include <trainer/nn/group_norm.h>
 #include <trainer/nn/layers.h>
 
 #include <cmath>
@@ -33,10 +34,6 @@ at::Tensor TimestepEmbeddingImpl::forward(const at::Tensor& features) {
   return linear_2_(at::silu(linear_1_(features)));
 }
 
-at::Tensor group_norm_silu(nn::GroupNorm& norm, const at::Tensor& x) {
-  return at::silu(norm(x));
-}
-
 namespace {
 
 nn::GroupNorm make_norm(int64_t groups, int64_t channels, double eps) {
@@ -59,9 +56,9 @@ at::Tensor ResnetBlock2DImpl::forward(const at::Tensor& x, const at::Tensor& act
 }
 
 at::Tensor ResnetBlock2DImpl::compute(const at::Tensor& x, const at::Tensor& activated_time) {
-  at::Tensor h = conv1_(group_norm_silu(norm1_, x));
+  at::Tensor h = conv1_(group_norm(norm1_, x, true));
   if (time_emb_proj_) h = h + time_emb_proj_(activated_time).unsqueeze(2).unsqueeze(3);
-  h = conv2_(group_norm_silu(norm2_, h));
+  h = conv2_(group_norm(norm2_, h, true));
   return (conv_shortcut_ ? conv_shortcut_(x) : x) + h;
 }
 

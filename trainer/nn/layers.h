@@ -39,9 +39,6 @@ class TimestepEmbeddingImpl : public torch::nn::Module {
   Linear linear_1_, linear_2_;
 };
 
-/// GroupNorm followed by SiLU, [B, C, H, W] -> the same; the memory format is kept.
-at::Tensor group_norm_silu(torch::nn::GroupNorm& norm, const at::Tensor& x);
-
 /// norm, SiLU, conv, + time embedding, norm, SiLU, conv, + (projected) input.
 class ResnetBlock2DImpl : public CheckpointableImpl {
  public:

@@ -2,6 +2,7 @@
 #include <ATen/ops/silu.h>
 #include <memsieve/error.h>
 #include <trainer/nn/blocks.h>
+#include <trainer/nn/group_norm.h>
 #include <trainer/nn/unet.h>
 
 #include <sstream>
@@ -125,7 +126,7 @@ at::Tensor UNet2DConditionModelImpl::forward(const at::Tensor& sample, const at:
   for (auto& block : p.down) x = block->forward(x, time, text, skips);
   x = p.mid->forward(x, time, text);
   for (auto& block : p.up) x = block->forward(x, time, text, skips);
-  return p.conv_out(group_norm_silu(p.conv_norm_out, x));
+  return p.conv_out(group_norm(p.conv_norm_out, x, true));
 }
 
 }  // namespace memsieve::trainer

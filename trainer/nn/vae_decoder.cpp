@@ -2,6 +2,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <memsieve/error.h>
+#include <trainer/nn/group_norm.h>
 #include <trainer/nn/json_reader.h>
 #include <trainer/nn/layers.h>
 #include <trainer/nn/model_folder.h>
@@ -118,7 +119,7 @@ at::Tensor VaeDecoderImpl::decode_row(const at::Tensor& latents) {
     for (const auto& resnet : level.resnets) x = resnet->forward(x, {});
     if (level.upsampler) x = level.upsampler->forward(x, {2 * x.size(2), 2 * x.size(3)});
   }
-  return p.conv_out(group_norm_silu(p.conv_norm_out, x)).to(at::kFloat).contiguous();
+  return p.conv_out(group_norm(p.conv_norm_out, x, true)).to(at::kFloat).contiguous();
 }
 
 VaeConfig read_vae_config(const std::string& path) {

@@ -135,7 +135,8 @@ TEST_CASE("a peer that dies is a PeerError on the others") {
 
 namespace {
 
-// Rank 0 of the first group serves, as torchrun's agent does; the ranks of each attempt, all clients, meet there.
+// Rank 0 of the first group serves, as torchrun's agent does; the ranks of each attempt, all clients, meet
+// there.
 struct AgentStore {
   const int port = free_port();
   Group agent{local_launch(0, 1, port), c10::kCPU, impatient()};
