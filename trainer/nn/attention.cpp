@@ -33,10 +33,11 @@ at::Tensor token_linear(const at::Tensor& x, const at::Tensor& weight, const at:
   return at::conv2d(image, weight.unsqueeze(2).unsqueeze(3), bias).permute({0, 2, 3, 1}).squeeze(1);
 }
 
-// softmax(q k' / sqrt(d)) v of [B, heads, N, d] (k, v: [B, heads, M, d]). torch's fused kernel for the CPU
-// multiplies small matrices slowly whose inner size is no multiple of 16; zeros behind q, k and v change
-// nothing.
+}  // namespace
+
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+  // torch's fused kernel for the CPU is slow where the size of a head is no multiple of 16 and there are many
+  // pixels; zeros behind q, k and v change nothing.
   const int64_t dim = q.size(3);
   if (!q.is_cpu() || dim >= 16 || q.size(2) * k.size(2) < 16384)
     return at::scaled_dot_product_attention(q, k, v);
@@ -45,8 +46,6 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)
                                           1.0 / std::sqrt(static_cast<double>(dim)))
       .narrow(3, 0, dim);
 }
-
-}  // namespace
 
 AttentionImpl::AttentionImpl(int64_t dim, int64_t heads, int64_t text_dim)
     : heads_(heads),

@@ -5,6 +5,9 @@
 
 namespace memsieve::trainer {
 
+/// softmax(q k' / sqrt(d)) v: q [B, heads, N, d], k and v [B, heads, M, d] -> like q.
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
+
 /// Multi-head scaled dot-product attention (Vaswani et al., 2017). Self-attention when text_dim is 0.
 class AttentionImpl : public torch::nn::Module {
  public:
