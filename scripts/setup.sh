@@ -14,6 +14,7 @@ PACKAGES=(
   build-essential cmake ninja-build ccache python3-venv
   libgloo-dev libspdlog-dev catch2 libyaml-cpp-dev libhdf5-dev libboost-program-options-dev nlohmann-json3-dev
   librapidcheck-dev libpng-dev zlib1g-dev libprotobuf-dev protobuf-compiler
+  iproute2  # a test plays two machines
   fonts-noto-color-emoji unicode-data  # pictures and their names: a test reads them, and the demo
 )
 case ${1:-} in

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <memsieve/c10d_communicator.h>
 #include <memsieve/error.h>
+#include <trainer/dist/address.h>
 #include <trainer/dist/group.h>
 #include <trainer/dist/nccl.h>
 #include <trainer/dist/rendezvous.h>
@@ -18,12 +19,13 @@ namespace {
 
 using Gloo = c10d::ProcessGroupGloo;
 
-// The interface that Gloo listens on: as told, else loopback if all ranks are here, else where this host's
-// name points.
+// The interface that Gloo listens on: as told, else loopback if all ranks are here, else where the others can
+// reach this machine; where its name points, which is torch's own choice, is loopback on many a Debian.
 std::shared_ptr<::gloo::transport::Device> gloo_device(const Launch& launch) {
   const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
   if (interface && *interface) return Gloo::createDeviceForInterface(interface);
   if (launch.local_world_size == launch.world_size) return Gloo::createDeviceForHostname("127.0.0.1");
+  if (const auto address = reachable_address(launch)) return Gloo::createDeviceForHostname(*address);
   return Gloo::createDefaultDevice();
 }
 
