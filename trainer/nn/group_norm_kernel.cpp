@@ -136,6 +136,48 @@ void pool(const Blocks& blocks, const std::vector<float>& moments, int64_t sampl
   rstd_out = static_cast<float>(1.0 / std::sqrt(squares / count + eps));
 }
 
+// What blocks found, [2 C] each, added up for each sample.
+std::vector<double> add_up(const Blocks& blocks, const std::vector<float>& parts) {
+  const int64_t size = 2 * blocks.shape.channels;
+  std::vector<double> sums(blocks.shape.batch * size);
+  for (int64_t block = 0; block < blocks.count(); ++block)
+    for (int64_t i = 0; i < size; ++i) sums[blocks.sample(block) * size + i] += parts[block * size + i];
+  return sums;
+}
+
+// The means over a group in dx = rstd (gamma dz - mean(gamma dz) - n mean(gamma dz n)), n = the normalised
+// input, as slope x + shift; and the gradients of gamma and beta. `sums`: of dz, then of dz n.
+struct Means {
+  Means(const Blocks& blocks, const std::vector<double>& sums, const float* gamma, const float* mean,
+        const float* rstd, float* dgamma, float* dbeta)
+      : slope(sums.size() / 2), shift(slope.size()) {
+    const GroupNormShape& s = blocks.shape;
+    const int64_t width = s.channels / s.groups;
+    const double count = double(s.pixels) * double(width);
+    std::vector<double> totals(2 * s.channels);
+    for (int64_t i = 0; i < s.batch * s.groups; ++i) {
+      const int64_t sample = i / s.groups, first = i % s.groups * width;
+      const double *plain = sums.data() + 2 * sample * s.channels, *times_n = plain + s.channels;
+      double group = 0, group_n = 0;
+      for (int64_t c = first; c < first + width; ++c) {
+        group += plain[c] * gamma[c];
+        group_n += times_n[c] * gamma[c];
+        totals[c] += plain[c];
+        totals[s.channels + c] += times_n[c];
+      }
+      const double a = -double(rstd[i]) * rstd[i] * group_n / count;
+      std::fill_n(&slope[sample * s.channels + first], width, static_cast<float>(a));
+      std::fill_n(&shift[sample * s.channels + first], width,
+                  static_cast<float>(-a * mean[i] - rstd[i] * group / count));
+    }
+    for (int64_t c = 0; c < s.channels; ++c) {
+      dbeta[c] = static_cast<float>(totals[c]);
+      dgamma[c] = static_cast<float>(totals[s.channels + c]);
+    }
+  }
+  std::vector<float> slope, shift;
+};
+
 }  // namespace
 
 void group_norm_forward(const GroupNormShape& s, double eps, bool activate, const float* x,
@@ -161,42 +203,18 @@ void group_norm_backward(const GroupNormShape& s, bool activate, const float* dy
                          float* dx, float* dgamma, float* dbeta) {
   const Blocks blocks{s};
   const Affine to(s, gamma, beta, mean, rstd);
-  std::vector<float> parts(2 * blocks.count() *
-                           s.channels);  // of each block: sums of dz, then of dz * normalised
+  std::vector<float> parts(2 * blocks.count() * s.channels);
   each_block(blocks, [&](int64_t block) {
     const int64_t at = blocks.offset(block), row = blocks.sample(block) * s.channels;
     float* out = parts.data() + 2 * block * s.channels;
     block_gradients(dy + at, x + at, blocks.pixels(block), s.channels, &to.scale[row], &to.shift[row],
                     &to.rstds[row], &to.offset[row], activate, dx + at, out, out + s.channels);
   });
-  std::vector<double> sums(2 * s.batch * s.channels), dg(s.channels), db(s.channels);
-  for (int64_t block = 0; block < blocks.count(); ++block)
-    for (int64_t i = 0; i < 2 * s.channels; ++i)
-      sums[2 * blocks.sample(block) * s.channels + i] += parts[2 * block * s.channels + i];
-  std::vector<float> b(s.batch * s.channels), shift(b.size());
-  const int64_t width = s.channels / s.groups;
-  const double count = double(s.pixels) * double(width);
-  for (int64_t i = 0; i < s.batch * s.groups; ++i) {
-    const int64_t sample = i / s.groups, first = i % s.groups * width;
-    const double* sum = sums.data() + 2 * sample * s.channels;
-    double group = 0, group_x = 0;
-    for (int64_t c = first; c < first + width; ++c) {
-      group += sum[c] * gamma[c];
-      group_x += sum[s.channels + c] * gamma[c];
-      db[c] += sum[c];
-      dg[c] += sum[s.channels + c];
-    }
-    // dx = rstd (gamma dz - mean(gamma dz) - n mean(gamma dz n)), n = the normalised input
-    const double slope = -double(rstd[i]) * rstd[i] * group_x / count;
-    for (int64_t c = first; c < first + width; ++c) {
-      b[sample * s.channels + c] = static_cast<float>(slope);
-      shift[sample * s.channels + c] = static_cast<float>(-slope * mean[i] - rstd[i] * group / count);
-    }
-  }
-  for (int64_t c = 0; c < s.channels; ++c) dgamma[c] = float(dg[c]), dbeta[c] = float(db[c]);
+  const Means means(blocks, add_up(blocks, parts), gamma, mean, rstd, dgamma, dbeta);
   each_block(blocks, [&](int64_t block) {
     const int64_t at = blocks.offset(block), row = blocks.sample(block) * s.channels;
-    finish_gradients(x + at, blocks.pixels(block), s.channels, &to.scale[row], &b[row], &shift[row], dx + at);
+    finish_gradients(x + at, blocks.pixels(block), s.channels, &to.scale[row], &means.slope[row],
+                     &means.shift[row], dx + at);
   });
 }
 
