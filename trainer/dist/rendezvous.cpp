@@ -147,30 +147,36 @@ void await_peers(c10d::Store& store, const Launch& launch, const Deadline& deadl
 // a name of its own; the others answer with names of theirs, and take the attempt in which rank 0, alive, has
 // read just that answer.
 std::string agree_on_attempt(c10d::Store& store, const Launch& launch, const Deadline& deadline) {
-  const std::string mine = unique_name(), rank = std::to_string(launch.rank);
+  const auto answer = [](const std::string& attempt, const std::string& rank) {
+    return attempt + "/answer/" + rank;
+  };
+  const auto read = [](const std::string& attempt, const std::string& rank) {
+    return attempt + "/read/" + rank;
+  };
+  std::string mine = unique_name(), rank = std::to_string(launch.rank);
   if (launch.rank == 0) {
-    store.set(mine + "/answer/0", mine);
+    store.set(answer(mine, "0"), mine);
     store.set("invitation", mine);
     std::vector<std::pair<std::string, std::string>> answers;
-    await_keys(store, mine + "/answer/", launch, deadline, [&](const std::string& peer) {
-      answers.emplace_back(peer, store.get_to_str(mine + "/answer/" + peer));
+    await_keys(store, answer(mine, ""), launch, deadline, [&](const std::string& peer) {
+      answers.emplace_back(peer, store.get_to_str(answer(mine, peer)));
     });
-    for (const auto& [peer, answer] : answers) store.set(mine + "/read/" + peer, answer);
+    for (const auto& [peer, theirs] : answers) store.set(read(mine, peer), theirs);
     return mine;
   }
   std::string invitation;
   while (Clock::now() < deadline.at) {
     if (store.check({"invitation"})) {
       const std::string newest = store.get_to_str("invitation");
-      if (newest != invitation) store.set(newest + "/answer/" + rank, mine);
+      if (newest != invitation) store.set(answer(newest, rank), mine);
       invitation = newest;
-      const std::string read = invitation + "/read/" + rank;
-      if (store.check({read}) && store.get_to_str(read) == mine) return invitation;
+      if (store.check({read(newest, rank)}) && store.get_to_str(read(newest, rank)) == mine)
+        return invitation;
     }
     std::this_thread::sleep_for(milliseconds(20));
   }
   if (!invitation.empty())
-    await_keys(store, invitation + "/answer/", launch, deadline, [](const std::string&) {});
+    await_keys(store, answer(invitation, ""), launch, deadline, [](const std::string&) {});
   fail_missing("0", launch, deadline);
 }
 
