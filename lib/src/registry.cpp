@@ -45,7 +45,7 @@ void load_plugin(const std::string& path, FilterRegistry& registry) {
   void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw ConfigError("plug-in " + path + ": cannot be opened: " + dlerror());
   const auto* stamp = static_cast<const MemsieveStamp*>(dlsym(library, "memsieve_plugin_stamp"));
-  if (stamp == nullptr || std::strncmp(stamp->magic, "msieve", 7) != 0) {
+  if (stamp == nullptr || std::memcmp(stamp->magic, "msieve", sizeof "msieve") != 0) {
     throw ConfigError("plug-in " + path +
                       ": not a memsieve plug-in (no stamp); put MEMSIEVE_PLUGIN(function) into it");
   }

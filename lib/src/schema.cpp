@@ -48,7 +48,7 @@ std::string range(const Option& option) {
   if (option.kind != Kind::integer && option.kind != Kind::real) return kind_name(option.kind);
   const std::string low = option.low <= -std::numeric_limits<double>::max() ? "" : number(option.low);
   const std::string high = option.high >= std::numeric_limits<double>::max() ? "" : number(option.high);
-  const std::string kind = kind_name(option.kind);
+  std::string kind = kind_name(option.kind);
   if (low.empty() && high.empty()) return kind;
   if (high.empty()) return kind + " ≥ " + low;
   if (low.empty()) return kind + " ≤ " + high;
@@ -86,7 +86,7 @@ Schema::Schema() : node_(std::make_shared<Node>()) {}
 Schema::Schema(const Schema& other) : node_(std::make_shared<Node>(*other.node_)) {}
 Schema::Schema(Schema&&) noexcept = default;
 Schema& Schema::operator=(const Schema& other) {
-  node_ = std::make_shared<Node>(*other.node_);
+  if (this != &other) node_ = std::make_shared<Node>(*other.node_);
   return *this;
 }
 Schema& Schema::operator=(Schema&&) noexcept = default;

@@ -108,6 +108,7 @@ Value read_list(const Source& source, const std::string& path, const YAML::Node&
                                                           : std::vector<YAML::Node>{node};
   if (option.kind == Kind::texts) {
     std::vector<std::string> list;
+    list.reserve(items.size());
     for (const auto& item : items) list.push_back(scalar<std::string>(source, path, item, option));
     return list;
   }
@@ -206,7 +207,7 @@ YAML::Node parse(const std::string& text, const std::string& source) {
   }
 }
 
-void apply_override(YAML::Node root, const std::string& text, Source& source) {
+void apply_override(const YAML::Node& root, const std::string& text, Source& source) {
   const auto equals = text.find('=');
   if (equals == std::string::npos || equals == 0)
     throw ConfigError("--set " + text + ": expected key.subkey=value");

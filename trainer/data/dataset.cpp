@@ -81,7 +81,7 @@ struct Dataset::Impl {
     const Hdf5Array array =
         file.array(name, static_cast<int64_t>(column.array.shape().size()) - 1, {at::kHalf, at::kFloat});
     check_shape(array, at::IntArrayRef(column.array.shape()).slice(1), as);
-    const at::Tensor values = array.read().to(at::kFloat);
+    at::Tensor values = array.read().to(at::kFloat);
     check_finite(values.dim() > 1 ? values : values.unsqueeze(0), array.where(), {});
     return values;
   }

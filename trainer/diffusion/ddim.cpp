@@ -26,7 +26,7 @@ at::Tensor guided_prediction(const Denoiser& model, const at::Tensor& x, const a
                              const Conditioning& condition, double guidance) {
   const bool guided = guidance > 1;
   const int64_t rows = x.size(0);
-  const at::Tensor answer =
+  at::Tensor answer =
       model(guided ? at::cat({x, x}) : x, timestep.expand({guided ? 2 * rows : rows}), condition)
           .to(at::kFloat);
   if (!guided) return answer;

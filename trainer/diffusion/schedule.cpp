@@ -135,7 +135,8 @@ at::Tensor NoiseSchedule::snr(const at::Tensor& t) const {
 }
 
 at::Tensor NoiseSchedule::min_snr_weight(const at::Tensor& t, double gamma) const {
-  const at::Tensor ratio = snr(t), capped = ratio.clamp_max(gamma);
+  const at::Tensor ratio = snr(t);
+  at::Tensor capped = ratio.clamp_max(gamma);
   switch (prediction_) {
     case Prediction::epsilon:
       return capped / ratio;

@@ -175,8 +175,9 @@ std::string header_text(const TensorMap& tensors, const Metadata& metadata, cons
   if (!metadata.empty()) header["__metadata__"] = metadata;
   uint64_t place = 0;
   for (const auto& [name, tensor] : tensors) {
-    const auto found = std::find_if(dtypes().begin(), dtypes().end(),
-                                    [&](const auto& row) { return row.second == tensor.scalar_type(); });
+    const auto found =
+        std::find_if(dtypes().begin(), dtypes().end(),
+                     [dtype = tensor.scalar_type()](const auto& row) { return row.second == dtype; });
     if (found == dtypes().end() || name == "__metadata__")
       throw DataError(path + ": tensor '" + name + "': cannot be stored, dtype " +
                       c10::toString(tensor.scalar_type()));

@@ -12,7 +12,7 @@ LossScale::LossScale(const LossScaleOptions& options, c10::Device device)
 
 at::Tensor LossScale::adapt(const at::Tensor& skip, const at::Tensor& overflow) {
   at::NoGradGuard no_grad;
-  const at::Tensor blameless = overflow * (scale_ <= 1);
+  at::Tensor blameless = overflow * (scale_ <= 1);
   at::Tensor scale = scale_.clone(), growth = growth_.clone();
   at::_amp_update_scale_(scale, growth, overflow, /*scale_growth_factor=*/2, /*scale_backoff_factor=*/0.5,
                          growth_interval_);
