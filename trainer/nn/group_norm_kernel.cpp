@@ -97,12 +97,8 @@ MEMSIEVE_VECTORISED void finish_gradients(const float* __restrict x, int64_t pix
 // Coefficients of each sample's channels, as the loops above take them.
 struct Affine {
   Affine(const GroupNormShape& s, const float* gamma, const float* beta, const float* mean, const float* rstd)
-      : channels(s.channels),
-        scale(s.batch * channels),
-        shift(scale.size()),
-        rstds(scale.size()),
-        offset(scale.size()) {
-    const int64_t width = channels / s.groups;
+      : scale(s.batch * s.channels), shift(scale.size()), rstds(scale.size()), offset(scale.size()) {
+    const int64_t width = s.channels / s.groups;
     for (int64_t group = 0, i = 0; group < s.batch * s.groups; ++group)
       for (int64_t first = group % s.groups * width, c = first; c < first + width; ++c, ++i) {
         rstds[i] = rstd[group];
@@ -111,7 +107,6 @@ struct Affine {
         shift[i] = beta[c] + gamma[c] * offset[i];
       }
   }
-  int64_t channels;
   std::vector<float> scale, shift, rstds, offset;
 };
 
