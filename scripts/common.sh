@@ -12,7 +12,7 @@ fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 # Cores this process may use: the affinity mask, or the container's quota if that is less.
 cores() {
   local n quota period
-  n=$(nproc)
+  n=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # which would obey both
   if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [ "$quota" != max ]; then
     quota=$(((quota + period - 1) / period))
     [ "$quota" -ge "$n" ] || n=$quota

@@ -83,3 +83,10 @@ def test_demo_keeps_what_is_not_its_own(tmp_path):
 def test_unknown_options(script, arguments):
     result = run(ROOT / "scripts" / script, *arguments)
     assert result.returncode != 0 and result.stderr
+
+
+def test_builds_use_all_cores_whatever_the_tests_threads_are():
+    def jobs(**environment):
+        return run("bash", "-c", f"source {ROOT}/scripts/common.sh; cores", **environment).stdout
+
+    assert jobs(OMP_NUM_THREADS="1") == jobs(OMP_NUM_THREADS="64") != ""
