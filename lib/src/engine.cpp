@@ -9,6 +9,8 @@
 #include <limits>
 #include <map>
 
+#include "full_precision.h"
+
 namespace memsieve {
 
 namespace {
@@ -92,6 +94,7 @@ Engine::Prior Engine::prior(const at::Tensor& ids, bool held_out) const {
 }
 
 void Engine::score_channels(const SignalView& view, bool with_magnitude, RawScores& scores) const {
+  const FullPrecision full_precision;
   for (size_t c = 0; c < options_.channels.size(); ++c) {
     const auto& channel = options_.channels[c];
     if (channel.needs.magnitude != with_magnitude) continue;

@@ -4,6 +4,8 @@
 
 #include <limits>
 
+#include "full_precision.h"
+
 namespace memsieve {
 
 namespace {
@@ -46,6 +48,7 @@ void Reference::fold(const at::Tensor& picture, const at::Tensor& z, const at::T
 }
 
 void Reference::fit() {
+  const FullPrecision full_precision;
   const int64_t channels = coefficients.size(0);
   const auto rows = recent.values().select(0, 0);
   const auto x = design(at::nan_to_num(rows.slice(1, channels), 0.0));
@@ -62,6 +65,7 @@ void Reference::fit() {
 }
 
 at::Tensor Reference::explained(const at::Tensor& picture) const {
+  const FullPrecision full_precision;
   return at::mm(design(easiness.index_select(0, picture)), coefficients.t());
 }
 

@@ -47,7 +47,8 @@ std::string range(const Option& option) {
   }
   if (option.kind != Kind::integer && option.kind != Kind::real) return kind_name(option.kind);
   const std::string low = option.low <= -std::numeric_limits<double>::max() ? "" : number(option.low);
-  const std::string high = option.high >= std::numeric_limits<double>::max() ? "" : number(option.high);
+  const double unlimited = option.kind == Kind::integer ? 0x1p63 : std::numeric_limits<double>::max();
+  const std::string high = option.high >= unlimited ? "" : number(option.high);
   std::string kind = kind_name(option.kind);
   if (low.empty() && high.empty()) return kind;
   if (high.empty()) return kind + " ≥ " + low;

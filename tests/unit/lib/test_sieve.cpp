@@ -1,6 +1,7 @@
 // The sieve as a whole on scripted signals: what it drops, when, and what a resumed run sees.
 #include "toy.h"
 
+#include <ATen/autocast_mode.h>
 #include <unistd.h>
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
@@ -74,6 +75,25 @@ void observe_held_out(Sieve& sieve, int64_t step,
   sieve.observe(scripted(at::tensor(ids, at::kLong), at::tensor(t), errors_at(step + 100000, count, offset),
                          at::ones({count})),
                 {step, 0});
+}
+
+/// Pictures differ in easiness, training samples and held-out pictures alike.
+at::Tensor every_fourth_is_easy(const at::Tensor& picture) {
+  return (picture.remainder(4) == 0).to(at::kFloat) * 0.6;
+}
+
+/// The reference pass over 16 samples and 32 held-out pictures.
+void show_start_model(Sieve& sieve, int64_t draws,
+                      const std::function<at::Tensor(const at::Tensor&)>& easiness) {
+  for (int64_t draw = 0; draw < draws; ++draw) {
+    for (const auto& [rows, held_out] : {std::pair<int64_t, bool>{16, false}, {32, true}}) {
+      const auto t = at::full({rows}, (static_cast<double>(draw) + 0.5) / static_cast<double>(draws) * 1000);
+      const auto ids = at::arange(rows),
+                 errors = errors_at((held_out ? 6000 : 5000) + draw, rows, easiness(ids));
+      sieve.reference(scripted(ids, t, errors, at::ones({rows})), held_out);
+    }
+  }
+  sieve.finish_reference();
 }
 
 /// One step: all 16 samples are visited; samples below `memorised` have an error lower by e^2 from step 10
@@ -221,19 +241,8 @@ TEST_CASE("start-model reference: a picture that was always easy is not taken fo
     setup.overrides = {std::string("sieve.reference.kind=") + (reference ? "start_model" : "none"),
                        "sieve.reference.draws=16"};
     auto sieve = make(kHeldOut, setup);
-    // Pictures differ in easiness: of training samples and of held-out pictures alike, every fourth is easy.
-    const auto easiness = [](const at::Tensor& picture) {
-      return (picture.remainder(4) == 0).to(at::kFloat) * 0.6;
-    };
-    if (reference) {
-      for (int64_t draw = 0; draw < 16; ++draw) {
-        const auto t = at::full({16}, (draw + 0.5) / 16 * 1000), ids = at::arange(16);
-        sieve.reference(scripted(ids, t, errors_at(5000 + draw, 16, easiness(ids)), at::ones({16})), false);
-        const auto th = at::full({32}, (draw + 0.5) / 16 * 1000), held = at::arange(32);
-        sieve.reference(scripted(held, th, errors_at(6000 + draw, 32, easiness(held)), at::ones({32})), true);
-      }
-      sieve.finish_reference();
-    }
+    const auto easiness = every_fourth_is_easy;
+    if (reference) show_start_model(sieve, 16, easiness);
     double dropped = 0, memorised = 0;
     for (int64_t step = 0; step < 80; ++step) {
       const auto ids = at::arange(16);
@@ -256,6 +265,26 @@ TEST_CASE("start-model reference: a picture that was always easy is not taken fo
   CHECK(easy_with < 0.15);
   CHECK(found_with > 0.9);
   CHECK(found_without - easy_without < 0.5);
+}
+
+TEST_CASE("a loop that runs under autocast is judged as one that does not", "[sieve]") {
+  const auto state_after = [](bool autocast) {
+    auto setup = setup_for(16, 16, 32);
+    setup.overrides = {"sieve.reference.kind=start_model", "sieve.reference.draws=8"};
+    auto sieve = make(kHeldOut, setup);
+    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+    at::autocast::set_autocast_enabled(at::kCPU, autocast);
+    show_start_model(sieve, 8, every_fourth_is_easy);
+    for (int64_t step = 0; step < 30; ++step) play(sieve, step, 4);
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    return sieve.state();
+  };
+  const auto with = state_after(true), without = state_after(false);
+  CHECK(without.at("coefficients").abs().sum().item<float>() > 0);
+  for (const auto& [name, tensor] : without) {
+    INFO(name);
+    CHECK(at::allclose(with.at(name), tensor, 0, 0, /*equal_nan=*/true));
+  }
 }
 
 TEST_CASE("the probe budget goes to suspicious rows", "[sieve]") {
