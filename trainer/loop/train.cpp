@@ -100,7 +100,9 @@ class Run {
                            " steps in a row, the last at step " + std::to_string(letter.step) +
                            "; lower learning_rate, or resume from an earlier checkpoint");
     }
-    if (all) write_metrics(-1);
+    if (!all) return;
+    if (s_.sieve) s_.sieve->flush();  // its reports come as late as the numbers
+    write_metrics(-1);
   }
 
   [[noreturn]] void fail_together(const StepNumbers& n) {

@@ -1,0 +1,132 @@
+"""What the host does when it trains on a GPU, on a machine without one: devices, dtypes, pinned memory, and what it waits for
+(law 5). No kernel is run, so the numbers mean nothing; test_cuda_numbers.py looks at those."""
+import json
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import stub_gpu
+import tiny
+import tiny_pipeline
+from conftest import BUILD, run, torchrun
+
+TRAIN = BUILD / "trainer" / "memsieve-train"
+STEPS = 8
+PUBLISHED = ["sieve.standardise.by=none", "sieve.evidence.kind=visit", "sieve.threshold.kind=fixed", "sieve.threshold.drop=2",
+             "sieve.probe.kind=every", "sieve.reference.kind=none", "sieve.held_out.rows=0"]
+COMMON = ["device=cuda", "max_nonfinite_steps=1000000", "use_ema=true"]  # a norm that no kernel computes is not "finite"
+
+PIPELINE_RUN = """seed: 3
+data: {train: train.h5, held_out: held_out.h5, validation: held_out.h5, prompts: held_out.h5}
+model: {pretrained: model}
+train_batch_size: 4
+checkpointing_steps: 4
+validation: {every: 4, draws: 2}
+sampling: {every: 4, num_inference_steps: 3, vae: model/vae}
+sieve:
+  filters: {magnitude: {scale: log}, prediction_error: {scale: log}}
+  held_out: {rows: 4, every: 2}
+"""
+
+pytestmark = stub_gpu.needed
+
+
+def write_latents(path, rows, sdxl):
+    rng = np.random.default_rng(rows)
+    numbers = {"text": (rows, 5, 20 if sdxl else 8), "null_text": (5, 20 if sdxl else 8), "latents": (rows, 4, 8, 8), "latent_std": (rows, 4, 8, 8)}
+    if sdxl:
+        numbers |= {"pooled": (rows, 10), "null_pooled": (10,), "time_ids": (rows, 6)}
+    with h5py.File(path, "w") as file:
+        file.attrs.update(format="memsieve-dataset", version=1)
+        for name, shape in numbers.items():
+            file[name] = rng.random(shape, np.float32)
+        file["latents"].attrs["scaling_factor"] = 0.13025 if sdxl else 0.18215
+        file.create_dataset("caption", data=[f"picture {i}" for i in range(rows)], dtype=h5py.string_dtype())
+
+
+def train(folder, *settings, steps=STEPS, out="run", **options):
+    words = [word for setting in [*COMMON, f"max_train_steps={steps}", f"output_dir={out}", *settings] for word in ("--set", setting)]
+    result = run(TRAIN, "--config", "run.yaml", *words, cwd=folder, **stub_gpu.environment(report=folder / "calls.json"), **options)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return json.loads((folder / "calls.json").read_text())
+
+
+def per_step(folder, *settings):
+    """Calls of each kind in one step, from two runs of different length."""
+    short, long = train(folder, *settings, out="short"), train(folder, *settings, steps=3 * STEPS, out="long")
+    return {name: (long[name] - short.get(name, 0)) / (2 * STEPS) for name in long}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.write_run(tmp_path)
+    return tmp_path
+
+
+CASES = {
+    "ours": [],
+    "published": PUBLISHED,
+    "plain": ["filter=off"],
+    "accumulation": ["gradient_accumulation_steps=2", "snr_gamma=5"],
+    "bf16": ["mixed_precision=bf16"],
+    "fp16": ["mixed_precision=fp16"],
+    "checkpointing": ["gradient_checkpointing=true", "mixed_precision=bf16"],
+    "lora": ["lora.rank=2", "mixed_precision=fp16"],
+    "noise": ["noise_offset=0.1", "input_perturbation=0.1", "timestep_sampling=logit_normal", "allow_tf32=true"],
+    "quantile": ["sieve.threshold.kind=quantile", "sieve.threshold.drop=0.9", "sieve.threshold.release=0.5",
+                 "sieve.standardise.population=training", "sieve.held_out.rows=0"],
+}
+
+
+def test_the_stand_in_sees_a_host_that_waits(tmp_path):
+    code = "import torch; torch.ones(3, device='cuda').sum().item(); torch.ones(3, device='cuda').cpu(); torch.cuda.synchronize()"
+    result = run(sys.executable, "-c", code, **stub_gpu.environment(report=tmp_path / "calls.json"))
+    assert result.returncode == 0, result.stderr
+    calls = json.loads((tmp_path / "calls.json").read_text())
+    assert calls["kernels"] >= 3 and calls["cudaStreamSynchronize"] >= 2 and calls["cudaDeviceSynchronize"] >= 1
+    assert calls["device to pageable"] == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_waits_for_nothing(folder, case):
+    """Law 5: whatever the configuration, the host waits for two events a step at most, and those are of steps long past: the
+    sieve's report and the step's numbers."""
+    calls = per_step(folder, *CASES[case])
+    assert calls.pop("kernels") > 100
+    assert calls.pop("cudaEventSynchronize") == (1 if case == "plain" else 2)
+    pageable = calls.pop("pageable to device", 0)  # a few sample ids; the driver takes so little at once
+    assert pageable <= 3
+    assert calls == {name: 0 for name in calls}
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_a_whole_run(tmp_path, kind):
+    """Training, validation, drawing through the VAE, checkpoints, and going on from one."""
+    make = tiny_pipeline.stable_diffusion if kind == "sd" else tiny_pipeline.stable_diffusion_xl
+    make(tmp_path / "model")
+    for name, rows in (("train", 16), ("held_out", 8)):
+        write_latents(tmp_path / f"{name}.h5", rows, sdxl=kind == "sdxl")
+    (tmp_path / "run.yaml").write_text(PIPELINE_RUN)
+    for steps, more in ((4, []), (8, ["resume_from_checkpoint=latest"])):
+        train(tmp_path, *more, steps=steps, out="run")
+    names = {path.name for path in (tmp_path / "run" / "checkpoints" / "step-000008").iterdir()}
+    assert {"unet", "unet_ema", "optimizer.safetensors", "sieve.safetensors", "state.json"} <= names
+    assert (tmp_path / "run" / "samples" / "step-000008.png").exists()
+    # The pass over the starting model goes up to where its draws are gathered: their number, too, reads 0 here.
+    settings = [word for setting in [*COMMON, "sieve.reference.kind=start_model", "output_dir=other"] for word in ("--set", setting)]
+    result = run(TRAIN, "--config", "run.yaml", *settings, cwd=tmp_path, **stub_gpu.environment())
+    assert result.returncode == 3 and "(done)" in result.stderr and "reference pass: no draws" in result.stderr
+
+
+def test_fewer_gpus_than_processes(folder):
+    result = torchrun(2, TRAIN, "--config", "run.yaml", "--set", "device=cuda", cwd=folder, **stub_gpu.environment())
+    assert result.returncode != 0 and "2 processes on this machine but 1 visible GPUs" in result.stderr
+
+
+def test_the_timer(folder):
+    result = run(BUILD / "bench" / "memsieve-bench-train-step", "--config", "run.yaml", "--set", "device=cuda", "--rounds", "2",
+                 "--steps", "2", cwd=folder, **stub_gpu.environment())
+    assert result.returncode == 0, result.stderr
+    out = json.loads(result.stdout.splitlines()[-1])
+    assert out["device"] == "cuda:0" and out["peak_gpu_mib"] is not None
