@@ -23,7 +23,7 @@ from prepare.plan import PARTS, Plan, progress, scan
 
 TEXT_BATCH = 64
 COMMON = ("resolution", "dtype", "variant")
-OF_PICTURES = ("crop", "group_by", "hash_distance", "held_out", "validation", "seed")
+OF_PICTURES = ("crop", "random_flip", "group_by", "hash_distance", "held_out", "validation", "seed")
 
 
 def settings_of(arguments, what, words, names):
@@ -51,10 +51,13 @@ def fixed_of(encoder, captions, ids):
     return fixed, states.shape[1:], pooled
 
 
-def columns_of(encoder, arguments, text, pooled):
+def columns_of(encoder, arguments, text, pooled, flipped=False):
     side = arguments.resolution // encode.factor_of(encode.vae_config(arguments.pipeline))
     latent = (encoder.pipeline.vae.config.latent_channels, side, side)
-    columns = {"latents": (latent, "f2"), "latent_std": (latent, "f2"), "text": (text, "f2")}
+    columns = {name: (latent, "f2") for name in ("latents", "latent_std")}
+    if flipped:
+        columns |= {f"{name}_flipped": (latent, "f2") for name in ("latents", "latent_std")}
+    columns["text"] = (text, "f2")
     if encoder.xl:
         columns["pooled"] = (pooled.shape[1:], "f2")
     return columns
@@ -64,13 +67,13 @@ def attributes_of(encoder, settings):
     return {"/": {"format": "memsieve-dataset", "version": 1, "prepared_with": json.dumps(settings)}, "latents": encoder.scale}
 
 
-def make_file(path, encoder, plan, rows, arguments, settings):
+def make_file(path, encoder, plan, rows, arguments, settings, flipped):
     names, sizes = [plan.sources[i].name for i in rows], [plan.looks[i]["size"] for i in rows]
     corners = [pictures.crop_of(s, arguments.resolution, arguments.crop, arguments.seed, n)[1] for s, n in zip(sizes, names)]
     ids = [time_ids(size, arguments.resolution, corner) for size, corner in zip(sizes, corners)]
     fixed, text, pooled = fixed_of(encoder, [plan.sources[i].caption for i in rows], ids)
     fixed.update(file_name=names, group_id=plan.groups[rows])
-    columns = columns_of(encoder, arguments, text, pooled)
+    columns = columns_of(encoder, arguments, text, pooled, flipped)
     columns["thumbnail"] = ((pictures.THUMBNAIL, pictures.THUMBNAIL, 3), "u1")
     RowFile.make(path, columns, len(rows), attributes_of(encoder, settings), fixed)
 
@@ -90,14 +93,15 @@ def encode_part(shop, encoder, plan, part, arguments, settings):
         return
     done = shop.kept("done.json", {})
     first = done.get(part, 0) if path.exists() else 0
+    flipped = arguments.random_flip and part != "validation"
     if not path.exists():
-        make_file(path, encoder, plan, rows, arguments, settings)
+        make_file(path, encoder, plan, rows, arguments, settings, flipped)
     file = RowFile(path)
 
     def cut(i):
         name = plan.sources[i].name
         return pictures.cut(Path(arguments.images) / name, plan.looks[i]["size"], arguments.resolution, arguments.crop,
-                            arguments.seed, name)
+                            arguments.seed, name, flipped)
 
     size, batch = arguments.batch_size, []
     with ThreadPoolExecutor(arguments.workers) as executor, progress(f"encoding {part}", len(rows), first) as bar:
@@ -119,9 +123,12 @@ def encode_part(shop, encoder, plan, part, arguments, settings):
 
 
 def encode_batch(encoder, batch, captions):
-    mean, std = encoder.latents(np.stack([picture for picture, _ in batch]))
+    squares, thumbnails, mirrored = zip(*batch)
     states, pooled = encoder.encode(captions)
-    values = {"latents": mean, "latent_std": std, "text": states, "thumbnail": np.stack([small for _, small in batch])}
+    values = {"text": states, "thumbnail": np.stack(thumbnails)}
+    values["latents"], values["latent_std"] = encoder.latents(np.stack(squares))
+    if mirrored[0] is not None:
+        values["latents_flipped"], values["latent_std_flipped"] = encoder.latents(np.stack(mirrored))
     return values if pooled is None else {**values, "pooled": pooled}
 
 
@@ -227,6 +234,8 @@ def options():
     add("--resolution", type=int, default=512, help="pixels of a side (default: %(default)s; SDXL: 1024)")
     add("--crop", choices=("center", "random"), default="center", help="what is kept of pictures that are no square "
         "(default: %(default)s)")
+    add("--random-flip", action="store_true", help="also encode every picture mirrored left to right, for data.random_flip: true; "
+        "twice the work and, for the latents, twice the room")
     add("--held-out", type=int, default=64, help="pictures put aside that calibrate the sieve (default: %(default)s)")
     add("--validation", type=int, default=64, help="pictures put aside for the validation loss (default: %(default)s)")
     add("--group-by", choices=("image", "caption", "both"), default="image", help="what makes two rows copies: a perceptual "

@@ -60,13 +60,16 @@ def near(stored, value):
     return np.allclose(stored, value.numpy(), rtol=2e-3, atol=2e-3)
 
 
-def centre(name, folder):
-    """As diffusers' training scripts: the shorter side resized, the centre cut out, scaled to -1 .. 1."""
+def centre(name, folder, mirrored=False):
+    """As diffusers' training scripts: the shorter side resized, mirrored or not, the centre cut out, scaled to -1 .. 1."""
     picture = Image.open(folder / name).convert("RGB")
     scale = SIDE / min(picture.size)
     width, height = (round(s * scale) for s in picture.size)
     left, top = (width - SIDE) // 2, (height - SIDE) // 2
-    picture = picture.resize((width, height), Image.Resampling.LANCZOS).crop((left, top, left + SIDE, top + SIDE))
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    if mirrored:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    picture = picture.crop((left, top, left + SIDE, top + SIDE))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1, (top, left)
 
 
@@ -128,6 +131,23 @@ def test_values_are_those_of_diffusers_for_sdxl(pipelines, images, tmp_path, for
         width, height = Image.open(images / name).size
         want = pipeline._get_add_time_ids((height, width), centre(name, images)[1], (SIDE, SIDE), torch.float32, 10)
         assert np.array_equal(data["time_ids"][row], want[0].numpy())
+
+
+def test_random_flip_adds_what_the_vae_says_of_the_mirrored_pictures(pipelines, images, tmp_path):
+    plain, out = prepare(pipelines / "sd", images, tmp_path / "plain"), prepare(pipelines / "sd", images, tmp_path / "out", "--random-flip")
+    pipeline = StableDiffusionPipeline.from_pretrained(pipelines / "sd")
+    for part in ("train", "held_out", "validation"):
+        before, data = read(plain / f"{part}.h5"), read(out / f"{part}.h5")
+        for name, values in before.items():
+            assert np.array_equal(data[name], values), name
+        assert data.keys() - before.keys() == (set() if part == "validation" else {"latents_flipped", "latent_std_flipped"})
+        if part == "validation":
+            continue
+        for row, name in enumerate(data["file_name"]):
+            with torch.no_grad():
+                answer = pipeline.vae.encode(centre(name, images, mirrored=True)[0]).latent_dist
+            assert near(data["latents_flipped"][row], answer.mean[0]) and near(data["latent_std_flipped"][row], answer.std[0])
+        assert np.abs(data["latents_flipped"].astype(float) - data["latents"]).max() > 0.1
 
 
 def test_force_upcast_keeps_the_vae_in_float32(pipelines, images, tmp_path):

@@ -122,6 +122,18 @@ def test_another_prediction_than_the_pipelines_is_said(folder, kind):
     assert f"prediction_type: is sample, but " in done.stderr and f"says {said}" in done.stderr
 
 
+def test_random_flip_shows_the_mirrored_latents_and_changes_nothing_else(folder, kind):
+    assert_refused(train(folder, "data.random_flip=true"), 3, "train.h5", "/latents_flipped", "--random-flip")
+    plain = weights(trained(folder, out="plain"))
+    for name, change in (("same", 0), ("other", 1)):
+        for part in ("train", "held_out"):
+            with h5py.File(folder / f"{part}.h5", "r+") as file:
+                file.pop("latents_flipped", None)
+                file["latents_flipped"] = file["latents"][:] + np.float32(change)
+        found = weights(trained(folder, "data.random_flip=true", out=name))
+        assert equal(found, plain) == (change == 0)
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(folder):
     # A large epsilon: where a gradient is all but 0, Adam would blow rounding errors up to whole steps.
     kept = weights(trained(folder, "adam_epsilon=0.01", out="kept"))

@@ -146,8 +146,9 @@ def crop_of(size, resolution, how, seed, name):
     return resized, (key(seed, "top", name) % (spare[0] + 1), key(seed, "left", name) % (spare[1] + 1))
 
 
-def cut(path, size, resolution, how, seed, name):
-    """-> (uint8 [resolution, resolution, 3], thumbnail uint8 [64, 64, 3])."""
+def cut(path, size, resolution, how, seed, name, flip=False):
+    """-> (uint8 [resolution, resolution, 3], thumbnail uint8 [64, 64, 3], with `flip` the same place of the mirrored picture, else
+    None). The place is the same, as in diffusers' training scripts, since SDXL is told its corner."""
     try:
         picture = open_picture(path)
     except Exception as error:
@@ -156,9 +157,10 @@ def cut(path, size, resolution, how, seed, name):
         raise PrepareError(f"{path}: was {size[0]} x {size[1]} pixels before and is {picture.width} x {picture.height} now; "
                            "start anew")
     resized, (top, left) = crop_of(size, resolution, how, seed, name)
-    square = picture.resize(resized, Image.Resampling.LANCZOS).crop((left, top, left + resolution, top + resolution))
+    whole, box = picture.resize(resized, Image.Resampling.LANCZOS), (left, top, left + resolution, top + resolution)
+    square, mirrored = whole.crop(box), ImageOps.mirror(whole).crop(box) if flip else None
     small = square.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return np.asarray(square), np.asarray(small)
+    return np.asarray(square), np.asarray(small), np.asarray(mirrored) if flip else None
 
 
 def in_order(executor, function, items, window):

@@ -50,6 +50,18 @@ at::Tensor Column::real_rows(const std::vector<int64_t>& ids) const {
   return values.defined() ? values.to(at::kFloat) : values;
 }
 
+at::Tensor Column::real_rows(const std::vector<int64_t>& ids, const Column& other,
+                             const at::Tensor& from_other) const {
+  if (!there() || !from_other.defined()) return real_rows(ids);
+  std::vector<int64_t> mine, theirs;
+  const auto elsewhere = from_other.accessor<bool, 1>();
+  for (size_t i = 0; i < ids.size(); ++i)
+    (elsewhere[static_cast<int64_t>(i)] ? theirs : mine).push_back(ids[i]);
+  const at::Tensor both = at::cat({real_rows(mine), other.real_rows(theirs)});
+  // A stable sort by column is the order of `both`; its inverse leads back to that of `ids`.
+  return at::empty_like(both).index_copy_(0, at::argsort(from_other, /*stable=*/true), both);
+}
+
 Codec read_codec(const Hdf5Array& images) {
   Codec codec;
   const auto mean = images.attribute("mean", 3), std = images.attribute("std", 3);

@@ -21,6 +21,9 @@ struct Column {
   at::Tensor rows(const std::vector<int64_t>& ids) const;
   /// The same as float32.
   at::Tensor real_rows(const std::vector<int64_t>& ids) const;
+  /// The same, taken from `other`, a column of the same shape, where `from_other` [B] bool says so.
+  at::Tensor real_rows(const std::vector<int64_t>& ids, const Column& other,
+                       const at::Tensor& from_other) const;
 
  private:
   void check(const at::Tensor& values, const std::vector<int64_t>& ids) const;

@@ -16,6 +16,7 @@ constexpr int64_t kVersion = 1;
 struct Dataset::Impl {
   Hdf5File file;
   Column pictures, latent_std, text, pooled, time_ids;
+  Column pictures_flipped, latent_std_flipped;  ///< of a set of latents that may be asked for both
   Conditioning null;
   Hdf5Strings captions;
   std::vector<int64_t> group_ids, latent_shape;
@@ -25,13 +26,18 @@ struct Dataset::Impl {
   Impl(const std::string& path, const DatasetOptions& options) : file(path) {
     check_format();
     open_pictures();
+    if (options.flips && !codec) open_flipped();
     open_text();
     open_pooled();
     open_rest();
     int64_t bytes = 0;
-    for (const Column* column : {&pictures, &latent_std, &text, &pooled, &time_ids}) bytes += column->bytes();
+    for (const Column* column : columns()) bytes += column->bytes();
     if (bytes > options.cache_bytes) return;
-    for (Column* column : {&pictures, &latent_std, &text, &pooled, &time_ids}) column->hold();
+    for (Column* column : columns()) column->hold();
+  }
+
+  std::vector<Column*> columns() {
+    return {&pictures, &latent_std, &pictures_flipped, &latent_std_flipped, &text, &pooled, &time_ids};
   }
 
   int64_t size() const { return pictures.array.shape()[0]; }
@@ -68,6 +74,21 @@ struct Dataset::Impl {
     latent_std.array = file.array("/latent_std", 4, {at::kHalf, at::kFloat});
     latent_std.positive = true;
     check_shape(latent_std.array, pictures.array.shape(), "/latents");
+  }
+
+  void open_flipped() {
+    const auto open = [&](const std::string& name, const Column& as, Column& into) {
+      if (!as.there()) return;
+      if (!file.has(name))
+        throw DataError(
+            file.path() + ": has no " + name +
+            ", which data.random_flip needs; prepare the set with --random-flip, or leave it off");
+      into.array = file.array(name, 4, {at::kHalf, at::kFloat});
+      into.positive = as.positive;
+      check_shape(into.array, as.array.shape(), as.array.where().substr(file.path().size() + 2));
+    };
+    open("/latents_flipped", pictures, pictures_flipped);
+    open("/latent_std_flipped", latent_std, latent_std_flipped);
   }
 
   void check_shape(const Hdf5Array& array, at::IntArrayRef want, const std::string& as) const {
@@ -180,20 +201,22 @@ bool Dataset::cached() const {
   return impl_->text.cache.defined();
 }
 
-Rows Dataset::load(const std::vector<int64_t>& ids) const {
+Rows Dataset::load(const std::vector<int64_t>& ids, const at::Tensor& flipped) const {
   impl_->check_ids(ids);
   Rows rows;
   rows.ids = at::tensor(ids, at::kLong);
   rows.condition = {impl_->text.real_rows(ids), impl_->pooled.real_rows(ids), impl_->time_ids.real_rows(ids)};
   if (impl_->codec) {
-    rows.latents = impl_->codec->encode(impl_->pictures.rows(ids));
+    at::Tensor pictures = impl_->pictures.rows(ids);
+    if (flipped.defined()) pictures = at::where(flipped.view({-1, 1, 1, 1}), pictures.flip({3}), pictures);
+    rows.latents = impl_->codec->encode(pictures);
     return rows;
   }
   const LatentScale& scale = impl_->scale;
-  rows.latents = impl_->pictures.real_rows(ids);
+  rows.latents = impl_->pictures.real_rows(ids, impl_->pictures_flipped, flipped);
   if (scale.shift_factor != 0) rows.latents = rows.latents - scale.shift_factor;
   if (scale.scaling_factor != 1) rows.latents = rows.latents * scale.scaling_factor;
-  rows.latent_std = impl_->latent_std.real_rows(ids);
+  rows.latent_std = impl_->latent_std.real_rows(ids, impl_->latent_std_flipped, flipped);
   if (rows.latent_std.defined()) rows.latent_std = rows.latent_std * scale.scaling_factor;
   return rows;
 }

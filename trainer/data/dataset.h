@@ -37,6 +37,7 @@ struct LatentScale {
 struct DatasetOptions {
   int64_t cache_bytes =
       int64_t{256} << 20;  ///< sets up to this size are read whole on open; larger ones row by row
+  bool flips = false;      ///< rows may be asked for mirrored: for a set of latents the file must hold those
 };
 
 /// Read-only; cheap to copy (copies share the file). Loading is safe from several threads: HDF5 calls are
@@ -61,9 +62,10 @@ class Dataset {
   const std::string& path() const;
   bool cached() const;
 
-  /// Rows in the order of `ids`; an id may occur twice. Throws DataError for an id outside [0, size()) or a
-  /// NaN or Inf.
-  Rows load(const std::vector<int64_t>& ids) const;
+  /// Rows in the order of `ids`; an id may occur twice. `flipped`: [B] bool, the rows to give mirrored left
+  /// to right (only with DatasetOptions::flips), or undefined = none. Throws DataError for an id outside [0,
+  /// size()) or a NaN or Inf.
+  Rows load(const std::vector<int64_t>& ids, const at::Tensor& flipped = {}) const;
   /// The captions of rows, UTF-8. Throws DataError for an id outside [0, size()).
   std::vector<std::string> captions(const std::vector<int64_t>& ids) const;
   /// The stored pictures [B, 3, H, W] uint8. Throws DataError for a set of latents.

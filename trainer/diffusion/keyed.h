@@ -31,6 +31,9 @@ enum class Stream : uint64_t {
   held_out_latent = 17,
   reference_latent = 18,
   validation_latent = 19,
+  train_flip = 20,
+  held_out_flip = 21,
+  reference_flip = 22,
 };
 
 /// What names a row within a stream: (step, place) for training and held-out rows, (sample, draw) for

@@ -19,6 +19,7 @@ RowNoise training_noise(uint64_t seed, const NoiseStreams& streams, const std::v
   if (options.perturbation != 0) {
     noise.input = noise.target + options.perturbation * keyed_normal(seed, streams.perturbation, rows, shape);
   }
+  if (options.random_flip) noise.flipped = keyed_bernoulli(seed, streams.flip, rows, 0.5);
   return noise;
 }
 

@@ -1,5 +1,6 @@
 #pragma once
-// Which timestep a row is trained at, and the variants of its noise. Everything is keyed by row (keyed.h).
+// Which timestep a row is trained at, the variants of its noise, and whether its picture is mirrored.
+// Everything is keyed by row (keyed.h).
 
 #include <trainer/diffusion/keyed.h>
 
@@ -13,22 +14,26 @@ struct NoiseOptions {
   double perturbation = 0;  ///< `input_perturbation`: noise that is in the input but not in the target
   std::string timesteps = "uniform";  ///< or "logit_normal"
   double logit_mean = 0, logit_std = 1;
+  bool random_flip = false;  ///< every other visit, at random, sees the picture mirrored left to right
 };
 
 /// The streams of one kind of rows. `latent` draws the latents of sets that hold a VAE's distributions.
 struct NoiseStreams {
-  Stream noise, latent, offset, perturbation;
+  Stream noise, latent, offset, perturbation, flip;
 };
 inline constexpr NoiseStreams kTrainNoise{Stream::train_noise, Stream::train_latent, Stream::train_offset,
-                                          Stream::train_perturbation};
+                                          Stream::train_perturbation, Stream::train_flip};
 inline constexpr NoiseStreams kHeldOutNoise{Stream::held_out_noise, Stream::held_out_latent,
-                                            Stream::held_out_offset, Stream::held_out_perturbation};
+                                            Stream::held_out_offset, Stream::held_out_perturbation,
+                                            Stream::held_out_flip};
 inline constexpr NoiseStreams kReferenceNoise{Stream::reference_noise, Stream::reference_latent,
-                                              Stream::reference_offset, Stream::reference_perturbation};
+                                              Stream::reference_offset, Stream::reference_perturbation,
+                                              Stream::reference_flip};
 
-/// Validation uses plain noise alone, whatever the run trains with.
+/// Validation uses plain noise alone on pictures as they are, whatever the run trains with.
 inline constexpr NoiseStreams kValidationNoise{Stream::validation_noise, Stream::validation_latent,
-                                               Stream::validation_noise, Stream::validation_noise};
+                                               Stream::validation_noise, Stream::validation_noise,
+                                               Stream::validation_noise};
 
 /// The noise of some rows, on the CPU, [B, ...shape] float32.
 struct RowNoise {
@@ -40,6 +45,7 @@ struct RowNoise {
   at::Tensor input;   ///< what its input holds; the same tensor without perturbation
   at::Tensor
       latent;  ///< standard normal, for sample_latents(); undefined for sets that hold latents as they are
+  at::Tensor flipped;  ///< [B] bool: rows whose picture is mirrored; undefined = none
 };
 
 /// target = n + offset * m, m one number for each channel (shape[0]) of each row (Guttenberg, "Diffusion with

@@ -21,6 +21,9 @@ Schema data_schema() {
             "start_model`)")
       .text("validation", "", "pictures never trained on that the validation loss is computed from")
       .text("prompts", "", "captions to draw pictures for")
+      .boolean("random_flip", false,
+               "show a picture mirrored left to right at half of its visits; a set of latents must have been "
+               "prepared with --random-flip")
       .integer("cache_mb", 256, 0, 1 << 24,
                "MiB up to which a file is held in memory; larger ones are read row by row")
       .integer("prefetch", 2, 0, 1024,

@@ -110,7 +110,7 @@ DiffusionConfig diffusion_of(const Settings& s) {
                 s.text("prediction_type"),
                 s.boolean("rescale_betas_zero_snr")};
   c.noise = {s.real("noise_offset"), s.real("input_perturbation"), s.text("timestep_sampling"),
-             s.real("logit_mean"), s.real("logit_std")};
+             s.real("logit_mean"),   s.real("logit_std"),          s.boolean("data.random_flip")};
   c.snr_gamma = s.real("snr_gamma");
   c.draw = {s.integer("sampling.num_inference_steps"), s.real("sampling.guidance_scale"),
             s.text("sampling.timestep_spacing"),       s.integer("sampling.steps_offset"),

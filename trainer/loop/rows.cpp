@@ -26,7 +26,7 @@ HostRows RowMaker::gather(const std::vector<int64_t>& rows, const std::vector<in
                           const at::Tensor& timestep, const RowNoise& noise,
                           const at::Tensor& uncaptioned) const {
   at::NoGradGuard no_grad;
-  const Rows loaded = data_.load(rows);
+  const Rows loaded = data_.load(rows, noise.flipped);
   HostRows out;
   out.ids = at::tensor(label, at::kLong);
   out.timestep = pinned(timestep);

@@ -113,16 +113,19 @@ void Session::choose_start() {
 }
 
 void Session::open_data() {
-  const DatasetOptions options{config.cache_mb << 20};
-  const auto open = [&](std::optional<RowMaker>& into, const std::string& path) {
+  const DatasetOptions plain{.cache_bytes = config.cache_mb << 20};
+  DatasetOptions trained = plain;
+  trained.flips = config.diffusion.noise.random_flip;
+  const auto open = [&](std::optional<RowMaker>& into, const std::string& path,
+                        const DatasetOptions& options) {
     if (!path.empty()) into.emplace(Dataset::open(path, options), schedule, group.device());
     if (into && training) training->data().check_matches(into->data());
   };
-  open(training, config.train_data);
-  open(held_out, config.held_out_data);
-  open(validation, config.validation_data);
+  open(training, config.train_data, trained);
+  open(held_out, config.held_out_data, trained);
+  open(validation, config.validation_data, plain);
   if (!config.prompts_data.empty()) {
-    prompts = Dataset::open(config.prompts_data, options);
+    prompts = Dataset::open(config.prompts_data, plain);
     training->data().check_matches(*prompts);
   }
   if (config.draw.every > 0) pictures.emplace(config, *prompts, group.device());

@@ -58,6 +58,47 @@ TEST_CASE("latents without deviations are what they are, whatever the noise") {
   REQUIRE((!rows.condition.pooled.defined() && !rows.condition.time_ids.defined()));
 }
 
+TEST_CASE("mirrored rows: pictures are turned, latents are those of the turned pictures") {
+  const TemporaryFolder folder;
+  write_pictures(folder.file("pictures.h5"), 6);
+  {
+    auto file = write_distributions(folder.file("latents.h5"));
+    file.tensor("/latents_flipped", at::arange(96, at::kFloat).view({6, 4, 2, 2}) + 1000);
+    file.tensor("/latent_std_flipped", at::arange(96, at::kFloat).view({6, 4, 2, 2}) + 7);
+  }
+  const std::vector<int64_t> ids{5, 2, 5, 0};
+  const at::Tensor index = at::tensor(ids, at::kLong), turned = at::tensor({1, 0, 0, 1}).to(at::kBool);
+  for (const int64_t cache : {0, 1 << 20}) {
+    const auto pictures = Dataset::open(folder.file("pictures.h5"), {.cache_bytes = cache, .flips = true});
+    const at::Tensor stored = pictures.load_images(ids);
+    const at::Tensor expected = at::where(turned.view({4, 1, 1, 1}), stored.flip({3}), stored);
+    REQUIRE(at::equal(pictures.codec()->decode(pictures.load(ids, turned).latents), expected));
+    const auto latents = Dataset::open(folder.file("latents.h5"), {.cache_bytes = cache, .flips = true});
+    const Rows plain = latents.load(ids), rows = latents.load(ids, turned);
+    const at::Tensor other = at::arange(96, at::kFloat).view({6, 4, 2, 2}).index_select(0, index);
+    for (int64_t i = 0; i < 4; ++i) {
+      const bool is_turned = turned[i].item<bool>();
+      REQUIRE(
+          at::allclose(rows.latents[i], is_turned ? (other[i] + 1000 - 0.0609) * 1.5305 : plain.latents[i]));
+      REQUIRE(at::allclose(rows.latent_std[i], is_turned ? (other[i] + 7) * 1.5305 : plain.latent_std[i]));
+    }
+    REQUIRE(at::equal(rows.condition.text, plain.condition.text));
+    for (const bool all : {false, true})
+      REQUIRE(latents.load(ids, at::full({4}, all, at::kBool)).latents.sizes() == plain.latents.sizes());
+  }
+}
+
+TEST_CASE("a set of latents without mirrored ones is refused only where they are asked for") {
+  const TemporaryFolder folder;
+  write_distributions(folder.file("set.h5"));
+  REQUIRE_NOTHROW(Dataset::open(folder.file("set.h5")));
+  REQUIRE_THROWS_WITH(Dataset::open(folder.file("set.h5"), {.flips = true}),
+                      Contains("no /latents_flipped") && Contains("--random-flip") && !Contains("\n"));
+  write_distributions(folder.file("half.h5")).tensor("/latents_flipped", at::zeros({6, 4, 2, 2}));
+  REQUIRE_THROWS_WITH(Dataset::open(folder.file("half.h5"), {.flips = true}),
+                      Contains("no /latent_std_flipped"));
+}
+
 TEST_CASE("SDXL's conditioning comes back as it was written") {
   const TemporaryFolder folder;
   write_sdxl(folder.file("set.h5"));

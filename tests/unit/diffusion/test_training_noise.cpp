@@ -49,6 +49,18 @@ TEST_CASE("a perturbation is in the input alone") {
   CHECK(std::abs((more * with.target).mean().item<double>()) < 0.05);
 }
 
+TEST_CASE("about half of all visits see the picture mirrored, each row by a draw of its own") {
+  CHECK_FALSE(noise({}, 0, 4).flipped.defined());
+  NoiseOptions options;
+  options.random_flip = true;
+  const RowNoise with = noise(options, 0, 1000);
+  CHECK(at::equal(with.target, noise({}, 0, 1000).target));
+  CHECK(with.flipped.to(at::kDouble).mean().item<double>() == Approx(0.5).margin(0.06));
+  CHECK(at::equal(with.flipped.narrow(0, 600, 50), noise(options, 600, 50).flipped));
+  for (const NoiseStreams& others : {kHeldOutNoise, kReferenceNoise})
+    CHECK_FALSE(at::equal(with.flipped, noise(options, 0, 1000, others).flipped));
+}
+
 TEST_CASE("any split of the rows draws the same") {
   NoiseOptions options;
   options.offset = 0.2;
