@@ -1,7 +1,8 @@
 """docs/finetune_stable_diffusion.md: its commands, one after the other as they stand there, on random pipelines.
 
 What is replaced: sizes (resolution, steps, batch, processes), the device, and what is there already or would not end (setup,
-build, TensorBoard's server). SLURM's commands are stood in for by small scripts."""
+build, TensorBoard's server). SLURM's commands are stood in for by small scripts, and in one of two passes GPUs by tests/stub_cuda:
+there, precision and devices are the ones that the configurations ask for."""
 import os
 import re
 import socket
@@ -11,13 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import stub_gpu
 import tiny_pipeline
 from conftest import BUILD, ROOT, clean_environment, run
 
 DOC = (ROOT / "docs" / "finetune_stable_diffusion.md").read_text()
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", DOC, re.S | re.M)
 STEPS, MORE = 4, 6  # of a run, and of one that is resumed
-SMALL = {"device": "cpu", "mixed_precision": "no", "train_batch_size": 2, "gradient_accumulation_steps": 1, "lr_warmup_steps": 1,
+ON_CPU = {"device": "cpu", "mixed_precision": "no"}
+SMALL = {"train_batch_size": 2, "gradient_accumulation_steps": 1, "lr_warmup_steps": 1,
          "checkpointing_steps": 2, "validation.every": 2, "validation.draws": 1, "sampling.every": 2, "sampling.num_inference_steps": 2, "sieve.reference.draws": 1,
          "sieve.held_out.rows": 2, "sieve.held_out.every": 1, "sieve.standardise.min_count": 2, "sieve.standardise.window": 4, "max_train_steps": STEPS}
 
@@ -44,12 +47,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def settings(command):
-    values = {**SMALL, "max_train_steps": MORE} if "--resume-from" in command else SMALL
+def settings(command, gpus):
+    values = {**SMALL, **({} if gpus else ON_CPU), **({"max_train_steps": MORE} if "--resume-from" in command else {})}
     return "".join(f" --set {name}={value}" for name, value in values.items())
 
 
-def small(block):
+def small(block, gpus):
     """The block with its sizes made small; every replacement must find its place."""
     lines = []
     for command in block.replace("\\\n", " ").strip().splitlines():
@@ -59,9 +62,9 @@ def small(block):
         if command.startswith("export PATH="):
             continue
         if "prepare_dataset.py" in command:
-            command = re.sub(r"--resolution \d+", "--resolution 16", command) + " --held-out 4 --validation 4 --device cpu"
+            command = re.sub(r"--resolution \d+", "--resolution 16", command) + " --held-out 4 --validation 4" + ("" if gpus else " --device cpu")
         if re.search(r"memsieve-train|sbatch", command):
-            command += settings(command)
+            command += settings(command, gpus)
         command = re.sub(r"--nproc_per_node \d+", "--nproc_per_node 1" if "--nnodes" in command else "--nproc_per_node 2", command)
         if "--nnodes" in command:
             command = command.replace("host0:29400", f"127.0.0.1:{free_port()}")
@@ -76,10 +79,8 @@ def small_python(block):
     return block.replace("num_inference_steps=25", "num_inference_steps=2")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def make_place(folder):
     """A folder that looks like the repository's, with models/sd15, models/sdxl, pictures and a SLURM of our own."""
-    folder = tmp_path_factory.mktemp("doc")
     for name in ("configs", "tools", "examples", "docs"):
         (folder / name).symlink_to(ROOT / name)
     tiny_pipeline.stable_diffusion(folder / "models" / "sd15")
@@ -94,23 +95,31 @@ def place(tmp_path_factory):
     return folder
 
 
-def environment(place):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("doc"))
+
+
+def environment(place, gpus):
+    stub = stub_gpu.environment(gpus, compute=True) if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     path = f"{place / 'bin'}:{Path(sys.executable).parent}:{BUILD / 'trainer'}:{os.environ['PATH']}"
-    return clean_environment(PATH=path, HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
+    return clean_environment(PATH=path, HF_HUB_OFFLINE="1", **stub)
 
 
-def start(place, language, text):
+def start(place, language, text, gpus):
     command = ["bash", "-euo", "pipefail", "-c", text] if language == "bash" else [sys.executable, "-c", text]
-    return subprocess.Popen(command, cwd=place, env=environment(place), text=True, stdout=subprocess.PIPE,
+    return subprocess.Popen(command, cwd=place, env=environment(place, gpus), text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT)
 
 
-def test_every_command_works(place):
+@pytest.mark.parametrize("gpus", [0, pytest.param(2, marks=stub_gpu.needed)])
+def test_every_command_works(tmp_path, gpus):
+    place = make_place(tmp_path)
     assert len(BLOCKS) >= 12
     for language, block in BLOCKS:
-        text = small(block) if language == "bash" else small_python(block)
+        text = small(block, gpus) if language == "bash" else small_python(block)
         machines = int((re.search(r"--nnodes (\d+)", text) or [0, 1])[1])
-        running = [start(place, language, text) for _ in range(machines)]
+        running = [start(place, language, text, gpus) for _ in range(machines)]
         for process in running:
             said = process.communicate(timeout=300)[0]
             assert process.returncode == 0, f"{text}\n\n{said}"
@@ -120,7 +129,8 @@ def test_every_command_works(place):
     for picture in ("sd15/samples/step-000002.png", "sd15/suspects.png", "sd15/bicycle.png", "sdxl_lora/bicycle.png"):
         assert (place / "runs" / picture).stat().st_size > 0
     for name in ("sd15", "slurm", "two_machines"):
-        assert '"world_size": 2' in (place / "runs" / name / "run.json").read_text()
+        about = (place / "runs" / name / "run.json").read_text()
+        assert '"world_size": 2' in about and ("cuda:0" if gpus else '"cpu"') in about
 
 
 @pytest.mark.parametrize("model, config", [("sd15", "sd15"), ("sd21", "sd21"), ("sdxl", "sdxl_lora")])
