@@ -21,7 +21,6 @@ CASES = {"demo": (None, 16, 32), "sd15_quarter": ("sd15_quarter", 32, 4), "sd15_
          "sd15": ("sd15", 64, 8)}
 SECONDS = 2.5           # about what one measurement of a round takes
 COMPILE_SECONDS = 240   # a compilation that takes longer is given up
-TOLERANCE = 1e-4        # relative difference of the first step's losses and gradient norms
 
 
 class Worker:
@@ -75,11 +74,17 @@ def start_ours(case, kind, threshold, precision, rows):
     return Worker(BINARY, "--config", config, *(word for s in settings for word in ("--set", s)), "--serve", rows)
 
 
-def same_first_step(case, ours, theirs, rows):
+def tolerances(precision, device):
+    """Relative differences that the first steps may have. bfloat16, and TF32 in a GPU's convolutions, round a thousand times as
+    coarsely as float32, and a row near the threshold may then fall on either side."""
+    return {"loss": 1e-4, "grad_norm": 1e-4} if (precision, device) == ("no", "cpu") else {"loss": 2e-2, "grad_norm": 0.25}
+
+
+def same_first_step(case, ours, theirs, rows, allowed):
     """Relative differences of loss and gradient norm; an error if they are not the same computation."""
     found, expected = ours.ask(1), theirs.ask("check", rows)
-    differences = {key: abs(found[key] - expected[key]) / abs(expected[key]) for key in ("loss", "grad_norm")}
-    if not all(difference < TOLERANCE for difference in differences.values()):
+    differences = {key: abs(found[key] - expected[key]) / abs(expected[key]) for key in allowed}
+    if not all(differences[key] < allowed[key] for key in allowed):
         raise SystemExit(f"compare-python: {case['name']}: the first steps differ: ours {found}, Python's {expected}")
     if not 0 < expected["dropped"] < case["batch"]:
         raise SystemExit(f"compare-python: {case['name']}: {expected['dropped']} of {case['batch']} rows dropped; the check says nothing")
@@ -135,7 +140,8 @@ def compare(name, args):
             ours[kind] = start_ours(case, kind, ready["threshold"], args.precision, folder / f"{kind}.safetensors")
             workers.append(ours[kind])
             ours[kind].answer()
-        difference = same_first_step(case, ours["published"], theirs, folder / "published.safetensors")
+        difference = same_first_step(case, ours["published"], theirs, folder / "published.safetensors",
+                                     tolerances(args.precision, ready["device"]))
         variants = {"ours, published rule": (ours["published"], "STEPS"), "Python, published rule": (theirs, "published", "STEPS"),
                     "ours, plain": (ours["plain"], "STEPS"), "Python, plain": (theirs, "plain", "STEPS"),
                     "ours, our rule": (ours["ours"], "STEPS")}
@@ -208,7 +214,7 @@ class Loop:
 
     def predict(self, noisy, timesteps, text):
         with self.torch.autocast(self.device.type, self.torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.called(noisy, timesteps, text).sample
+            return self.called(noisy, timesteps, text).sample.float()  # as accelerate does
 
     def magnitudes(self, prediction, noisy, timesteps):
         with self.torch.no_grad():

@@ -45,7 +45,8 @@ def test_made_cases_are_runs(tmp_path):
         run_ok(BUILD / "trainer" / "memsieve-train", "--config", tmp_path / f"{rule}.yaml", "--dry-run")
 
 
-def test_ours_and_python_make_the_same_step(tmp_path):
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_ours_and_python_make_the_same_step(tmp_path, precision):
     tiny.write_run(tmp_path)
     (tmp_path / "unet.json").write_text(json.dumps(tiny.UNET | {"sample_size": 4}))
     config = yaml.safe_load(tiny.YAML) | {"sieve": PUBLISHED}
@@ -56,9 +57,9 @@ def test_ours_and_python_make_the_same_step(tmp_path):
     case = {"name": "tiny", "batch": 8, "configs": {"published": str(tmp_path / "published.yaml")}, "made": str(tmp_path),
             "data": str(tmp_path / "train.h5"), "learning_rate": 0.001, "unet": str(tmp_path / "unet"),
             "prediction_type": "v_prediction"}
-    loop = compare_python.Loop(case, "no", compiled=False)
+    loop = compare_python.Loop(case, precision, compiled=False)
     shutil.copytree(tmp_path / "unet", tmp_path / "start")
-    ours = compare_python.start_ours(case | {"unet": str(tmp_path / "start")}, "published", loop.threshold, "no",
+    ours = compare_python.start_ours(case | {"unet": str(tmp_path / "start")}, "published", loop.threshold, precision,
                                      tmp_path / "rows.safetensors")
     try:
         assert ours.answer(60) == {}
@@ -66,8 +67,8 @@ def test_ours_and_python_make_the_same_step(tmp_path):
     finally:
         ours.end()
     assert 0 < expected["dropped"] < 8
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    for key, allowed in compare_python.tolerances(precision, "cpu").items():
+        assert found[key] == pytest.approx(expected[key], rel=allowed), key
     assert loop.steps(True, 2)["wall_ms"] > 0
 
 
