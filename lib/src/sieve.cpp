@@ -161,7 +161,8 @@ at::Tensor Sieve::Impl::device_ids(const Batch& batch, bool held_out) const {
       bad_batch("sample id " + std::to_string(id) + " is out of range [0, " + std::to_string(limit) + ")");
     }
   }
-  return ids.to(setup.device, /*non_blocking=*/true);
+  // From memory that is not pinned a copy may wait for the device.
+  return setup.device.is_cpu() ? ids : ids.pin_memory().to(setup.device, /*non_blocking=*/true);
 }
 
 Plan Sieve::inspect(const Batch& batch, const Clock& clock) {

@@ -95,8 +95,6 @@ def test_a_step_waits_for_nothing(folder, case):
     calls = per_step(folder, *CASES[case])
     assert calls.pop("kernels") > 100
     assert calls.pop("cudaEventSynchronize") == (1 if case == "plain" else 2)
-    pageable = calls.pop("pageable to device", 0)  # a few sample ids; the driver takes so little at once
-    assert pageable <= 3
     assert calls == {name: 0 for name in calls}
 
 
