@@ -58,7 +58,7 @@ Conv2dImpl::Conv2dImpl(int64_t in, int64_t out, int64_t kernel, int64_t stride)
 
 at::Tensor Conv2dImpl::forward(const at::Tensor& x) {
   const int64_t padding = weight.size(2) / 2;
-  const at::Tensor y = at::conv2d(x, weight, bias, stride_, padding);
+  at::Tensor y = at::conv2d(x, weight, bias, stride_, padding);
   const LowRank* low = adapter();
   if (low == nullptr) return y;
   // A does what the layer does with fewer channels, B mixes them.

@@ -78,7 +78,7 @@ FolderWeights read_weights(const std::string& folder) {
                        : ""));
 }
 
-void fill_parameters(torch::nn::Module& model, FolderWeights weights) {
+void fill_parameters(torch::nn::Module& model, FolderWeights&& weights) {
   auto& [tensors, where] = weights;
   std::vector<std::string> missing;
   for (auto& item : model.named_parameters()) {

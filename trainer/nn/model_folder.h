@@ -22,7 +22,7 @@ FolderWeights read_weights(const std::string& folder);
 /// Gives every parameter of `model` its tensor, as float32 on the CPU. DataError naming the file and the
 /// tensor for anything missing, additional or of another shape. The model's own values need not have been
 /// filled.
-void fill_parameters(torch::nn::Module& model, FolderWeights weights);
+void fill_parameters(torch::nn::Module& model, FolderWeights&& weights);
 
 /// FOLDER/config.json and FOLDER/diffusion_pytorch_model.safetensors.
 std::string config_path(const std::string& folder);
