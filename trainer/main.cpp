@@ -1,5 +1,6 @@
 // memsieve-train: the example trainer's command line.
 #include <c10/core/DeviceGuard.h>
+#include <c10/util/Exception.h>
 #include <memsieve/builtin.h>
 #include <memsieve/error.h>
 #include <trainer/dist/group.h>
@@ -80,13 +81,24 @@ CommandLine parse(int argc, char** argv) {
   return line;
 }
 
+/// What to tell of an error. memsieve's own are fit to be shown; what libraries throw names their source
+/// files.
+std::string line_of(const std::exception& error) {
+  if (dynamic_cast<const Error*>(&error) != nullptr) return error.what();
+  if (const auto* full = dynamic_cast<const c10::OutOfMemoryError*>(&error)) {
+    const std::string said =
+        full->what_without_backtrace();  // "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ..."
+    return said.substr(0, said.find(". GPU")) +
+           "; lower train_batch_size and raise gradient_accumulation_steps as much, or set "
+           "gradient_checkpointing: "
+           "true, mixed_precision: bf16 or a lora section";
+  }
+  return is_peer_failure(error) ? peer_failure_line("training", error) : error.what();
+}
+
 /// Reports an error on the rank it happened on. A line more than 1 would hide what matters.
 ExitCode report(const std::exception& error) {
-  // What a library throws when a peer is gone names its own source files; memsieve's errors are fit to be
-  // shown.
-  const bool ours = dynamic_cast<const Error*>(&error) != nullptr;
-  const std::string text =
-      !ours && is_peer_failure(error) ? peer_failure_line("training", error) : error.what();
+  const std::string text = line_of(error);
   log_error(text.substr(0, text.find('\n')));
   return exit_code_of(error);
 }

@@ -159,6 +159,15 @@ def test_a_bad_sample_ends_the_run_with_its_name_before_it_reaches_the_weights(f
         assert all(torch.isfinite(t).all() for t in weights(folder / "bad", int(made.name[5:])).values())
 
 
+def test_a_full_gpu_is_one_line_with_a_remedy(folder):
+    words = ["--config", "run.yaml", *words_of("cuda", "run", OURS)]
+    result = run(TRAIN, *words, cwd=folder, **stub_gpu.environment(compute=True), MEMSIEVE_STUB_MIB="1")
+    assert result.returncode == 2, result.stderr
+    errors = [line for line in result.stderr.splitlines() if " error " in line]
+    assert len(errors) == 1 and "out of memory. Tried to allocate" in errors[0] and "lower train_batch_size" in errors[0]
+    assert result.stderr.splitlines()[-1] == errors[0]
+
+
 def test_the_unit_tests_for_gpus_pass():
     out = run_ok(BUILD / "tests" / "test_trainer", "[.cuda]", **stub_gpu.environment(compute=True))
     assert "All tests passed" in out and "3 test cases" in out

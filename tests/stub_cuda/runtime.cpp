@@ -3,6 +3,7 @@
 // test sees tensors on the wrong device, wrong dtypes and every wait of the host. It answers as an A100
 // would.
 //   MEMSIEVE_STUB_GPUS=N       how many GPUs there are (default 1)
+//   MEMSIEVE_STUB_MIB=N        memory of each (default 80 GiB)
 //   MEMSIEVE_STUB_REPORT=FILE  counts of the calls that wait or might, and of kernels, as JSON, written at
 //   exit MEMSIEVE_STUB_TRACE=FILE   one line with the return addresses for each such call
 #include <cuda_runtime_api.h>
@@ -32,6 +33,7 @@ struct Memory {
   };
   std::mutex mutex;
   std::map<uintptr_t, Block> blocks;
+  size_t on_devices = 0;  // bytes
 
   Block find(const void* address) {
     const std::lock_guard lock(mutex);
@@ -101,8 +103,18 @@ int gpus() {
   return text == nullptr ? 1 : std::atoi(text);
 }
 
+size_t gpu_bytes() {
+  const char* text = std::getenv("MEMSIEVE_STUB_MIB");
+  return text == nullptr ? size_t{80} << 30 : std::strtoul(text, nullptr, 10) << 20;
+}
+
 cudaError_t allocate(void** out, size_t size, Kind kind) {
   size = std::max<size_t>(512, (size + 511) / 512 * 512);
+  if (kind == Kind::device) {
+    const std::lock_guard lock(memory().mutex);
+    if (memory().on_devices + size > gpu_bytes()) return cudaErrorMemoryAllocation;
+    memory().on_devices += size;
+  }
   void* block = std::aligned_alloc(512, size);
   if (block == nullptr) return cudaErrorMemoryAllocation;
   std::memset(block, 0, size);
@@ -116,7 +128,10 @@ cudaError_t release(void* block) {
   if (block == nullptr) return cudaSuccess;
   {
     const std::lock_guard lock(memory().mutex);
-    memory().blocks.erase(reinterpret_cast<uintptr_t>(block));
+    const auto found = memory().blocks.find(reinterpret_cast<uintptr_t>(block));
+    if (found != memory().blocks.end() && found->second.kind == Kind::device)
+      memory().on_devices -= found->second.size;
+    if (found != memory().blocks.end()) memory().blocks.erase(found);
   }
   std::free(block);
   return cudaSuccess;
@@ -177,7 +192,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   p->major = 8;
   p->minor = 0;
   p->multiProcessorCount = 108;
-  p->totalGlobalMem = size_t{80} << 30;
+  p->totalGlobalMem = gpu_bytes();
   p->sharedMemPerBlock = 49152;
   p->sharedMemPerBlockOptin = 166912;
   p->sharedMemPerMultiprocessor = 167936;
@@ -270,8 +285,9 @@ cudaError_t cudaFreeHost(void* block) {
   return release(block);
 }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
-  *free = size_t{60} << 30;
-  *total = size_t{80} << 30;
+  const std::lock_guard lock(memory().mutex);
+  *total = gpu_bytes();
+  *free = *total - memory().on_devices;
   return cudaSuccess;
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void* address) {

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <c10/util/Exception.h>
 #include <memsieve/error.h>
 #include <trainer/io/atomic_file.h>
 #include <trainer/loop/agree.h>
@@ -259,6 +260,7 @@ ExitCode train(const TrainConfig& config, Group& group, bool dry) {
 
 ExitCode exit_code_of(const std::exception& error) {
   if (dynamic_cast<const ConfigError*>(&error) != nullptr) return kUsageError;
+  if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr) return kUsageError;
   if (dynamic_cast<const DataError*>(&error) != nullptr) return kDataFailure;
   if (dynamic_cast<const NonFiniteError*>(&error) != nullptr) return kDiverged;
   if (is_peer_failure(error)) return kPeerFailure;
