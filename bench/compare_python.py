@@ -3,7 +3,7 @@
 (Wen et al., ICLR 2024). Same weights, batch, precision, filter and number of threads; rounds of both alternate. The last line is
 one JSON object; its ratios are medians over rounds of images/s of ours over Python's.
 
-  compare_python.py [--cases demo,sd15_quarter] [--rounds 5] [--compile none|demo|all] [--precision no|bf16] [--batch N]
+  compare_python.py [--cases demo,sd15_quarter] [--rounds 5] [--compile none|demo|all] [--precision no|bf16] [--batch N] [--apart]
 """
 import argparse
 import json
@@ -19,6 +19,7 @@ BINARY = ROOT / "build" / "release" / "bench" / "memsieve-bench-train-step"
 # name: UNet of make_case.py (None: the demo's own), height and width of the latents, rows of a batch
 CASES = {"demo": (None, 16, 32), "sd15_quarter": ("sd15_quarter", 32, 4), "sd15_quarter_64": ("sd15_quarter", 64, 2),
          "sd15": ("sd15", 64, 8)}
+APART = {"sd15"}        # several at a time do not fit into a GPU's memory
 SECONDS = 2.5           # about what one measurement of a round takes
 COMPILE_SECONDS = 240   # a compilation that takes longer is given up
 
@@ -45,6 +46,35 @@ class Worker:
     def end(self):
         self.process.kill()
         self.process.wait()
+
+
+class Variant:
+    """What is compared: a worker, and what it is asked for N steps. `apart`: it lives only while it is asked."""
+
+    def __init__(self, start, apart, *words):
+        self.start, self.apart, self.words, self.worker, self.about = start, apart, words, None, None
+
+    def ask(self, *words, seconds=1800):
+        """With words of one's own; starts the worker if there is none, and ends it if it lives apart."""
+        if self.worker is None:
+            self.worker = self.start()
+            self.about = self.worker.answer()
+        answer = self.worker.ask(*words, seconds=seconds) if words else self.about
+        if self.apart:
+            self.end()
+        return answer
+
+    def measure(self, steps):
+        if self.apart:
+            self.worker = self.start()
+            self.worker.answer()
+            self.worker.ask(*self.words, 2)
+        return self.ask(*self.words, steps)
+
+    def end(self):
+        if self.worker:
+            self.worker.end()
+            self.worker = None
 
 
 def prepare(name, batch):
@@ -80,9 +110,8 @@ def tolerances(precision, device):
     return {"loss": 1e-4, "grad_norm": 1e-4} if (precision, device) == ("no", "cpu") else {"loss": 2e-2, "grad_norm": 0.25}
 
 
-def same_first_step(case, ours, theirs, rows, allowed):
-    """Relative differences of loss and gradient norm; an error if they are not the same computation."""
-    found, expected = ours.ask(1), theirs.ask("check", rows)
+def difference_of(case, found, expected, allowed):
+    """The largest relative difference of the first steps' losses and gradient norms; an error if it is too large."""
     differences = {key: abs(found[key] - expected[key]) / abs(expected[key]) for key in allowed}
     if not all(differences[key] < allowed[key] for key in allowed):
         raise SystemExit(f"compare-python: {case['name']}: the first steps differ: ours {found}, Python's {expected}")
@@ -91,14 +120,13 @@ def same_first_step(case, ours, theirs, rows, allowed):
     return max(differences.values())
 
 
-def measure(case, workers, steps, rounds):
+def measure(case, variants, steps, rounds):
     """Answers of every variant in every round; every other round goes backwards."""
-    answers = {name: [] for name in workers}
+    answers = {name: [] for name in variants}
     for number in range(rounds):
-        for name in list(workers) if number % 2 == 0 else list(workers)[::-1]:
-            worker, *words = workers[name]
-            answers[name].append(worker.ask(*[steps if word == "STEPS" else word for word in words]))
-        print(f"{case['name']} round {number + 1}: " + ", ".join(f"{name} {answers[name][-1]['wall_ms']:.0f} ms" for name in workers),
+        for name in list(variants) if number % 2 == 0 else list(variants)[::-1]:
+            answers[name].append(variants[name].measure(steps))
+        print(f"{case['name']} round {number + 1}: " + ", ".join(f"{name} {answers[name][-1]['wall_ms']:.0f} ms" for name in variants),
               flush=True)
     return answers
 
@@ -107,15 +135,18 @@ def ratio(answers, mine, theirs, key="wall_ms"):
     return round(statistics.median(b[key] / a[key] for a, b in zip(answers[mine], answers[theirs])), 3)
 
 
+def start_python(case, precision, *more):
+    return Worker(sys.executable, __file__, "--worker", json.dumps(case), "--precision", precision, *more)
+
+
 def compare_compiled(case, ours, steps, args):
     """The same against torch.compile, or why not."""
-    compiled = Worker(sys.executable, __file__, "--worker", json.dumps(case), "--precision", args.precision, "--compiled")
+    compiled = Variant(lambda: start_python(case, args.precision, "--compiled"), ours.apart, "published")
     try:
         began = time.monotonic()
-        compiled.answer()
         compiled.ask("published", 2, seconds=COMPILE_SECONDS)
         seconds = time.monotonic() - began
-        answers = measure(case, {"ours": (ours, "STEPS"), "compiled": (compiled, "published", "STEPS")}, steps, args.rounds)
+        answers = measure(case, {"ours": ours, "compiled": compiled}, steps, args.rounds)
         return {"speedup": ratio(answers, "ours", "compiled"), "compilation_s": round(seconds, 1)}
     except TimeoutError:
         return f"not measured: compilation takes more than {COMPILE_SECONDS} s"
@@ -131,38 +162,38 @@ def compare(name, args):
     folder.mkdir(parents=True, exist_ok=True)
     if case["unet"] is None:
         case["unet"] = case["made"] + "/unet"
-    theirs = Worker(sys.executable, __file__, "--worker", json.dumps(case), "--precision", args.precision)
-    workers = [theirs]
+    apart, rows = args.apart or name in APART, folder / "published.safetensors"
+
+    def python(kind):
+        return Variant(lambda: start_python(case, args.precision), apart, kind)
+
+    def ours(kind):
+        return Variant(lambda: start_ours(case, kind, about["threshold"], args.precision, folder / f"{kind}.safetensors"), apart)
+
+    mine, other = "ours, published rule", "Python, published rule"
+    variants = {mine: ours("published"), other: python("published"), "ours, plain": ours("plain"), "Python, plain": python("plain"),
+                "ours, our rule": ours("ours")}
     try:
-        ready = theirs.answer()
-        ours = {}
-        for kind in ("published", "plain", "ours"):
-            ours[kind] = start_ours(case, kind, ready["threshold"], args.precision, folder / f"{kind}.safetensors")
-            workers.append(ours[kind])
-            ours[kind].answer()
-        difference = same_first_step(case, ours["published"], theirs, folder / "published.safetensors",
-                                     tolerances(args.precision, ready["device"]))
-        variants = {"ours, published rule": (ours["published"], "STEPS"), "Python, published rule": (theirs, "published", "STEPS"),
-                    "ours, plain": (ours["plain"], "STEPS"), "Python, plain": (theirs, "plain", "STEPS"),
-                    "ours, our rule": (ours["ours"], "STEPS")}
+        about = variants[other].ask()
+        found, expected = variants[mine].ask(1), variants[other].ask("check", rows, about["threshold"])
+        difference = difference_of(case, found, expected, tolerances(args.precision, about["device"]))
         warm = measure(case | {"name": f"{name} warm-up"}, variants, 2, 1)
-        steps = max(1, min(50, round(1000 * SECONDS / warm["ours, published rule"][0]["wall_ms"])))
+        steps = max(1, min(50, round(1000 * SECONDS / warm[mine][0]["wall_ms"])))
         answers = measure(case, variants, steps, args.rounds)
-        mine, other = "ours, published rule", "Python, published rule"
         result = {"speedup": ratio(answers, mine, other), "speedup_plain": ratio(answers, "ours, plain", "Python, plain"),
                   "speedup_our_rule": ratio(answers, "ours, our rule", other),
                   "speedup_cpu_time": ratio(answers, mine, other, "cpu_ms"),
                   "range": [round(f(b["wall_ms"] / a["wall_ms"] for a, b in zip(answers[mine], answers[other])), 3) for f in (min, max)],
                   "images_per_s": {kind: round(1000 * case["batch"] / statistics.median(a["wall_ms"] for a in answers[kind]), 2)
                                    for kind in variants},
-                  "batch": case["batch"], "steps": steps, "first_step_difference": difference, "threads": ready["threads"],
-                  "device": ready["device"]}
+                  "batch": case["batch"], "steps": steps, "first_step_difference": difference, "threads": about["threads"],
+                  "device": about["device"]}
         if args.compile == "all" or args.compile == name:
-            result["torch_compile"] = compare_compiled(case, ours["published"], steps, args)
+            result["torch_compile"] = compare_compiled(case, variants[mine], steps, args)
         return result
     finally:
-        for worker in workers:
-            worker.end()
+        for variant in variants.values():
+            variant.end()
 
 
 # The Python side.
@@ -248,10 +279,10 @@ class Loop:
         self.lr_scheduler.step()
         self.optimizer.zero_grad()
 
-    def check(self, path):
+    def check(self, path, threshold):
         """Loss over all rows, rows dropped and norm of the gradient for rows that ours has written; no update."""
         from safetensors.torch import load_file
-        torch = self.torch
+        torch, self.threshold = self.torch, threshold
         saved = {name: tensor.to(self.device) for name, tensor in load_file(path).items()}
         if not torch.equal(saved["null_text"], self.null):
             raise SystemExit("compare-python: the empty captions differ")
@@ -283,7 +314,7 @@ def work(args):
         words = sys.stdin.readline().split()
         if not words:
             return
-        answer = loop.check(words[1]) if words[0] == "check" else loop.steps(words[0] == "published", int(words[1]))
+        answer = loop.check(words[1], float(words[2])) if words[0] == "check" else loop.steps(words[0] == "published", int(words[1]))
 
 
 def main():
@@ -293,6 +324,8 @@ def main():
     parser.add_argument("--compile", choices=("none", "demo", "all"), default="demo", help="cases to measure torch.compile in, too")
     parser.add_argument("--precision", choices=("no", "bf16"), default="no")
     parser.add_argument("--batch", type=int, help="rows of a batch instead of each case's own")
+    parser.add_argument("--apart", action="store_true", help="start every variant anew in each round, for UNets of which memory holds "
+                        "only one; always so for sd15")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -8,7 +8,7 @@
 #     images/s, milliseconds per part and peak memory of our training step: of a configuration (the demo's by default), or of a UNet
 #     with random weights on synthetic latents; --batch counts the rows of all processes
 #   scripts/bench.sh compare-python [--cases demo,sd15_quarter] [--rounds N] [--compile none|demo|all] [--precision no|bf16]
-#       [--batch N]
+#       [--batch N] [--apart]
 #     our step against the same step in Python (torch, diffusers): `speedup` = images/s of ours over Python's
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"

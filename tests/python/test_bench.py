@@ -63,7 +63,7 @@ def test_ours_and_python_make_the_same_step(tmp_path, precision):
                                      tmp_path / "rows.safetensors")
     try:
         assert ours.answer(60) == {}
-        found, expected = ours.ask(1, seconds=60), loop.check(tmp_path / "rows.safetensors")
+        found, expected = ours.ask(1, seconds=60), loop.check(tmp_path / "rows.safetensors", loop.threshold)
     finally:
         ours.end()
     assert 0 < expected["dropped"] < 8
