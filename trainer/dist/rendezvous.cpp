@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <functional>
 #include <future>
+#include <mutex>
 #include <memory>
 #include <random>
 #include <thread>
@@ -28,18 +29,26 @@ struct Deadline {
 };
 
 // c10d reports each failed attempt to connect; the one that counts is thrown. TORCH_CPP_LOG_LEVEL brings the
-// rest back.
+// rest back. The level is the process's, and ranks may be threads of it: the first one in lowers it, the last
+// one out puts it back.
 class QuietC10d {
  public:
-  QuietC10d() : level_(FLAGS_caffe2_log_level) {
+  QuietC10d() {
+    const std::lock_guard lock(mutex_);
+    if (living_++ > 0) return;
+    level_ = FLAGS_caffe2_log_level;
     if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = c10::GLOG_FATAL;
   }
-  ~QuietC10d() { FLAGS_caffe2_log_level = level_; }
+  ~QuietC10d() {
+    const std::lock_guard lock(mutex_);
+    if (--living_ == 0) FLAGS_caffe2_log_level = level_;
+  }
   QuietC10d(const QuietC10d&) = delete;
   QuietC10d& operator=(const QuietC10d&) = delete;
 
  private:
-  int level_;
+  static inline std::mutex mutex_;
+  static inline int living_ = 0, level_ = 0;
 };
 
 std::string place(const Launch& launch) {

@@ -45,8 +45,8 @@ TEST_CASE("a set larger than the cache is trained on in bounded memory") {
     const Sampler sampler(kRows, 1, kBatch, 1, 7);
     // Chunks of many rows are read whole for each row, so fewer of them: the test is about memory.
     const int64_t steps = chunk > 1 ? 24 : kRows / kBatch;
+    const Sampler same = sampler;  // a sampler is one thread's
     Prefetcher<Rows> rows([&](int64_t step) { return set.load(sampler.rows(step, 0, 0)); }, 0, steps, kAhead);
-    const Sampler same = sampler;
     int64_t most = before;
     bool right = true;
     for (int64_t step = 0; step < steps; ++step) {
