@@ -95,6 +95,7 @@ def test_a_step_waits_for_nothing(folder, case):
     calls = per_step(folder, *CASES[case])
     assert calls.pop("kernels") > 100
     assert calls.pop("cudaEventSynchronize") == (1 if case == "plain" else 2)
+    del calls["cudaMalloc"]  # torch's cache is off here; test_cuda_numbers.py counts what gets past it
     assert calls == {name: 0 for name in calls}
 
 

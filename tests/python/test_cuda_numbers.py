@@ -139,6 +139,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder, precision):
         assert torch.equal(weights(parts)[name], tensor), name
 
 
+@pytest.mark.parametrize("settings", [OURS, [*OURS, "mixed_precision=fp16", "gradient_accumulation_steps=2"]])
+def test_no_memory_is_asked_for_once_a_run_has_settled(folder, settings):
+    """What a step needs comes from torch's caches, on the GPU and of pinned memory; asking CUDA would make the host wait."""
+    def calls(steps):
+        settled = [*settings, f"max_train_steps={steps}", "validation.every=0", "sampling.every=0", "checkpointing_steps=0"]
+        result = run(TRAIN, "--config", "run.yaml", *words_of("cuda", f"run{steps}", settled), cwd=folder,
+                     **stub_gpu.environment(compute=True, report=folder / "calls.json"))
+        assert result.returncode == 0, result.stderr
+        return json.loads((folder / "calls.json").read_text())
+
+    short, long = calls(STEPS), calls(3 * STEPS)
+    assert 0 < long["cudaMalloc"] == short["cudaMalloc"]
+    # How many pinned blocks are in use at once depends a little on how far the reading thread is ahead.
+    assert 0 < long["cudaHostAlloc"] <= short["cudaHostAlloc"] + STEPS // 4
+
+
 def test_mixed_precision_learns_as_float32_does(folder):
     full = lines(trained(folder, "cuda", *OURS, out="full"))
     for precision in ("fp16", "bf16"):

@@ -4,7 +4,7 @@
 // would.
 //   MEMSIEVE_STUB_GPUS=N       how many GPUs there are (default 1)
 //   MEMSIEVE_STUB_MIB=N        memory of each (default 80 GiB)
-//   MEMSIEVE_STUB_REPORT=FILE  counts of the calls that wait or might, and of kernels, as JSON, written at
+//   MEMSIEVE_STUB_REPORT=FILE  counts of the calls that wait, or might, or allocate, and of kernels, as JSON, written at
 //   exit MEMSIEVE_STUB_TRACE=FILE   one line with the return addresses for each such call
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -110,6 +110,7 @@ size_t gpu_bytes() {
 
 cudaError_t allocate(void** out, size_t size, Kind kind) {
   size = std::max<size_t>(512, (size + 511) / 512 * 512);
+  count(kind == Kind::device ? "cudaMalloc" : "cudaHostAlloc");
   if (kind == Kind::device) {
     const std::lock_guard lock(memory().mutex);
     if (memory().on_devices + size > gpu_bytes()) return cudaErrorMemoryAllocation;
