@@ -95,7 +95,8 @@ def test_a_step_waits_for_nothing(folder, case):
     calls = per_step(folder, *CASES[case])
     assert calls.pop("kernels") > 100
     assert calls.pop("cudaEventSynchronize") == (1 if case == "plain" else 2)
-    del calls["cudaMalloc"]  # torch's cache is off here; test_cuda_numbers.py counts what gets past it
+    for name in ("cudaMalloc", "cudaHostAlloc"):  # a cache of torch's is off here; test_cuda_numbers.py looks at these
+        calls.pop(name)
     assert calls == {name: 0 for name in calls}
 
 
