@@ -170,6 +170,10 @@ void read_metadata(const Json& value, Metadata* metadata, const File& file) {
   }
 }
 
+[[noreturn]] void refuse_to_store(const std::string& path, const std::string& name, at::ScalarType dtype) {
+  throw DataError(path + ": tensor '" + name + "': cannot be stored, dtype " + c10::toString(dtype));
+}
+
 std::string header_text(const TensorMap& tensors, const Metadata& metadata, const std::string& path) {
   Json header = Json::object();
   if (!metadata.empty()) header["__metadata__"] = metadata;
@@ -178,9 +182,7 @@ std::string header_text(const TensorMap& tensors, const Metadata& metadata, cons
     const auto found =
         std::find_if(dtypes().begin(), dtypes().end(),
                      [dtype = tensor.scalar_type()](const auto& row) { return row.second == dtype; });
-    if (found == dtypes().end() || name == "__metadata__")
-      throw DataError(path + ": tensor '" + name + "': cannot be stored, dtype " +
-                      c10::toString(tensor.scalar_type()));
+    if (found == dtypes().end() || name == "__metadata__") refuse_to_store(path, name, tensor.scalar_type());
     header[name] = {{"dtype", found->first},
                     {"shape", tensor.sizes().vec()},
                     {"data_offsets", {place, place + tensor.nbytes()}}};

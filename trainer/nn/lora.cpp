@@ -49,6 +49,10 @@ std::string endings_of(const std::vector<Layer>& layers) {
   return text;
 }
 
+std::string target_in(const std::string& where, const std::string& target) {
+  return where + ".target_modules: '" + target + "'";
+}
+
 void check(const LoraConfig& config, const std::vector<Layer>& layers, const std::string& where) {
   if (config.rank < 1)
     throw ConfigError(where + ".rank: is " + std::to_string(config.rank) + "; must be 1 or more");
@@ -58,8 +62,8 @@ void check(const LoraConfig& config, const std::vector<Layer>& layers, const std
     throw ConfigError(where + ".target_modules: is empty; name layers, for example to_q");
   for (const std::string& target : config.target_modules) {
     if (std::none_of(layers.begin(), layers.end(), [&](const Layer& l) { return ends_in(l.name, target); }))
-      throw ConfigError(where + ".target_modules: '" + target +
-                        "' is the ending of no layer's name; there are " + endings_of(layers));
+      throw ConfigError(target_in(where, target) + " is the ending of no layer's name; there are " +
+                        endings_of(layers));
   }
 }
 

@@ -40,6 +40,14 @@ bool ends_with(const std::string& name, const std::string& tail) {
   return name.size() > tail.size() && name.compare(name.size() - tail.size(), tail.size(), tail) == 0;
 }
 
+std::string tensor_in(const std::string& path, const std::string& name) {
+  return path + ": tensor '" + name + "'";
+}
+
+std::string value_in(const std::string& where, const std::string& key, const Json& value) {
+  return where + ": " + key + " is " + value.dump();
+}
+
 // Of what peft's LoraConfig can ask for, only what is computed here may be in the file.
 std::optional<double> read_alpha(const std::string& path, const std::string& text) {
   const std::string where = path + ": " + metadata_key;
@@ -50,7 +58,7 @@ std::optional<double> read_alpha(const std::string& path, const std::string& tex
     const std::string name = without_prefix(key);
     if (name == "lora_alpha") {
       if (!value.is_number() || !(value.get<double>() > 0))
-        throw DataError(where + ": " + key + " is " + value.dump() + ", must be a number above 0");
+        throw DataError(value_in(where, key, value) + ", must be a number above 0");
       alpha = value.get<double>();
     }
     static const std::set<std::string> switches = {"use_dora", "use_rslora", "lora_bias", "fan_in_fan_out"};
@@ -58,7 +66,7 @@ std::optional<double> read_alpha(const std::string& path, const std::string& tex
     const bool differs_by_layer =
         (name == "alpha_pattern" || name == "rank_pattern") && value.is_object() && !value.empty();
     if ((switches.count(name) > 0 && asks) || differs_by_layer)
-      throw DataError(where + ": " + key + " is " + value.dump() + ", which is not supported");
+      throw DataError(value_in(where, key, value) + ", which is not supported");
   }
   return alpha;
 }
@@ -69,11 +77,11 @@ AdapterFile read_file(const std::string& path) {
   for (auto& [name, tensor] : load_safetensors(path, &metadata)) {
     const std::string own = without_prefix(name);
     if (!ends_with(own, ".lora_A.weight") && !ends_with(own, ".lora_B.weight"))
-      throw DataError(path + ": tensor '" + name +
-                      "' is not named unet.LAYER.lora_A.weight or .lora_B.weight: not a UNet's adapter in "
+      throw DataError(tensor_in(path, name) +
+                      " is not named unet.LAYER.lora_A.weight or .lora_B.weight: not a UNet's adapter in "
                       "diffusers' form; load and save it with diffusers");
     if (!file.tensors.emplace(own, tensor).second)
-      throw DataError(path + ": tensor '" + name + "' stands there with and without '" + prefix + "'");
+      throw DataError(tensor_in(path, name) + " stands there with and without '" + prefix + "'");
   }
   if (file.tensors.empty()) throw DataError(path + ": holds no tensor");
   const auto found = metadata.find(metadata_key);
@@ -86,16 +94,16 @@ void copy_values(const std::string& path, TensorMap tensors,
   at::NoGradGuard no_grad;
   for (auto [name, parameter] : parameters) {
     const auto found = tensors.find(name);
-    if (found == tensors.end()) throw DataError(path + ": tensor '" + name + "' is missing");
+    if (found == tensors.end()) throw DataError(tensor_in(path, name) + " is missing");
     if (found->second.sizes() != parameter.sizes())
-      throw DataError(path + ": tensor '" + name + "' is " + shape_text(found->second.sizes()) +
+      throw DataError(tensor_in(path, name) + " is " + shape_text(found->second.sizes()) +
                       ", this model and rank ask for " + shape_text(parameter.sizes()));
     parameter.copy_(found->second);
     tensors.erase(found);
   }
   if (!tensors.empty())
-    throw DataError(path + ": tensor '" + tensors.begin()->first +
-                    "' belongs to no layer that has an adapter here");
+    throw DataError(tensor_in(path, tensors.begin()->first) +
+                    " belongs to no layer that has an adapter here");
 }
 
 Json number(double value) {
@@ -115,14 +123,14 @@ Lora Lora::load(UNet2DConditionModel& unet, const std::string& path) {
     const std::string layer = name.substr(0, name.rfind(".lora_A.weight"));
     const auto* found = modules.find(layer);
     if (found == nullptr || dynamic_cast<Adaptable*>(found->get()) == nullptr)
-      throw DataError(path + ": tensor '" + name + "': this UNet has no such layer");
+      throw DataError(tensor_in(path, name) + ": this UNet has no such layer");
     if (tensor.dim() < 2 || tensor.size(0) < 1)
-      throw DataError(path + ": tensor '" + name + "' is " + shape_text(tensor.sizes()) + ", no adapter's");
+      throw DataError(tensor_in(path, name) + " is " + shape_text(tensor.sizes()) + ", no adapter's");
     if (config.target_modules.empty()) config.rank = tensor.size(0);
     config.target_modules.push_back(layer);
   }
   if (config.target_modules.empty())
-    throw DataError(path + ": tensor '" + file.tensors.begin()->first + "' has no lora_A beside it");
+    throw DataError(tensor_in(path, file.tensors.begin()->first) + " has no lora_A beside it");
   config.alpha = file.alpha.value_or(static_cast<double>(config.rank));
   Lora lora(unet, config, 0, path);
   copy_values(path, file.tensors, lora.parameters());
