@@ -54,11 +54,14 @@ class Variant:
     def __init__(self, start, apart, *words):
         self.start, self.apart, self.words, self.worker, self.about = start, apart, words, None, None
 
-    def ask(self, *words, seconds=1800):
-        """With words of one's own; starts the worker if there is none, and ends it if it lives apart."""
+    def open(self):
         if self.worker is None:
             self.worker = self.start()
             self.about = self.worker.answer()
+
+    def ask(self, *words, seconds=1800):
+        """With words of one's own; starts the worker if there is none, and ends it if it lives apart."""
+        self.open()
         answer = self.worker.ask(*words, seconds=seconds) if words else self.about
         if self.apart:
             self.end()
@@ -66,8 +69,7 @@ class Variant:
 
     def measure(self, steps):
         if self.apart:
-            self.worker = self.start()
-            self.worker.answer()
+            self.open()
             self.worker.ask(*self.words, 2)
         return self.ask(*self.words, steps)
 

@@ -67,8 +67,9 @@ def test_ours_and_python_make_the_same_step(tmp_path, precision):
     finally:
         ours.end()
     assert 0 < expected["dropped"] < 8
-    for key, allowed in compare_python.tolerances(precision, "cpu").items():
-        assert found[key] == pytest.approx(expected[key], rel=allowed), key
+    allowed = {"loss": 1e-5, "grad_norm": 1e-4} if precision == "no" else compare_python.tolerances(precision, "cpu")
+    for key, tolerance in allowed.items():
+        assert found[key] == pytest.approx(expected[key], rel=tolerance), key
     assert loop.steps(True, 2)["wall_ms"] > 0
 
 

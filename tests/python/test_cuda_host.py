@@ -10,6 +10,7 @@ import stub_gpu
 import tiny
 import tiny_pipeline
 from conftest import BUILD, run, torchrun
+from test_train_features import write_data
 
 TRAIN = BUILD / "trainer" / "memsieve-train"
 STEPS = 8
@@ -33,16 +34,11 @@ pytestmark = stub_gpu.needed
 
 
 def write_latents(path, rows, sdxl):
-    rng = np.random.default_rng(rows)
-    numbers = {"text": (rows, 5, 20 if sdxl else 8), "null_text": (5, 20 if sdxl else 8), "latents": (rows, 4, 8, 8), "latent_std": (rows, 4, 8, 8)}
-    if sdxl:
-        numbers |= {"pooled": (rows, 10), "null_pooled": (10,), "time_ids": (rows, 6)}
-    with h5py.File(path, "w") as file:
-        file.attrs.update(format="memsieve-dataset", version=1)
-        for name, shape in numbers.items():
-            file[name] = rng.random(shape, np.float32)
+    """A set of distributions, as tools/prepare_dataset.py makes for the tiny pipelines."""
+    write_data(path, rows, 20 if sdxl else 8, rows, sdxl)
+    with h5py.File(path, "r+") as file:
+        file["latent_std"] = np.random.default_rng(rows).random(file["latents"].shape, np.float32)
         file["latents"].attrs["scaling_factor"] = 0.13025 if sdxl else 0.18215
-        file.create_dataset("caption", data=[f"picture {i}" for i in range(rows)], dtype=h5py.string_dtype())
 
 
 def train(folder, *settings, steps=STEPS, out="run", **options):

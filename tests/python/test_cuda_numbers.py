@@ -14,6 +14,7 @@ import tiny
 import torch
 from conftest import BUILD, clean_environment, run, run_ok, torchrun
 from safetensors.torch import load_file
+from test_ledger import visits as read_ledger
 
 TRAIN = BUILD / "trainer" / "memsieve-train"
 STEPS = 24
@@ -52,9 +53,8 @@ def lines(run_folder):
     return [{key: value for key, value in line.items() if key not in ("step_ms", "images_per_second")} for line in all_lines]
 
 
-def visits(run_folder):
-    with h5py.File(run_folder / "ledger.h5") as file:
-        return file["visits"][:]
+def ledger(run_folder):
+    return read_ledger(run_folder / "ledger.h5")[1]
 
 
 def weights(run_folder, step=STEPS):
@@ -71,7 +71,7 @@ def assert_same_run(one, other, tolerance=2e-3):
         assert x.keys() == y.keys()
         for key, value in x.items():
             assert y[key] == (pytest.approx(value, rel=tolerance, abs=1e-6) if isinstance(value, float) else value), (key, x, y)
-    p, q = visits(one), visits(other)
+    p, q = ledger(one), ledger(other)
     for name in p.dtype.names:
         if p.dtype[name].kind == "f":
             np.testing.assert_allclose(q[name], p[name], rtol=tolerance, atol=tolerance, err_msg=name)
@@ -97,7 +97,8 @@ CASES = {"ours": OURS, "published": PUBLISHED, "lora": [*OURS, "lora.rank=2", "l
 def test_a_gpu_trains_as_the_cpu_does(folder, case):
     cpu, gpu = trained(folder, "cpu", *CASES[case]), trained(folder, "cuda", *CASES[case])
     assert_same_run(cpu, gpu)
-    training = visits(cpu)[visits(cpu)["kind"] == 0]
+    visits = ledger(cpu)
+    training = visits[visits["kind"] == 0]
     assert 0.1 < (training["weight"] == 0).mean() < 0.9  # or nothing would be compared
     with h5py.File(cpu / "samples" / f"step-{STEPS:06}.h5") as a, h5py.File(gpu / "samples" / f"step-{STEPS:06}.h5") as b:
         (name,) = a
@@ -134,7 +135,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder, precision):
     parts = trained(folder, "cuda", *settings, "resume_from_checkpoint=latest", out="parts")
     resumed = [line for line in lines(parts) if line["kind"] == "step"]
     assert resumed == [line for line in lines(whole) if line["kind"] == "step"] and len(resumed) == STEPS
-    assert visits(whole).tobytes() == visits(parts).tobytes()
+    assert ledger(whole).tobytes() == ledger(parts).tobytes()
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(parts)[name], tensor), name
 
