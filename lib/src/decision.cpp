@@ -21,34 +21,35 @@ at::Tensor in_blocks(const at::Tensor& values, int64_t block) {
 
 }  // namespace
 
-at::Tensor held_out_level(const at::Tensor& scores, double rate, bool conformal, int64_t min_count) {
+at::Tensor held_out_levels(const at::Tensor& scores, const at::Tensor& below, bool conformal,
+                           int64_t min_count) {
   const auto known = at::isnan(scores).logical_not();
   const auto n = known.sum();
-  at::Tensor level;
+  at::Tensor levels;
   if (conformal) {
-    // Split conformal prediction: the ceil((n + 1)(1 - rate))-th smallest of n calibration scores; none if
+    // Split conformal prediction: the ceil((n + 1) * below)-th smallest of n calibration scores; none if
     // there are too few.
     const auto sorted = std::get<0>(at::sort(scores.masked_fill(known.logical_not(), kInfinity)));
-    const auto k = ((n + 1).to(at::kDouble) * (1 - rate)).ceil().to(at::kLong) - 1;
-    const auto value = sorted.gather(0, k.clamp(0, scores.size(0) - 1).unsqueeze(0)).squeeze(0);
-    level = value.masked_fill(k >= n, kInfinity);
+    const auto k = ((n + 1).to(at::kDouble) * below).ceil().to(at::kLong) - 1;
+    levels = sorted.gather(0, k.clamp(0, scores.size(0) - 1)).masked_fill(k >= n, kInfinity);
   } else {
-    const auto z = at::special_ndtri(at::full({}, 1 - rate, scores.options()));
+    const auto z = at::special_ndtri(below.to(at::kFloat));
     const auto count = n.to(at::kFloat).clamp_min(1);
     const auto mean = at::nansum(scores) / count;
     const auto variance = at::nansum((scores - mean).square()) / (count - 1).clamp_min(1);
-    level = mean + z * variance.sqrt();
+    levels = mean + z * variance.sqrt();
   }
-  return level.to(at::kFloat).masked_fill(n < min_count, kInfinity);
+  return levels.to(at::kFloat).masked_fill(n < min_count, kInfinity);
 }
 
-at::Tensor training_level(const at::Tensor& scores, ThresholdKind kind, double level, int64_t min_count) {
+at::Tensor training_levels(const at::Tensor& scores, ThresholdKind kind, const at::Tensor& levels,
+                           int64_t min_count) {
   at::Tensor result;
   if (kind == ThresholdKind::quantile) {
-    result = at::nanquantile(scores, level);
+    result = at::nanquantile(scores, levels);
   } else {
     const auto stats = robust(scores.reshape({1, -1, 1}));
-    result = (stats.median + level * stats.scale).squeeze(0);
+    result = stats.median + levels * stats.scale;
   }
   const auto n = at::isnan(scores).logical_not().sum();
   return result.to(at::kFloat).masked_fill(n < min_count, kInfinity);

@@ -12,11 +12,14 @@ struct Levels {
   at::Tensor drop, release;
 };
 
-/// The level that held-out evidence [P] (NaN = none yet) exceeds with probability `rate`.
-at::Tensor held_out_level(const at::Tensor& scores, double rate, bool conformal, int64_t min_count);
-/// The levels from the evidence of recent training visits [W] (NaN = none yet), for `quantile` and
-/// `robust_z`.
-at::Tensor training_level(const at::Tensor& scores, ThresholdKind kind, double level, int64_t min_count);
+/// [K] float32: the levels that held-out evidence [P] (NaN = none yet) stays below with the probabilities
+/// `below` [K] float64.
+at::Tensor held_out_levels(const at::Tensor& scores, const at::Tensor& below, bool conformal,
+                           int64_t min_count);
+/// [K] float32: the levels from the evidence of recent training visits [W] (NaN = none yet), for `quantile`
+/// and `robust_z`; `levels` [K] float32 in that kind's unit.
+at::Tensor training_levels(const at::Tensor& scores, ThresholdKind kind, const at::Tensor& levels,
+                           int64_t min_count);
 
 /// [B] bool: beyond the drop level, or judged before and not yet below the release level. Rows without
 /// evidence keep what they had.

@@ -10,6 +10,7 @@
 #include <map>
 
 #include "full_precision.h"
+#include "to_device.h"
 
 namespace memsieve {
 
@@ -61,12 +62,34 @@ Engine::Engine(const SieveOptions& options, const Setup& setup, int64_t ranks)
       options.threshold == ThresholdKind::quantile || options.threshold == ThresholdKind::robust_z;
   training_ = Rings(1, from_training ? options.threshold_window : 1, 1, device_);
   flagged_ = at::zeros({slot_count_ + 1}, real.dtype(at::kBool));
-  unprobed_ = at::zeros({slot_count_ + 1}, real);
+  unprobed_ = at::zeros({slot_count_ + pseudo_rows_ + 1}, real);
   reference_ = Reference(options.reference ? dataset_size_ + held_out_size_ : 1, channels, device_);
-  const bool fixed = options.threshold == ThresholdKind::fixed;
+  const bool fixed = options.threshold == ThresholdKind::fixed,
+             rates = options.threshold == ThresholdKind::held_out;
   levels_ = {at::full({}, fixed ? options.drop : kInfinity, real),
              at::full({}, fixed ? options.release : kInfinity, real)};
-  refresh();
+  wanted_levels_ = (rates ? at::tensor({1 - options.drop, 1 - options.release}, at::kDouble)
+                          : at::tensor({options.drop, options.release}, at::kFloat))
+                       .to(device_);
+  refresh_statistics();
+  refresh_levels();
+}
+
+std::vector<std::string> Engine::warnings() const {
+  std::vector<std::string> lines;
+  if (options_.threshold != ThresholdKind::held_out) return lines;
+  const std::string have = "nothing will be dropped: the threshold rests on " + std::to_string(pseudo_rows_) +
+                           " held-out rows (" + std::to_string(held_out_size_) + " pictures), ";
+  if (pseudo_rows_ < options_.min_count) {
+    lines.push_back(have + "fewer than standardise.min_count: " + std::to_string(options_.min_count) +
+                    "; hold out more pictures, or lower min_count");
+  } else if (options_.conformal && std::ceil(static_cast<double>(pseudo_rows_ + 1) * (1 - options_.drop)) >
+                                       static_cast<double>(pseudo_rows_)) {
+    lines.push_back(have +
+                    "too few for `tail: conformal` at the rate of threshold.drop; hold out more pictures, "
+                    "or use `tail: normal`");
+  }
+  return lines;
 }
 
 at::Tensor Engine::bin_of(const at::Tensor& timestep) const {
@@ -102,7 +125,7 @@ void Engine::score_channels(const SignalView& view, bool with_magnitude, RawScor
     try {
       score = channel.filter->score(view);
     } catch (const std::exception& error) {
-      throw Error("filter " + channel.name + ": " + error.what());
+      throw Error("filter " + channel.name + ": " + one_line(error));
     }
     if (!score.defined() || score.sizes() != view.timestep.sizes()) {
       throw Error("filter " + channel.name + ": score must have shape [" +
@@ -120,14 +143,28 @@ at::Tensor Engine::rows_to_probe(const RawScores& scores, const Prior* prior) co
   if (prior == nullptr) return at::nonzero(eligible).squeeze(1);
   const Prior& p = *prior;
   if (options_.probe_every) return at::arange(rows, p.slot.options());
-  const auto z = standardise(scores);
+  const auto z = adjusted(scores, p.picture);
   const auto measured = at::isnan(z).logical_not().any(-1);
   const auto now = evidence(with_current(p.windows, p.counts, z, measured), channel_weight_);
-  const auto age = p.held_out ? at::zeros_like(scores.timestep) : unprobed_.index_select(0, p.slot);
+  const auto age = unprobed_.index_select(0, p.slot);
   const auto priority = at::nan_to_num(now.score, 0.0) + age + eligible.to(at::kFloat) * 1e4;
   const int64_t size = p.held_out ? kHeldOutBlock : block(rows);
   const auto per_block = static_cast<int64_t>(std::ceil(options_.probe_fraction * static_cast<double>(size)));
   return choose_rows(priority, size, std::clamp<int64_t>(per_block, 1, size));
+}
+
+void Engine::probe(const Batch& batch, const at::Tensor& prediction, const at::Tensor& chosen,
+                   SignalView& view, RawScores& s) const {
+  const auto null = batch.null_prediction(chosen).detach().to(at::kFloat);
+  const auto with_caption = prediction.index_select(0, chosen);
+  if (null.sizes() != with_caption.sizes())
+    throw DataError("null_prediction returned another shape than prediction's");
+  const auto norm = (with_caption - null).flatten(1).norm(2, {1});
+  view.magnitude = view.magnitude.index_copy(0, chosen, norm);
+  s.probed = s.probed.index_fill(0, chosen, true);
+  s.nonfinite = s.nonfinite | (s.probed & at::isfinite(view.magnitude).logical_not());
+  s.probed = s.probed & s.captioned & (s.timestep >= options_.magnitude_timestep_min());
+  score_channels(view, true, s);
 }
 
 RawScores Engine::raw_scores(const Batch& batch, const Prior* prior) const {
@@ -136,8 +173,8 @@ RawScores Engine::raw_scores(const Batch& batch, const Prior* prior) const {
   const int64_t rows = prediction.size(0);
   RawScores s;
   s.elements = prediction[0].numel();
-  s.timestep = batch.timestep.detach().to(device_, at::kFloat);
-  s.captioned = batch.has_caption.defined() ? batch.has_caption.to(device_, at::kBool)
+  s.timestep = to_device(batch.timestep.detach(), device_).to(at::kFloat);
+  s.captioned = batch.has_caption.defined() ? to_device(batch.has_caption, device_).to(at::kBool)
                                             : at::ones_like(s.timestep, at::kBool);
   s.raw = at::full({rows, static_cast<int64_t>(options_.channels.size())}, kNaN, s.timestep.options());
   s.probed = at::zeros_like(s.captioned);
@@ -148,17 +185,7 @@ RawScores Engine::raw_scores(const Batch& batch, const Prior* prior) const {
   if (options_.needs_magnitude()) {
     if (!batch.null_prediction) throw DataError("null_prediction is empty, but a filter needs the magnitude");
     const auto chosen = rows_to_probe(s, prior);
-    if (chosen.size(0) == 0) return s;
-    const auto null = batch.null_prediction(chosen).detach().to(at::kFloat);
-    const auto with_caption = prediction.index_select(0, chosen);
-    if (null.sizes() != with_caption.sizes())
-      throw DataError("null_prediction returned another shape than prediction's");
-    const auto norm = (with_caption - null).flatten(1).norm(2, {1});
-    view.magnitude = view.magnitude.index_copy(0, chosen, norm);
-    s.probed = s.probed.index_fill(0, chosen, true);
-    s.nonfinite = s.nonfinite | (s.probed & at::isfinite(view.magnitude).logical_not());
-    s.probed = s.probed & s.captioned & (s.timestep >= options_.magnitude_timestep_min());
-    score_channels(view, true, s);
+    if (chosen.size(0) > 0) probe(batch, prediction, chosen, view, s);
   }
   s.nonfinite = s.nonfinite | at::isinf(s.raw).any(1);
   return s;
@@ -168,21 +195,21 @@ at::Tensor Engine::standardise(const RawScores& scores) const {
   if (options_.standardise == Standardise::none) return scores.raw;
   if (options_.standardise == Standardise::rms)
     return scores.raw / std::sqrt(static_cast<double>(scores.elements));
-  const int64_t channels = scores.raw.size(1);
-  const auto bin = bin_of(scores.timestep);
-  const auto pick = [&](const at::Tensor& per_ring) {
-    return per_ring.view({channels, options_.bins}).index_select(1, bin).t();
-  };
-  const auto z = (scores.raw - pick(stats_.median)) / pick(stats_.scale).clamp_min(1e-12);
-  return z.clamp(-options_.clip, options_.clip).masked_fill(pick(stats_.count) < options_.min_count, kNaN);
+  const auto here = location_and_scale_.index_select(2, bin_of(scores.timestep));
+  const auto z = (scores.raw - here[0].t()) / here[1].t();
+  return z.clamp(-options_.clip, options_.clip);
+}
+
+at::Tensor Engine::adjusted(const RawScores& scores, const at::Tensor& picture) const {
+  const auto z = standardise(scores);
+  return options_.reference ? z - reference_.explained(picture) : z;
 }
 
 Measured Engine::measure(const Batch& batch, const at::Tensor& ids, bool held_out, int64_t step) const {
   const at::NoGradGuard no_grad;
   const Prior p = prior(ids, held_out);
   const RawScores s = raw_scores(batch, &p);
-  at::Tensor z = standardise(s);
-  if (options_.reference) z = z - reference_.explained(p.picture);
+  const at::Tensor z = adjusted(s, p.picture);
   const auto measured = at::isnan(z).logical_not().any(-1) & s.nonfinite.logical_not();
   const auto now = evidence(with_current(p.windows, p.counts, z, measured), channel_weight_);
   // A single visit has no past to fall back on.

@@ -38,9 +38,16 @@ class Engine {
   RawScores score_all(const Batch& batch) const;
   void set_reference(const at::Tensor& picture, const at::Tensor& timestep, const at::Tensor& raw,
                      const at::Tensor& held_out);
-  void fold(const Gathered& gathered);
+  /// Of step `step`, which says whether held-out rows are among them.
+  void fold(const Gathered& gathered, int64_t step);
 
   int64_t pseudo_rows() const { return pseudo_rows_; }
+  /// Whether held-out rows are observed in step `step`.
+  bool observes(int64_t step) const {
+    return options_.held_out_rows > 0 && step % options_.held_out_every == 0;
+  }
+  /// Why this configuration will never drop anything with a data set of this size, a line each.
+  std::vector<std::string> warnings() const;
   at::Tensor bin_of(const at::Tensor& timestep) const;
   /// Every tensor of the state, by name.
   std::vector<std::pair<std::string, at::Tensor*>> state();
@@ -58,14 +65,23 @@ class Engine {
   RawScores raw_scores(const Batch& batch, const Prior* prior) const;
   /// The filters that need the magnitude, or those that do not.
   void score_channels(const SignalView& view, bool with_magnitude, RawScores& scores) const;
+  /// Measures the magnitude of rows `chosen` [k] and has it scored.
+  void probe(const Batch& batch, const at::Tensor& prediction, const at::Tensor& chosen, SignalView& view,
+             RawScores& scores) const;
   at::Tensor rows_to_probe(const RawScores& scores, const Prior* prior) const;
   at::Tensor standardise(const RawScores& scores) const;
+  /// The same minus what the starting model explains of pictures [B].
+  at::Tensor adjusted(const RawScores& scores, const at::Tensor& picture) const;
   at::Tensor slots(const at::Tensor& ids) const;
   int64_t block(int64_t rows) const;
+  /// Raw scores [R, C] of timesteps [R], where valid [R], into the rings of their bins.
+  void fold_scores(const at::Tensor& timestep, const at::Tensor& raw, const at::Tensor& valid);
   void fold_population(const at::Tensor& lines, const at::Tensor& picture, const at::Tensor& valid);
-  void fold_evidence(const Gathered& gathered);
+  void fold_evidence(const Gathered& gathered, bool observed);
   void fold_verdicts(const at::Tensor& lines);
-  void refresh();
+  void fold_probes(const Gathered& gathered, bool observed);
+  void refresh_statistics();
+  void refresh_levels();
 
   const SieveOptions& options_;
   at::Device device_;
@@ -77,9 +93,10 @@ class Engine {
   Rings windows_;        ///< [slots + pseudo-rows, visits, channels]
   Rings training_;       ///< [1, threshold window, 1]: evidence of recent training visits
   at::Tensor flagged_;   ///< [slots + 1] bool
-  at::Tensor unprobed_;  ///< [slots + 1] float32: visits since the last probe
+  at::Tensor unprobed_;  ///< [slots + pseudo-rows + 1] float32: visits since the last probe
   Reference reference_;
-  Robust stats_;  ///< of scores_, refreshed after each fold
+  at::Tensor location_and_scale_;  ///< [2, channels, bins] of scores_; NaN = too few of them
+  at::Tensor wanted_levels_;       ///< [2] drop and release, as held_out_levels or training_levels want them
   Levels levels_;
 };
 

@@ -26,50 +26,76 @@ at::Tensor sound(const at::Tensor& lines) {
 
 }  // namespace
 
-void Engine::fold_population(const at::Tensor& lines, const at::Tensor& picture, const at::Tensor& valid) {
-  const int64_t channels = channel_weight_.size(0);
-  const auto bin = bin_of(column(lines, RecordShape::timestep).to(at::kFloat));
-  const auto raw =
-      lines.slice(1, RecordShape::first_channel, RecordShape::first_channel + channels).to(at::kFloat);
-  for (int64_t c = 0; c < channels; ++c) {
-    const auto values = raw.select(1, c);
-    scores_.fold(bin + c * options_.bins, values.reshape({-1, 1}), valid & at::isnan(values).logical_not());
-  }
-  if (!options_.reference) return;
-  const auto adjusted = lines.slice(1, RecordShape::first_channel + channels).to(at::kFloat);
-  const auto z = adjusted + reference_.explained(picture);
-  reference_.fold(picture, z, valid & at::isnan(z).logical_not().any(-1));
-  reference_.fit();
+void Engine::fold_scores(const at::Tensor& timestep, const at::Tensor& raw, const at::Tensor& valid) {
+  // Every channel has rings of its own, so all are folded at once.
+  const auto values = raw.t();
+  const auto first =
+      at::arange(raw.size(1), at::device(device_).dtype(at::kLong)).unsqueeze(1) * options_.bins;
+  scores_.fold((bin_of(timestep) + first).reshape({-1}), values.reshape({-1, 1}),
+               (valid & at::isnan(values).logical_not()).reshape({-1}));
 }
 
-void Engine::fold_evidence(const Gathered& gathered) {
+void Engine::fold_population(const at::Tensor& lines, const at::Tensor& picture, const at::Tensor& valid) {
+  const int64_t channels = channel_weight_.size(0);
+  fold_scores(
+      column(lines, RecordShape::timestep).to(at::kFloat),
+      lines.slice(1, RecordShape::first_channel, RecordShape::first_channel + channels).to(at::kFloat),
+      valid);
+  if (options_.reference) {
+    const auto adjusted = lines.slice(1, RecordShape::first_channel + channels).to(at::kFloat);
+    const auto z = adjusted + reference_.explained(picture);
+    reference_.fold(picture, z, valid & at::isnan(z).logical_not().any(-1));
+    reference_.fit();
+  }
+  refresh_statistics();
+}
+
+void Engine::fold_evidence(const Gathered& gathered, bool observed) {
   const int64_t first_z = RecordShape::first_channel + channel_weight_.size(0);
-  const auto keys = at::cat({slots(ids_of(gathered.training)), ids_of(gathered.held_out) + slot_count_});
-  const auto z =
-      at::cat({gathered.training.slice(1, first_z), gathered.held_out.slice(1, first_z)}).to(at::kFloat);
-  const auto valid =
-      at::cat({sound(gathered.training), sound(gathered.held_out)}) & at::isnan(z).logical_not().any(-1);
-  windows_.fold(keys, z, valid);
+  auto lines = gathered.training;
+  auto keys = slots(ids_of(lines));
+  if (observed) {
+    lines = at::cat({lines, gathered.held_out});
+    keys = at::cat({keys, ids_of(gathered.held_out) + slot_count_});
+  }
+  const auto z = lines.slice(1, first_z).to(at::kFloat);
+  windows_.fold(keys, z, sound(lines) & at::isnan(z).logical_not().any(-1));
 }
 
 void Engine::fold_verdicts(const at::Tensor& lines) {
-  const auto present = is_set(lines, RecordShape::present), probed = is_set(lines, RecordShape::probed);
+  const auto present = is_set(lines, RecordShape::present);
   const auto slot = slots(ids_of(lines));
   const auto nowhere = at::full_like(slot, slot_count_);
-  const auto target = at::where(present, slot, nowhere);
   // Several visits of one slot in a step: the last one in the global order has the say, so that no place is
   // written twice.
-  const auto ranks = rank_within_key(target);
+  const auto ranks = rank_within_key(at::where(present, slot, nowhere));
   const auto last = present & (ranks.rank == ranks.count - 1);
   flagged_.index_put_({at::where(last, slot, nowhere)}, is_set(lines, RecordShape::flagged));
-  unprobed_.index_add_(0, target, at::ones_like(slot, at::kFloat));
-  unprobed_.index_fill_(0, at::where(present & probed, slot, nowhere), 0);
-  const auto score = column(lines, RecordShape::score).to(at::kFloat);
-  training_.fold(at::zeros_like(slot), score.reshape({-1, 1}), sound(lines) & at::isnan(score).logical_not());
 }
 
-void Engine::refresh() {
-  stats_ = robust(scores_.values());
+void Engine::fold_probes(const Gathered& gathered, bool observed) {
+  auto lines = gathered.training;
+  auto slot = slots(ids_of(lines));
+  if (observed) {
+    lines = at::cat({lines, gathered.held_out});
+    slot = at::cat({slot, ids_of(gathered.held_out) + slot_count_});
+  }
+  const auto present = is_set(lines, RecordShape::present);
+  const auto nowhere = at::full_like(slot, slot_count_ + pseudo_rows_);
+  unprobed_.index_add_(0, at::where(present, slot, nowhere), at::ones_like(slot, at::kFloat));
+  unprobed_.index_fill_(0, at::where(present & is_set(lines, RecordShape::probed), slot, nowhere), 0);
+}
+
+void Engine::refresh_statistics() {
+  if (options_.standardise != Standardise::timestep) return;
+  const auto stats = robust(scores_.values());
+  const auto location =
+      stats.median.masked_fill(stats.count < options_.min_count, std::numeric_limits<double>::quiet_NaN());
+  location_and_scale_ = at::stack({location, stats.scale.clamp_min(1e-12)}).view({2, -1, options_.bins});
+}
+
+void Engine::refresh_levels() {
+  at::Tensor both;
   switch (options_.threshold) {
     case ThresholdKind::fixed:
       return;
@@ -77,51 +103,57 @@ void Engine::refresh() {
       const auto e = evidence(windows_.values().slice(0, slot_count_), channel_weight_);
       const auto scores =
           e.score.masked_fill(e.visits < options_.min_visits, std::numeric_limits<double>::quiet_NaN());
-      levels_.drop = held_out_level(scores, options_.drop, options_.conformal, options_.min_count);
-      levels_.release = held_out_level(scores, options_.release, options_.conformal, options_.min_count);
-      return;
+      both = held_out_levels(scores, wanted_levels_, options_.conformal, options_.min_count);
+      break;
     }
     case ThresholdKind::quantile:
-    case ThresholdKind::robust_z: {
-      const auto scores = training_.values().select(0, 0).select(1, 0);
-      levels_.drop = training_level(scores, options_.threshold, options_.drop, options_.min_count);
-      levels_.release = training_level(scores, options_.threshold, options_.release, options_.min_count);
-      return;
-    }
+    case ThresholdKind::robust_z:
+      both = training_levels(training_.values().select(0, 0).select(1, 0), options_.threshold, wanted_levels_,
+                             options_.min_count);
   }
+  levels_ = {both[0], both[1]};
 }
 
-void Engine::fold(const Gathered& gathered) {
+void Engine::fold(const Gathered& gathered, int64_t step) {
   const at::NoGradGuard no_grad;
+  const bool observed = observes(step);
   if (options_.from_held_out) {
     const auto& lines = gathered.held_out;
-    fold_population(lines, ids_of(lines).remainder(std::max<int64_t>(1, held_out_size_)) + dataset_size_,
-                    sound(lines));
+    if (observed)
+      fold_population(lines, ids_of(lines).remainder(std::max<int64_t>(1, held_out_size_)) + dataset_size_,
+                      sound(lines));
   } else if (options_.standardise == Standardise::timestep) {
     const auto& lines = gathered.training;
     fold_population(lines, ids_of(lines), sound(lines) & is_set(lines, RecordShape::flagged).logical_not());
   }
-  fold_evidence(gathered);
-  fold_verdicts(gathered.training);
-  refresh();
+  // Only what some later step reads.
+  const auto& lines = gathered.training;
+  const bool from_held_out = options_.threshold == ThresholdKind::held_out,
+             from_training = options_.threshold == ThresholdKind::quantile ||
+                             options_.threshold == ThresholdKind::robust_z;
+  if (options_.ledger_evidence || !options_.probe_every || from_held_out) fold_evidence(gathered, observed);
+  if (options_.ledger_evidence) fold_verdicts(lines);
+  if (!options_.probe_every) fold_probes(gathered, observed);
+  if (from_training) {
+    const auto score = column(lines, RecordShape::score).to(at::kFloat);
+    training_.fold(at::zeros_like(score, at::kLong), score.reshape({-1, 1}),
+                   sound(lines) & at::isnan(score).logical_not());
+  }
+  if (from_training || (from_held_out && observed)) refresh_levels();
 }
 
 void Engine::set_reference(const at::Tensor& picture, const at::Tensor& timestep, const at::Tensor& raw,
                            const at::Tensor& held_out) {
   const auto population = options_.from_held_out ? held_out : held_out.logical_not();
-  const auto bin = bin_of(timestep);
-  reference_.set(picture, bin, raw, population, options_.bins, options_.clip);
+  reference_.set(picture, bin_of(timestep), raw, population, options_.bins, options_.clip);
   // These draws are also the first scores that later ones are compared with.
-  for (int64_t c = 0; c < raw.size(1); ++c) {
-    const auto values = raw.select(1, c);
-    scores_.fold(bin + c * options_.bins, values.reshape({-1, 1}),
-                 population & at::isnan(values).logical_not());
-  }
-  refresh();
+  fold_scores(timestep, raw, population);
+  refresh_statistics();
 }
 
 void Engine::restored() {
-  refresh();
+  refresh_statistics();
+  refresh_levels();
 }
 
 std::vector<std::pair<std::string, at::Tensor*>> Engine::state() {

@@ -32,7 +32,8 @@ std::vector<HeldOutVisit> plan_held_out(int64_t step, int64_t rows, int64_t pict
   std::vector<HeldOutVisit> visits;
   const auto turn = static_cast<int64_t>(mix(static_cast<uint64_t>(step)) %
                                          static_cast<uint64_t>(std::max<int64_t>(1, rows)));
-  int64_t stride = std::max<int64_t>(1, (3 * rows) / 8);
+  // Four neighbours, among which the probe budget is spent, cover all of time.
+  int64_t stride = std::max<int64_t>(1, rows / 4);
   while (std::gcd(stride, rows) != 1) ++stride;
   for (int64_t place = rank * rows_per_rank; place < std::min(rows, (rank + 1) * rows_per_rank); ++place) {
     const int64_t number = step * rows + place;
@@ -43,7 +44,7 @@ std::vector<HeldOutVisit> plan_held_out(int64_t step, int64_t rows, int64_t pict
     const double jitter =
         static_cast<double>(mix(static_cast<uint64_t>(number) ^ 0x5eedULL) >> 11) * 0x1.0p-53;
     visit.timestep_fraction =
-        (static_cast<double>((place + turn) % rows) + jitter) / static_cast<double>(rows);
+        (static_cast<double>((place * stride + turn) % rows) + jitter) / static_cast<double>(rows);
     visits.push_back(visit);
   }
   return visits;

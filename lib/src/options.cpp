@@ -34,7 +34,10 @@ Schema standardise_schema() {
               "are never trained on")
       .integer("bins", 10, 1, 1000, "timestep bins of equal width")
       .integer("window", 100, 4, 1000000, "scores remembered in each bin")
-      .integer("min_count", 20, 2, 1000000, "a bin with fewer scores gives no z-score yet")
+      .integer(
+          "min_count", 20, 2, 1000000,
+          "a bin with fewer scores gives no z-score yet; nor is there a threshold from fewer (`quantile`, "
+          "`robust_z`: recent scores; `held_out`: held-out rows with evidence)")
       .real("clip", 4, 0.1, kHuge, "z-scores are clipped to ± this");
   return s;
 }
@@ -51,12 +54,14 @@ Schema threshold_schema() {
             "(`robust_z`), a false-drop rate in (0, 1) (`held_out`)")
       .real("release", 0.2, -kHuge, kHuge,
             "level below which such a sample is released again, in the same unit; only with `evidence.kind: "
-            "ledger`")
+            "ledger`; to be given with every kind but `held_out`")
       .integer("window", 1000, 10, 10000000, "training scores remembered by `quantile` and `robust_z`")
       .choice("tail", "normal", {"normal", "conformal"},
               "how `held_out` turns a rate into a level: mean + z · sd of the held-out evidence, or the "
               "split-conformal order "
-              "statistic (finite-sample guarantee; needs at least 1/rate held-out rows)");
+              "statistic (finite-sample guarantee over held-out rows; over pictures where each has one row; "
+              "needs at least "
+              "1/rate held-out rows)");
   return s;
 }
 
@@ -159,10 +164,41 @@ void check_levels(const Settings& s, const SieveOptions& o) {
       refuse(s, "threshold.release", "needs `evidence.kind: ledger`; a single visit has no past");
     return;
   }
+  // In the unit of these kinds the default, a rate, would hardly ever release anything.
+  if (!rate && !s.has("threshold.release")) {
+    refuse(s, "threshold.kind",
+           s.text("threshold.kind") +
+               " with `evidence.kind: ledger` needs threshold.release in the same unit as threshold.drop "
+               "(the same "
+               "value: released as soon as it falls below that)");
+  }
   // A rate falls as the level of evidence rises; all other kinds rise with it.
   if (rate ? o.release < o.drop : o.release > o.drop) {
     refuse(s, "threshold.release",
            "asks for more evidence than threshold.drop; it must be the more lenient of the two");
+  }
+}
+
+void check_at_most(const Settings& s, const char* key, int64_t value, const char* limit_key, int64_t limit) {
+  if (value <= limit) return;
+  refuse(s, key,
+         std::to_string(value) + " can never be reached with " + limit_key + ": " + std::to_string(limit) +
+             ", so nothing would ever be dropped");
+}
+
+/// What could never act.
+void check_counts(const Settings& s, const SieveOptions& o, const Setup& setup) {
+  if (o.standardise == Standardise::timestep)
+    check_at_most(s, "standardise.min_count", o.min_count, "standardise.window", o.window);
+  if (o.threshold == ThresholdKind::quantile || o.threshold == ThresholdKind::robust_z)
+    check_at_most(s, "standardise.min_count", o.min_count, "threshold.window", o.threshold_window);
+  if (o.ledger_evidence) check_at_most(s, "evidence.min_visits", o.min_visits, "evidence.visits", o.visits);
+  const int64_t block = o.block_rows > 0 ? o.block_rows : setup.rows_per_micro_batch;
+  if (o.max_fraction * static_cast<double>(block) < 1) {
+    refuse(s, "action.max_fraction",
+           "lets no row of a block of " + std::to_string(block) +
+               " rows be dropped; raise it to at least 1/" + std::to_string(block) +
+               " or enlarge the block (block_rows, or the micro-batch)");
   }
 }
 
@@ -190,7 +226,11 @@ void check_combinations(const Settings& s, const SieveOptions& o, const Setup& s
   }
   for (const auto& channel : o.channels) {
     const std::string key = "filters." + channel.name;
-    if (o.standardise != Standardise::rms || !channel.needs.magnitude) continue;
+    if (o.standardise != Standardise::rms) continue;
+    if (!channel.needs.magnitude)
+      refuse(s, "standardise.by",
+             "rms is for the magnitude alone; " + channel.name +
+                 " is no norm over C,H,W. Use `timestep` or `none`");
     const Settings own = s.section(key);
     // Only what `magnitude` itself declares: another filter's options may mean anything.
     if (channel.name == "magnitude" && (own.text("scale") == "log" || own.text("norm") == "rms")) {
@@ -198,6 +238,7 @@ void check_combinations(const Settings& s, const SieveOptions& o, const Setup& s
     }
   }
   check_levels(s, o);
+  check_counts(s, o, setup);
 }
 
 }  // namespace
@@ -205,12 +246,14 @@ void check_combinations(const Settings& s, const SieveOptions& o, const Setup& s
 SieveOptions read_options(const Settings& s, const Setup& setup) {
   SieveOptions o;
   const Settings filters = s.section("filters");
-  for (const auto& name : filters.present()) {
-    const Settings own = filters.section(name);
+  // In the registry's order, not the file's: then the printed configuration means the same channels.
+  for (const auto& entry : setup.filters.entries()) {
+    if (!filters.has(entry.name)) continue;
+    const Settings own = filters.section(entry.name);
     Channel channel;
-    channel.name = name;
+    channel.name = entry.name;
     channel.weight = own.real("weight");
-    channel.filter = setup.filters.find(name)->make(own);
+    channel.filter = entry.make(own);
     channel.needs = channel.filter->needs();
     o.channels.push_back(std::move(channel));
   }

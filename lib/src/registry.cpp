@@ -9,6 +9,8 @@ namespace memsieve {
 
 void FilterRegistry::add(FilterEntry entry) {
   if (entry.name.empty() || !entry.make) throw ConfigError("a filter needs a name and a `make` function");
+  if (entry.name.find('.') != std::string::npos)
+    throw ConfigError("filter '" + entry.name + "': a name must not hold a dot; it is a YAML key");
   if (find(entry.name) != nullptr) {
     throw ConfigError("filter '" + entry.name +
                       "' is registered twice; give the plug-in's filter another name");
@@ -61,7 +63,7 @@ void load_plugin(const std::string& path, FilterRegistry& registry) {
   try {
     enter(&registry);
   } catch (const std::exception& error) {
-    throw ConfigError("plug-in " + path + ": " + error.what());
+    throw ConfigError("plug-in " + path + ": " + one_line(error));
   }
 }
 

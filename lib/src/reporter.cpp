@@ -37,15 +37,16 @@ struct Reporter::Pending {
   std::shared_ptr<c10::Event> copied;  ///< null when the copy was immediate
 };
 
-Reporter::Reporter(const SieveOptions& options, const Setup& setup, const RecordShape& shape,
-                   bool writes_ledger, const std::string& configuration)
+Reporter::Reporter(const SieveOptions& options, const Setup& setup, const RecordShape& shape, int64_t rank,
+                   const std::string& configuration)
     : options_(options),
       shape_(shape),
       held_out_size_(setup.held_out_size),
       lag_(setup.device.is_cpu() ? 0 : kLagOnGpu),
       group_id_(setup.group_id),
       path_(setup.ledger_path),
-      writes_ledger_(writes_ledger && !setup.ledger_path.empty()) {
+      rank_(rank),
+      writes_ledger_(rank == 0 && !setup.ledger_path.empty()) {
   header_.run_id = setup.run_id;
   header_.configuration = configuration;
   for (const auto& channel : options.channels) header_.channels.push_back(channel.name);
@@ -60,6 +61,7 @@ Reporter::~Reporter() {
 }
 
 void Reporter::push(const Clock& clock, const at::Tensor& all) {
+  begun_ = true;
   Pending step{clock, {}, nullptr};
   if (all.device().is_cpu()) {
     step.host = all;
@@ -88,8 +90,18 @@ void Reporter::digest(const Pending& step) {
   reports_.push_back(report(step, host));
   add_rows(step, host.training, 0);
   add_rows(step, host.held_out, 1);
-  if (ledger_ && (step.clock.step + 1) % options_.flush_every == 0) ledger_->append(std::exchange(rows_, {}));
+  if (ledger_ && (step.clock.step + 1) % options_.flush_every == 0) {
+    try {
+      ledger_->append(std::exchange(rows_, {}));
+    } catch (const std::exception&) {
+      write_error_ = std::current_exception();
+    }
+  }
   throw_errors(step, host);
+}
+
+void Reporter::blame(const std::exception_ptr& error) {
+  if (!own_error_) own_error_ = error;
 }
 
 StepReport Reporter::report(const Pending& step, const Gathered& host) const {
@@ -154,7 +166,10 @@ void Reporter::add_rows(const Pending& step, const at::Tensor& lines, uint8_t ki
 
 void Reporter::throw_errors(const Pending& step, const Gathered& host) const {
   const std::string error = first_error(step.host);
-  if (!error.empty()) throw PeerError("step " + std::to_string(step.clock.step) + ": " + error);
+  if (!error.empty()) {
+    const bool mine = host.failed[rank_].item<double>() > 0;
+    throw PeerError("step " + std::to_string(step.clock.step) + ": " + error, mine ? own_error_ : nullptr);
+  }
   if (!options_.fail_on_nonfinite) return;
   for (const auto* lines : {&host.training, &host.held_out}) {
     const auto a = lines->accessor<double, 2>();
@@ -170,6 +185,12 @@ void Reporter::throw_errors(const Pending& step, const Gathered& host) const {
                            "the learning rate, or set on_nonfinite: skip)");
     }
   }
+}
+
+std::string Reporter::channel_names() const {
+  std::string names;
+  for (const auto& name : header_.channels) names += (names.empty() ? "" : ",") + name;
+  return names;
 }
 
 void Reporter::open_ledger(int64_t keep_rows) {

@@ -5,6 +5,7 @@
 #include <memsieve/sieve.h>
 
 #include <deque>
+#include <exception>
 #include <memory>
 #include <string>
 #include <utility>
@@ -22,7 +23,7 @@ namespace memsieve {
 
 class Reporter {
  public:
-  Reporter(const SieveOptions& options, const Setup& setup, const RecordShape& shape, bool writes_ledger,
+  Reporter(const SieveOptions& options, const Setup& setup, const RecordShape& shape, int64_t rank,
            const std::string& configuration);
   ~Reporter();
 
@@ -31,15 +32,24 @@ class Reporter {
   /// Works through the steps that are due: all on a CPU, all but the newest two on a GPU; every one with
   /// `everything`. Throws what those steps brought: PeerError, NonFiniteError.
   void catch_up(bool everything);
-  /// Hands buffered ledger rows to the writer and waits until they are on disk.
+  /// Keeps the first error of this rank, to be the cause of the PeerError that its record will bring.
+  void blame(const std::exception_ptr& error);
+  const std::exception_ptr& own_error() const { return own_error_; }
+  /// Why the ledger could not be written since the last call, or null. It is for all ranks to know, so
+  /// catch_up does not throw it.
+  std::exception_ptr take_write_error() { return std::exchange(write_error_, nullptr); }
+  /// Hands buffered ledger rows to the writer and waits until they are on disk. Throws DataError (rank 0).
   void write_out();
   /// Opens the ledger; `keep_rows` >= 0 continues an existing one there.
   void open_ledger(int64_t keep_rows);
   bool ledger_is_open() const { return ledger_ != nullptr; }
   bool wants_ledger() const { return writes_ledger_; }
+  bool has_begun() const { return begun_; }  ///< a step was pushed
   /// Rows of the ledger on all ranks' account (kept by every rank, so that checkpoints agree).
   int64_t ledger_rows() const { return ledger_rows_; }
   void set_ledger_rows(int64_t rows) { ledger_rows_ = rows; }
+  /// "magnitude,prediction_error": in the order of the channels.
+  std::string channel_names() const;
   std::vector<StepReport> take() {
     const auto taken = std::exchange(reports_, {});
     return {taken.begin(), taken.end()};
@@ -58,7 +68,9 @@ class Reporter {
   std::vector<int64_t> group_id_;
   std::string path_;
   LedgerHeader header_;
-  bool writes_ledger_;
+  int64_t rank_;
+  bool writes_ledger_, begun_ = false;
+  std::exception_ptr own_error_, write_error_;
   std::deque<Pending> pending_;
   std::deque<StepReport> reports_;
   std::vector<LedgerRow> rows_;

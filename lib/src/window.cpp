@@ -6,8 +6,16 @@
 
 namespace memsieve {
 
+namespace {
+constexpr int64_t kPairs = 512;  // keys up to which all pairs are compared
+}
+
 Ranks rank_within_key(const at::Tensor& keys) {
   const int64_t n = keys.size(0);
+  if (n <= kPairs) {  // on a GPU a few kernels instead of twenty
+    const auto same = keys.unsqueeze(1) == keys.unsqueeze(0);
+    return {same.tril(-1).sum(1), same.sum(1)};
+  }
   const auto index = at::arange(n, keys.options());
   if (n == 0) return {index, index};
   const auto [sorted, order] = at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);

@@ -18,8 +18,9 @@ struct Batch {
   at::Tensor
       sample_id;  ///< [B] int64 on the CPU, in [0, dataset_size): which sample of the data set each row is
   at::Tensor timestep;  ///< [B] integer or float, any device, in [0, num_timesteps)
-  at::Tensor
-      prediction;  ///< [B, C, ...]: what the model predicts (epsilon, v, sample or velocity) with the caption
+  /// [B, C, ...] of any floating type, on the training device: what the model predicts (epsilon, v, sample or
+  /// velocity) with the caption.
+  at::Tensor prediction;
   at::Tensor target;               ///< like prediction
   NullPrediction null_prediction;  ///< asked for only if a configured filter needs the magnitude
   at::Tensor
@@ -40,7 +41,7 @@ class Plan {
   /// The scalar to call backward on: mean over the configured micro-batch of weight * per_sample_loss,
   /// divided by the number of micro-batches. Together with StepEnd::grad_scale: sum(w*l) / sum(w) over all
   /// ranks and micro-batches. `per_sample_loss`: [B], with gradient; weigh it by SNR or a mask of your own
-  /// before, if you like.
+  /// before, if you like. Throws DataError, on this rank alone, for another shape.
   at::Tensor loss(const at::Tensor& per_sample_loss) const;
 
  private:
@@ -55,8 +56,10 @@ class Plan {
 /// as they are).
 struct StepEnd {
   at::Tensor grad_scale;  ///< exactly 1 when nothing was dropped
-  at::Tensor
-      skip;  ///< 1 when every row of every rank was dropped, or an error or a non-finite value turned up
+  /// 1 when every row of every rank was dropped, or an error or a non-finite value turned up.
+  at::Tensor skip;
+  /// 1 when a non-finite value turned up: for loops that count such steps (`on_nonfinite: skip`).
+  at::Tensor nonfinite = {};
 };
 
 /// A row to observe: held-out picture `picture`, under the pseudo-row `id` to put into Batch::sample_id.

@@ -1,8 +1,10 @@
 #pragma once
 // Errors: one line that says where, what, and how to mend it.
 
+#include <exception>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace memsieve {
 
@@ -28,7 +30,13 @@ class DataError : public Error {
 /// same step.
 class PeerError : public Error {
  public:
-  using Error::Error;
+  explicit PeerError(const std::string& message, std::exception_ptr cause = nullptr)
+      : Error(message), cause_(std::move(cause)) {}
+  /// What was thrown on this rank, null where another one is guilty.
+  const std::exception_ptr& cause() const noexcept { return cause_; }
+
+ private:
+  std::exception_ptr cause_;
 };
 
 /// A NaN or Inf turned up in a signal or a loss. The message names the sample; every rank throws it at the
@@ -37,5 +45,8 @@ class NonFiniteError : public Error {
  public:
   using Error::Error;
 };
+
+/// What an error says, as one line: without the back trace and the source places that torch adds to its own.
+std::string one_line(const std::exception& error);
 
 }  // namespace memsieve

@@ -10,7 +10,7 @@
 #define MEMSIEVE_ABI_VERSION 1
 
 extern "C" {
-/// Plain data, read before any code of the plug-in runs.
+/// Plain data, read before any function of the plug-in is called.
 struct MemsieveStamp {
   char magic[8];
   int memsieve_abi;

@@ -85,33 +85,39 @@ class Sieve {
   /// (d + 0.5) / draws * num_timesteps.
   int64_t reference_draws() const;
   /// Local, before training. What the starting model finds easy. Every training sample and every held-out
-  /// picture
-  /// (`held_out` = true, sample_id = picture index) once per draw, divided over the ranks in any way.
-  void reference(const Batch& batch, bool held_out);
-  /// COLLECTIVE. Ends the reference pass; does nothing if the configuration asks for none.
+  /// picture (`held_out` = true, sample_id = picture index) once per draw, divided over the ranks in any way.
+  /// False: something went wrong, and the pass need not go on; finish_reference throws it on every rank. Does
+  /// nothing if the configuration asks for no reference.
+  bool reference(const Batch& batch, bool held_out);
+  /// COLLECTIVE. Ends the reference pass; does nothing if the configuration asks for none. Throws PeerError
+  /// for what went wrong in it, DataError if a picture was never drawn.
   void finish_reference();
   bool has_reference() const;
 
   /// COLLECTIVE: one gather of fixed size. Once per optimiser step, after the last micro-batch's inspect.
   /// Throws PeerError or NonFiniteError on every rank at the same step: at once on a CPU; on a GPU two steps
-  /// later, the updates between having been skipped on the device.
+  /// later, that step's update and those between having been skipped on the device.
   StepEnd end_step(const Clock& clock);
 
   /// Reports of the steps that the host has caught up with since the last call, oldest first; the newest 10
   /// 000 are kept.
   std::vector<StepReport> take_reports();
   /// Waits for outstanding steps, hands out their errors as end_step would, and writes the ledger to disk.
-  /// COLLECTIVE only in that every rank must call it at the same step.
+  /// COLLECTIVE only in that every rank must call it at the same step. Throws DataError on rank 0 alone if
+  /// the ledger cannot be written.
   void flush();
 
   /// Everything a resumed run needs, as named CPU tensors; identical on every rank. Call after flush().
   std::map<std::string, at::Tensor> state() const;
-  /// Throws DataError naming a tensor that is missing or has the wrong shape. Rows of the ledger beyond the
-  /// state's offset are cut off, since the resumed run writes them anew.
+  /// Local, on every rank, before the first step. Throws DataError naming a tensor that is missing or has the
+  /// wrong shape, and if the state is of other filters or the ledger cannot be continued (rank 0 alone). Rows
+  /// of the ledger beyond the state's offset are cut off, since the resumed run writes them anew.
   void restore(const std::map<std::string, at::Tensor>& state);
 
-  /// Names of the configured filters, in the order of the channels in the ledger.
+  /// Names of the configured filters, in the order of the channels in the ledger: the registry's.
   std::vector<std::string> channels() const;
+  /// Why this configuration will never drop anything with a data set of this size, a line each; usually none.
+  std::vector<std::string> warnings() const;
 
  private:
   struct Impl;

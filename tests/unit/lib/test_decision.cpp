@@ -43,6 +43,15 @@ TEST_CASE("this visit takes the oldest visit's place", "[decision]") {
   CHECK(at::equal(now.reshape({-1}), at::tensor({0.F, 50.F, 2.F, 3.F, 4.F, 5.F, 6.F, 7.F})));
 }
 
+namespace {
+
+/// The level that a share `rate` of the scores exceeds.
+at::Tensor held_out_level(double rate, const at::Tensor& scores, bool conformal) {
+  return held_out_levels(scores, at::tensor({1 - rate}, at::kDouble), conformal, 20);
+}
+
+}  // namespace
+
 TEST_CASE("held-out levels keep their promised false-drop rate", "[decision]") {
   at::manual_seed(1);
   for (const double rate : {0.01, 0.1}) {
@@ -50,7 +59,7 @@ TEST_CASE("held-out levels keep their promised false-drop rate", "[decision]") {
       double exceeded = 0;
       const int trials = 400;
       for (int i = 0; i < trials; ++i) {
-        const auto level = held_out_level(at::randn({300}), rate, conformal, 20);
+        const auto level = held_out_level(rate, at::randn({300}), conformal);
         exceeded += (at::randn({500}) > level).to(at::kFloat).mean().item<double>() / trials;
       }
       CHECK(exceeded == Approx(rate).margin(0.2 * rate));
@@ -59,15 +68,20 @@ TEST_CASE("held-out levels keep their promised false-drop rate", "[decision]") {
 }
 
 TEST_CASE("too few held-out rows give no level rather than a wrong one", "[decision]") {
-  CHECK(std::isinf(held_out_level(at::randn({19}), 0.1, false, 20).item<float>()));
-  CHECK(std::isinf(held_out_level(at::randn({50}), 0.01, true, 20).item<float>()));  // needs at least 99
-  CHECK(std::isinf(held_out_level(at::full({50}, kNaN), 0.01, false, 20).item<float>()));
+  CHECK(std::isinf(held_out_level(0.1, at::randn({19}), false).item<float>()));
+  CHECK(std::isinf(held_out_level(0.01, at::randn({50}), true).item<float>()));  // needs at least 99
+  CHECK(std::isinf(held_out_level(0.01, at::full({50}, kNaN), false).item<float>()));
 }
 
 TEST_CASE("training levels: quantile and robust z", "[decision]") {
   const auto scores = at::cat({at::arange(101).to(at::kFloat), at::full({50}, kNaN)});
-  CHECK(training_level(scores, ThresholdKind::quantile, 0.9, 20).item<float>() == Approx(90));
-  CHECK(training_level(scores, ThresholdKind::robust_z, 2, 20).item<float>() == Approx(50 + 2 * 1.4826 * 25));
+  const auto quantiles = training_levels(scores, ThresholdKind::quantile, at::tensor({0.9F, 0.5F}), 20);
+  CHECK(at::allclose(quantiles, at::tensor({90.F, 50.F})));
+  const auto z = training_levels(scores, ThresholdKind::robust_z, at::tensor({2.F, 1.F}), 20);
+  CHECK(at::allclose(z, at::tensor({50 + 2 * 1.4826F * 25, 50 + 1.4826F * 25})));
+  CHECK(at::isinf(training_levels(scores, ThresholdKind::quantile, at::tensor({0.9F}), 102))
+            .all()
+            .item<bool>());
 }
 
 TEST_CASE("a verdict falls beyond the drop level and lasts until below the release level", "[decision]") {

@@ -29,6 +29,20 @@ TEST_CASE("held-out visits: ranks share a step's rows, the same for any number o
   }
 }
 
+TEST_CASE("held-out visits: each four in a row reach into the upper timesteps", "[held_out]") {
+  // The probe budget chooses among four in a row, and some filters look at the upper timesteps alone.
+  for (int64_t step = 0; step < 50; ++step) {
+    for (const int64_t rows : {8, 16, 32}) {
+      const auto visits = plan_held_out(step, rows, 64, 192, 0, rows);
+      for (size_t first = 0; first < visits.size(); first += 4) {
+        double high = 0;
+        for (size_t i = first; i < first + 4; ++i) high = std::max(high, visits[i].timestep_fraction);
+        CHECK(high > 0.6);
+      }
+    }
+  }
+}
+
 TEST_CASE("held-out visits: each cycle shows every pseudo-row once, and timesteps are stratified",
           "[held_out]") {
   std::map<int64_t, int> seen;

@@ -31,6 +31,15 @@ TEST_CASE("rank_within_key equals counting by hand", "[window]") {
   });
 }
 
+TEST_CASE("rank_within_key: many keys, which it sorts, rank as few do", "[window]") {
+  at::manual_seed(3);
+  const auto keys = at::randint(50, {2000}, at::kLong);
+  const auto ranks = memsieve::rank_within_key(keys);
+  const auto same = keys.unsqueeze(1) == keys.unsqueeze(0);
+  CHECK(at::equal(ranks.rank, same.tril(-1).sum(1)));
+  CHECK(at::equal(ranks.count, same.sum(1)));
+}
+
 TEST_CASE("rings hold the last items of each key, in any split of the stream", "[window]") {
   property("rings", [] {
     const int64_t rows = 3, length = 4;

@@ -1,0 +1,12 @@
+#include <c10/util/Exception.h>
+#include <memsieve/error.h>
+
+namespace memsieve {
+
+std::string one_line(const std::exception& error) {
+  const auto* torch = dynamic_cast<const c10::Error*>(&error);
+  const std::string text = torch != nullptr ? torch->what_without_backtrace() : error.what();
+  return text.substr(0, text.find('\n'));
+}
+
+}  // namespace memsieve

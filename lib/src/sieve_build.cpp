@@ -1,0 +1,115 @@
+// How a Sieve is built: the same on all ranks or on none.
+#include <ATen/ATen.h>
+#include <memsieve/plugin.h>
+
+#include <optional>
+
+#include "fingerprint.h"
+#include "sieve_impl.h"
+
+namespace memsieve {
+
+namespace {
+
+struct Prepared {
+  Settings settings;
+  Setup setup;
+};
+
+void check_setup(const Setup& setup) {
+  const auto at_least = [](int64_t low, int64_t value, const char* name) {
+    if (value < low)
+      throw ConfigError(std::string("Setup::") + name + ": is " + std::to_string(value) +
+                        ", must be at least " + std::to_string(low));
+  };
+  at_least(1, setup.dataset_size, "dataset_size");
+  at_least(1, setup.rows_per_micro_batch, "rows_per_micro_batch");
+  at_least(1, setup.micro_batches, "micro_batches");
+  at_least(1, setup.num_timesteps, "num_timesteps");
+  at_least(0, setup.held_out_size, "held_out_size");
+  if (!setup.group_id.empty() && static_cast<int64_t>(setup.group_id.size()) != setup.dataset_size) {
+    throw ConfigError("Setup::group_id: has " + std::to_string(setup.group_id.size()) + " entries for " +
+                      std::to_string(setup.dataset_size) + " samples");
+  }
+}
+
+Prepared parse(const std::string& yaml, const std::string& source, const Setup& given) {
+  Setup own = given;
+  for (const auto& path : peek_texts(yaml, source, "sieve.plugins", given.overrides))
+    load_plugin(path, own.filters);
+  Schema root;
+  root.section("sieve", sieve_schema(own.filters), "the sieve");
+  return {resolve(yaml, source, root, given.overrides).section("sieve"), own};
+}
+
+}  // namespace
+
+Sieve::Impl::Impl(const Settings& settings, std::shared_ptr<Communicator> comm, const Setup& given)
+    : setup(given),
+      communicator(std::move(comm)),
+      options(read_options(settings, given)),
+      ranks(communicator->size()),
+      shape{static_cast<int64_t>(options.channels.size()), given.micro_batches, given.rows_per_micro_batch,
+            (options.held_out_rows + ranks - 1) / ranks},
+      engine(options, setup, ranks),
+      record(shape, given.device),
+      reporter(options, given, shape, communicator->rank(), settings.yaml()),
+      nonfinite(given.micro_batches),
+      halted(at::zeros({}, at::device(given.device).dtype(at::kBool))) {}
+
+template <typename Prepare>
+std::unique_ptr<Sieve::Impl> Sieve::Impl::agreed(std::shared_ptr<Communicator> comm, at::Device device,
+                                                 Prepare prepare) {
+  std::unique_ptr<Impl> mine;
+  std::exception_ptr error;
+  Fingerprint print;
+  try {
+    const Prepared p = prepare();
+    check_setup(p.setup);
+    print = fingerprint(p.settings, p.setup);
+    mine = std::make_unique<Impl>(p.settings, comm, p.setup);
+  } catch (const std::exception& failure) {
+    error = std::current_exception();
+    print.error = one_line(failure);
+  }
+  require_agreement(*comm, print, device);
+  if (error) std::rethrow_exception(error);
+  return mine;
+}
+
+Schema Sieve::schema(const FilterRegistry& filters) {
+  return sieve_schema(filters);
+}
+
+Sieve Sieve::from_settings(const Settings& settings, std::shared_ptr<Communicator> communicator,
+                           const Setup& setup) {
+  return Sieve(Impl::agreed(communicator, setup.device, [&] { return Prepared{settings, setup}; }));
+}
+
+Sieve Sieve::from_text(const std::string& yaml, const std::string& source,
+                       std::shared_ptr<Communicator> communicator, const Setup& setup) {
+  return Sieve(Impl::agreed(communicator, setup.device, [&] { return parse(yaml, source, setup); }));
+}
+
+Sieve Sieve::from_yaml(const std::string& path, std::shared_ptr<Communicator> communicator,
+                       const Setup& setup) {
+  return Sieve(
+      Impl::agreed(communicator, setup.device, [&] { return parse(read_text_file(path), path, setup); }));
+}
+
+Sieve::Sieve(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Sieve::Sieve(Sieve&&) noexcept = default;
+Sieve& Sieve::operator=(Sieve&&) noexcept = default;
+Sieve::~Sieve() = default;
+
+std::vector<std::string> Sieve::channels() const {
+  std::vector<std::string> names;
+  for (const auto& channel : impl_->options.channels) names.push_back(channel.name);
+  return names;
+}
+
+std::vector<std::string> Sieve::warnings() const {
+  return impl_->engine.warnings();
+}
+
+}  // namespace memsieve

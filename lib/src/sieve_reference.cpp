@@ -1,0 +1,106 @@
+// The reference pass: what the starting model finds easy. It runs once, before training, so the host may
+// wait.
+#include <ATen/ATen.h>
+
+#include <limits>
+
+#include "sieve_impl.h"
+
+namespace memsieve {
+
+namespace {
+
+at::Tensor column(const at::Tensor& t) {
+  return t.to(at::kDouble).unsqueeze(1);
+}
+
+/// Rows whose signals hold a NaN or Inf: an error naming the first, or no signal at all.
+void settle_nonfinite(RawScores& scores, const at::Tensor& ids, bool held_out, bool fail) {
+  const auto bad = at::nonzero(scores.nonfinite).squeeze(1).to(at::kCPU);
+  if (bad.size(0) == 0) return;
+  if (fail) {
+    const auto id = ids[bad[0].item<int64_t>()].item<int64_t>();
+    throw NonFiniteError(
+        (held_out ? "held-out picture " : "sample ") + std::to_string(id) +
+        ": NaN or Inf in what the starting model predicts for it (look at the sample, train in "
+        "bf16 or float32, or set on_nonfinite: skip)");
+  }
+  scores.raw.masked_fill_(scores.nonfinite.unsqueeze(1), std::numeric_limits<double>::quiet_NaN());
+}
+
+/// Every picture must have been drawn: one without would count as of average easiness.
+void check_complete(const at::Tensor& picture, int64_t samples, int64_t held_out) {
+  const auto seen = at::bincount(picture, {}, samples + held_out) > 0;
+  const auto missing = at::nonzero(seen.logical_not()).squeeze(1).to(at::kCPU);
+  if (missing.size(0) == 0) return;
+  const auto first = missing[0].item<int64_t>();
+  throw DataError("reference pass: " + std::to_string(missing.size(0)) + " of " +
+                  std::to_string(samples + held_out) + " pictures were not drawn, the first of them " +
+                  (first < samples ? "sample " + std::to_string(first)
+                                   : "held-out picture " + std::to_string(first - samples)) +
+                  "; call reference() for every sample and every held-out picture before finish_reference()");
+}
+
+}  // namespace
+
+int64_t Sieve::reference_draws() const {
+  return impl_->options.draws;
+}
+bool Sieve::has_reference() const {
+  return impl_->reference_known;
+}
+
+bool Sieve::reference(const Batch& batch, bool held_out) {
+  auto& s = *impl_;
+  if (!s.options.reference) return true;
+  try {
+    const int64_t samples = s.setup.dataset_size;
+    s.check_batch(batch, std::numeric_limits<int64_t>::max());
+    const auto ids = s.device_ids(batch, held_out ? s.setup.held_out_size : samples);
+    RawScores scores = s.engine.score_all(batch);
+    settle_nonfinite(scores, batch.sample_id, held_out, s.options.fail_on_nonfinite);
+    const auto picture = ids + (held_out ? samples : 0);
+    s.draws.push_back(at::cat({column(picture), column(at::full_like(picture, held_out ? 1 : 0)),
+                               column(scores.timestep), scores.raw.to(at::kDouble)},
+                              1));
+    return true;
+  } catch (const std::exception& error) {
+    s.fail(error);
+    return false;
+  }
+}
+
+void Sieve::finish_reference() {
+  auto& s = *impl_;
+  if (!s.options.reference) return;
+  const auto real = at::device(s.setup.device).dtype(at::kDouble);
+  const int64_t width = 3 + s.shape.channels;
+  const auto mine = s.draws.empty() ? at::empty({0, width}, real) : at::cat(s.draws);
+  s.draws.clear();
+  // The sizes are gathered first, then lines padded to the longest rank's.
+  auto head = s.record.flat().slice(0, 0, RecordShape::kHeader + RecordShape::kMessage).clone();
+  head[2] = static_cast<double>(mine.size(0));
+  const auto heads = s.communicator->all_gather(head).to(at::kCPU);
+  s.record.clear();
+  const std::string error = first_error(heads);
+  if (!error.empty()) {
+    const bool guilty = heads[s.communicator->rank()][0].item<double>() > 0;
+    throw PeerError("reference pass: " + error, guilty ? s.reporter.own_error() : nullptr);
+  }
+  const auto longest = static_cast<int64_t>(heads.select(1, 2).max().item<double>());
+  if (longest == 0)
+    throw DataError("reference pass: no draws; call reference() for every sample before finish_reference()");
+  const auto padded = at::constant_pad_nd(mine, {0, 0, 0, longest - mine.size(0)}, -1).reshape({-1});
+  auto all = s.communicator->all_gather(padded).reshape({-1, width});
+  all = all.index_select(0, at::nonzero(all.select(1, 0) >= 0).squeeze(1));
+  check_complete(all.select(1, 0).to(at::kLong), s.setup.dataset_size, s.setup.held_out_size);
+  // By picture and timestep, so that the result does not depend on how the ranks divided the work.
+  all = all.index_select(
+      0, at::argsort(all.select(1, 0) * static_cast<double>(s.setup.num_timesteps) + all.select(1, 2), true,
+                     0, false));
+  s.engine.set_reference(all.select(1, 0).to(at::kLong), all.select(1, 2).to(at::kFloat),
+                         all.slice(1, 3).to(at::kFloat), all.select(1, 1) > 0);
+  s.reference_known = true;
+}
+
+}  // namespace memsieve
