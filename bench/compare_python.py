@@ -335,6 +335,8 @@ def main():
         return work(args)
     names = args.cases.split(",")
     unknown = [name for name in names if name not in CASES]
+    if args.batch is not None and args.batch < 2:
+        parser.error("--batch must be at least 2: of the rows that both sides are compared on some must be dropped, some not")
     if unknown or args.rounds < 1:
         parser.error(f"unknown case {unknown[0]}; there are {', '.join(CASES)}" if unknown else "--rounds must be at least 1")
     results = {name: compare(name, args) for name in names}

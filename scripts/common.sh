@@ -23,8 +23,12 @@ cores() {
 
 # Compile jobs: one per core, but a file that includes torch's headers needs up to 2 GiB.
 compile_jobs() {
-  local by_memory by_cores
+  local by_memory by_cores limit
   by_memory=$(awk '/^MemAvailable:/ {print int($2 / 1048576 / 2)}' /proc/meminfo)
+  if read -r limit 2>/dev/null </sys/fs/cgroup/memory.max && [ "$limit" != max ]; then
+    limit=$((limit / 2147483648))
+    [ "$limit" -ge "${by_memory:-0}" ] || by_memory=$limit
+  fi
   by_cores=$(cores)
   [ "${by_memory:-1}" -ge 1 ] || by_memory=1
   say $((by_cores < by_memory ? by_cores : by_memory))

@@ -37,7 +37,7 @@ mkdir -p "$out" || fail "cannot make the folder $out"
 "$PYTHON" tools/demo/make_demo_data.py --out data/demo
 
 # One process for each GPU, or two processes that share the cores. They divide a batch of 32 among them.
-gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)
+gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null || echo 0)
 processes=2
 if [ "$gpus" -gt 0 ]; then
   processes=1

@@ -137,12 +137,14 @@ def encode_batch(encoder, batch, captions):
 
 def read_prompts(path):
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in Path(path).read_text(encoding=pictures.UTF8).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise PrepareError(f"{path}: cannot be read ({one_line(error)})") from None
     lines = [line for line in lines if line]
     if not lines:
         raise PrepareError(f"{path}: holds no prompt; write one on each line")
+    if not all(map(pictures.storable, lines)):
+        raise PrepareError(f"{path}: holds a NUL; it must be text")
     return lines
 
 

@@ -596,3 +596,86 @@ def test_the_trainer_takes_the_files(pipelines, images, tmp_path, kind):
     assert dry.returncode == 0, dry.stderr
     result = run(train, "--config", "run.yaml", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+# ---- what people have in their folders -----------------------------------------------------------------------------------
+
+
+def write_metadata(images, lines, mark=""):
+    (images / "metadata.jsonl").write_text(mark + "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def metadata(images):
+    return [json.loads(line) for line in (images / "metadata.jsonl").read_text().splitlines()]
+
+
+def skipped(out):
+    return {entry["file_name"]: entry["error"] for entry in map(json.loads, (out / "skipped.jsonl").read_text().splitlines())}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
+def test_a_byte_order_mark_is_no_part_of_the_text(images, kind):
+    lines = metadata(images)
+    write_metadata(images, lines, "\ufeff")
+    if kind != "jsonl":
+        (images / "metadata.jsonl").unlink()
+    if kind == "csv":
+        (images / "metadata.csv").write_text("\ufefffile_name,text\n" + "".join(f"{e['file_name']},{e['text']}\n" for e in lines))
+    if kind == "txt":
+        for entry in lines:
+            (images / entry["file_name"]).with_suffix(".txt").write_text("\ufeff" + entry["text"])
+    assert {s.name: s.caption for s in prepare_pictures.find(images)} == {e["file_name"]: e["text"] for e in lines}
+
+
+def test_captions_that_are_none_or_cannot_be_stored_are_skipped_and_listed(pipelines, images, tmp_path, capsys):
+    lines = metadata(images)
+    lines[0]["text"], lines[1]["text"], lines[2]["text"], lines[3]["text"] = None, "  ", "a \0 cat", "a \ud83d cat"
+    write_metadata(images, lines)
+    out = prepare(pipelines / "sd", images, tmp_path / "out", code=4)
+    assert skipped(out) == {"00.png": "no caption", "01.png": "no caption", "02.png": "its caption holds a NUL or half a character",
+                            "03.png": "its caption holds a NUL or half a character"}
+    assert sum(len(read(out / f"{part}.h5")["caption"]) for part in ("train", "held_out", "validation")) == 8
+
+
+def test_a_column_that_no_line_has(pipelines, images, tmp_path, capsys):
+    prepare(pipelines / "sd", images, tmp_path / "out", "--caption-column", "label", code=3)
+    refused(capsys, 3, "metadata.jsonl", "no line has a 'label'", "--caption-column")
+
+
+def test_a_text_file_of_another_encoding_is_skipped_and_named(pipelines, images, tmp_path, capsys):
+    for entry in metadata(images):
+        (images / entry["file_name"]).with_suffix(".txt").write_text(entry["text"])
+    (images / "metadata.jsonl").unlink()
+    (images / "05.txt").write_bytes("Käse".encode("latin-1"))
+    out = prepare(pipelines / "sd", images, tmp_path / "out", code=4)
+    assert skipped(out) == {"05.png": "05.txt is not UTF-8"}
+
+
+def test_a_csv_that_is_none(pipelines, images, tmp_path, capsys):
+    (images / "metadata.jsonl").unlink()
+    (images / "metadata.csv").write_text("file_name,text\n00.png," + "x" * 200000 + "\n")
+    prepare(pipelines / "sd", images, tmp_path / "out", code=3)
+    refused(capsys, 3, "metadata.csv", "is not CSV")
+
+
+@pytest.mark.parametrize("dtype, mode", [(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")])
+def test_greyscale_of_more_than_8_bits_is_skipped(pipelines, images, tmp_path, dtype, mode, capsys):
+    ramp = np.linspace(0, 1 if dtype == np.float32 else 65535, 32 * 32).reshape(32, 32).astype(dtype)
+    lines = metadata(images)
+    lines[4]["file_name"] = "deep.tif"
+    Image.fromarray(ramp).save(images / "deep.tif")
+    assert Image.open(images / "deep.tif").mode == mode
+    write_metadata(images, lines)
+    out = prepare(pipelines / "sd", images, tmp_path / "out", code=4)
+    assert "more than 8 bits" in skipped(out)["deep.tif"]
+
+
+def test_large_groups_of_copies_do_not_swallow_the_training_set():
+    names = [f"{i}" for i in range(1040)]
+    groups = np.concatenate([np.arange(100), np.repeat(np.arange(100, 120), 2), np.repeat([120], 200), np.repeat([121], 700)])
+    for seed in range(5):
+        parts = prepare_plan.split(groups, names, 64, 64, seed)
+        assert [len(parts[name]) for name in ("held_out", "validation", "train")] == [64, 64, 912]
+    for one in (np.zeros(1040, int), np.repeat([0, 1], [700, 340])):
+        with pytest.raises(prepare_pictures.OptionError, match="left to train on; lower --held-out"):
+            prepare_plan.split(one, names, 64, 64, 0)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff"}
 CAPTION_SUFFIXES = (".txt", ".caption")
+UTF8 = "utf-8-sig"  # many an editor puts a mark in front, which is no part of the text
 THUMBNAIL = 64
 
 
@@ -28,7 +29,8 @@ class OptionError(PrepareError):
 @dataclass(frozen=True)
 class Source:
     name: str  # relative to the folder, with slashes
-    caption: str
+    caption: str | None
+    error: str | None = None  # why the picture cannot be used, whatever it holds
 
 
 def one_line(error):
@@ -44,20 +46,39 @@ def key(seed, *words):
 # ---- which pictures there are --------------------------------------------------------------------------------------------
 
 
+def storable(text):
+    """Whether HDF5 and the tokenizer take it: no NUL, no half of a character."""
+    try:
+        return "\0" not in text and bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def source_of(name, caption):
+    caption = (caption or "").strip()
+    if not storable(name):
+        return Source(name, None, "its name is not UTF-8")
+    if not caption:
+        return Source(name, None, "no caption")
+    if not storable(caption):
+        return Source(name, None, "its caption holds a NUL or half a character")
+    return Source(name, caption)
+
+
 def checked(folder, where, entry, column):
     name, caption = entry.get("file_name"), entry.get(column)
     if not isinstance(name, str) or not name:
         raise PrepareError(f"{where}: no 'file_name'")
-    if not isinstance(caption, str):
-        raise PrepareError(f"{where}: no '{column}' that is text; --caption-column names another")
+    if not isinstance(caption, str | None):
+        raise PrepareError(f"{where}: '{column}' is not text; --caption-column names another")
     inside = Path(name)
     if inside.is_absolute() or ".." in inside.parts:
         raise PrepareError(f"{where}: file_name '{name}' leads out of {folder}")
-    return Source(inside.as_posix(), caption.strip())
+    return source_of(inside.as_posix(), caption)
 
 
 def from_jsonl(folder, path, column):
-    with open(path, encoding="utf-8") as lines:
+    with open(path, encoding=UTF8) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -71,10 +92,13 @@ def from_jsonl(folder, path, column):
 
 
 def from_csv(folder, path, column):
-    with open(path, encoding="utf-8", newline="") as text:
+    with open(path, encoding=UTF8, newline="") as text:
         reader = csv.DictReader(text)
-        for entry in reader:
-            yield checked(folder, f"{path}:{reader.line_num}", entry, column)
+        try:
+            for entry in reader:
+                yield checked(folder, f"{path}:{reader.line_num}", entry, column)
+        except csv.Error as error:
+            raise PrepareError(f"{path}:{reader.line_num}: is not CSV ({one_line(error)})") from None
 
 
 def from_text_files(folder):
@@ -83,11 +107,14 @@ def from_text_files(folder):
             continue
         beside = next((c for c in map(path.with_suffix, CAPTION_SUFFIXES) if c.is_file()), None)
         name = path.relative_to(folder).as_posix()
-        yield Source(name, None if beside is None else beside.read_text(encoding="utf-8").strip())
+        try:
+            yield source_of(name, None if beside is None else beside.read_text(encoding=UTF8))
+        except UnicodeDecodeError:
+            yield Source(name, None, f"{beside.name} is not UTF-8")
 
 
 def find(folder, column="text"):
-    """[Source] of the folder, in the order of its metadata file or of the names. A caption of None: there is none."""
+    """[Source] of the folder, in the order of its metadata file or of the names."""
     folder = Path(folder)
     if not folder.is_dir():
         raise PrepareError(f"{folder}: no such folder")
@@ -97,11 +124,13 @@ def find(folder, column="text"):
                 sources = list(read(folder, folder / name, column))
                 if not sources:
                     raise PrepareError(f"{folder / name}: is empty")
+                if all(source.error == "no caption" for source in sources):
+                    raise PrepareError(f"{folder / name}: no line has a '{column}'; --caption-column names another field")
                 return sources
-        sources = list(from_text_files(folder))
     except UnicodeDecodeError as error:
-        raise PrepareError(f"{folder}: captions must be UTF-8 ({one_line(error)})") from None
-    if all(source.caption is None for source in sources):
+        raise PrepareError(f"{folder / name}: must be UTF-8 ({one_line(error)})") from None
+    sources = list(from_text_files(folder))
+    if all(source.error == "no caption" for source in sources):
         raise PrepareError(f"{folder}: holds neither metadata.jsonl, metadata.csv nor pictures with .txt files beside them")
     return sources
 
@@ -112,6 +141,8 @@ def find(folder, column="text"):
 def open_picture(path):
     """RGB, upright; transparency is put on white. Raises whatever Pillow raises."""
     with Image.open(path) as stored:
+        if stored.mode[0] in "IF":  # Pillow would cut its values off at 255
+            raise ValueError("greyscale of more than 8 bits; save it with 8")
         stored.load()
         picture = ImageOps.exif_transpose(stored)
     if picture.has_transparency_data:

@@ -71,11 +71,11 @@ def group_ids(hashes, captions, by, distance):
 
 
 def split(groups, names, held_out, validation, seed):
-    """{"train" | "held_out" | "validation": row numbers}. Whole groups are put aside, those of one row first, in an order
-    that follows from the seed and the name of a group's first row."""
+    """{"train" | "held_out" | "validation": row numbers}. Whole groups are put aside, small ones first, in an order that
+    follows from the seed and the name of a group's first row."""
     sizes = np.bincount(groups)
     first = np.unique(groups, return_index=True)[1]
-    order = sorted(range(len(sizes)), key=lambda g: (sizes[g] > 1, pictures.key(seed, "split", names[first[g]])))
+    order = sorted(range(len(sizes)), key=lambda g: (sizes[g], pictures.key(seed, "split", names[first[g]])))
     if 2 * (held_out + validation) > len(groups):
         raise OptionError(f"{held_out} held-out and {validation} validation pictures are more than half of the {len(groups)} "
                            "that can be read; lower --held-out and --validation")
@@ -83,13 +83,14 @@ def split(groups, names, held_out, validation, seed):
     at = 0
     for number, wanted in ((1, held_out), (2, validation)):
         taken = 0
-        while taken < wanted:
+        while taken < wanted and at < len(order):
             part[order[at]] = number
             taken += sizes[order[at]]
             at += 1
-    if not (part[groups] == 0).any():
-        raise OptionError("all pictures are copies of those that are put aside, so none is left to train on; lower "
-                           "--held-out and --validation, or --hash-distance")
+    left = int((part[groups] == 0).sum())
+    if 2 * left < len(groups):
+        raise OptionError(f"most pictures are copies of those that are put aside, so {left} of {len(groups)} are left to train "
+                           "on; lower --held-out and --validation, or --hash-distance")
     return {name: np.flatnonzero(part[groups] == number) for number, name in enumerate(("train", "held_out", "validation"))}
 
 
@@ -103,7 +104,7 @@ def scan(shop, sources, folder, workers):
         path.write_bytes(whole)
 
     def look(source):
-        return {"error": "no caption"} if source.caption is None else pictures.look(folder / source.name)
+        return {"error": source.error} if source.error else pictures.look(folder / source.name)
 
     with ThreadPoolExecutor(workers) as executor, open(path, "a") as file, \
             progress("reading", len(sources), len(looks)) as bar:
