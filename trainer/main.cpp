@@ -84,8 +84,7 @@ CommandLine parse(int argc, char** argv) {
 /// What to tell of an error. memsieve's own are fit to be shown; what libraries throw names their source
 /// files.
 std::string line_of(const std::exception& error) {
-  if (dynamic_cast<const Error*>(&error) != nullptr) return error.what();
-  if (const auto* full = dynamic_cast<const c10::OutOfMemoryError*>(&error)) {
+  if (const auto* full = dynamic_cast<const c10::OutOfMemoryError*>(&root_cause(error))) {
     const std::string said =
         full->what_without_backtrace();  // "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ..."
     return said.substr(0, said.find(". GPU")) +
@@ -93,7 +92,8 @@ std::string line_of(const std::exception& error) {
            "gradient_checkpointing: "
            "true, mixed_precision: bf16 or a lora section";
   }
-  return is_peer_failure(error) ? peer_failure_line("training", error) : error.what();
+  if (dynamic_cast<const Error*>(&error) != nullptr) return error.what();
+  return is_peer_failure(error) ? peer_failure_line("training", error) : one_line(error);
 }
 
 /// Reports an error on the rank it happened on. A line more than 1 would hide what matters.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import BUILD, assert_refused, run
+from safetensors.numpy import load_file, save_file
 
 TRAIN = BUILD / "trainer" / "memsieve-train"
 
@@ -167,6 +168,53 @@ def test_run_folder_holds_another_run(folder):
     before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
     assert_refused(train(folder), 2, "run holds run ", "--resume-from auto")
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+
+
+def test_dry_run_looks_at_the_run_folder_and_at_the_checkpoint(folder):
+    assert train(folder, "--dry-run").returncode == 0 and not (folder / "run").exists()
+    assert train(folder, "--set", "max_train_steps=2").returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+    assert_refused(train(folder, "--dry-run"), 2, "run holds run ", "--resume-from auto")
+    resumed = train(folder, "--dry-run", "--resume-from", "latest")
+    assert resumed.returncode == 0 and "dry run" in resumed.stderr + resumed.stdout, resumed.stderr
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+    os.truncate(folder / "run" / "checkpoints" / "step-000002" / "optimizer.safetensors", 100)
+    assert_refused(train(folder, "--dry-run", "--resume-from", "latest"), 3, "optimizer.safetensors")
+
+
+# A model that gives NaN.
+
+def nan_model(folder):
+    """A UNet folder whose answers are all NaN."""
+    tiny_run = train(folder, "--set", "max_train_steps=1", "--set", "output_dir=made")
+    assert tiny_run.returncode == 0, tiny_run.stderr
+    unet = folder / "made" / "checkpoints" / "step-000001" / "unet"
+    path = unet / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["conv_out.bias"][:] = np.nan
+    save_file(weights, path)
+    return ["--set", f"model.pretrained={unet}", "--set", "model.config="]
+
+
+def ended_with(result, code, *words):
+    """A run that had begun: its last line says why it ended."""
+    assert result.returncode == code, result.stderr
+    for word in words:
+        assert word in result.stderr.strip().splitlines()[-1], result.stderr
+
+
+def test_nan_of_the_starting_model_names_the_sample(folder):
+    words = nan_model(folder)
+    result = train(folder, *words, "--set", "sieve.reference.kind=start_model")
+    ended_with(result, 5, "reference pass: rank 0: held-out picture 0", "NaN or Inf", "on_nonfinite: skip")
+
+
+def test_nan_in_every_step_ends_a_run_that_skips_them(folder):
+    words = nan_model(folder)
+    skip = ("--set", "sieve.on_nonfinite=skip", "--set", "max_train_steps=40", "--set", "max_nonfinite_steps=3")
+    ended_with(train(folder, *words, *skip), 5, "NaN or Inf in 3 steps in a row", "step 2")
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 3
 
 
 # Checkpoints.

@@ -20,8 +20,7 @@ TRAIN = BUILD / "trainer" / "memsieve-train"
 STEPS = 24
 OURS = ["sieve.reference.kind=start_model", "sieve.reference.draws=2", "sieve.threshold.drop=0.3", "sieve.threshold.release=0.4",
         "sieve.evidence.min_visits=1", "sieve.standardise.min_count=4", "sieve.block_rows=1", "sieve.held_out.rows=4"]
-PUBLISHED = ["sieve.standardise.by=none", "sieve.evidence.kind=visit", "sieve.threshold.kind=fixed", "sieve.threshold.drop=-1.5",
-             "sieve.probe.kind=every", "sieve.reference.kind=none", "sieve.held_out.rows=0"]
+PUBLISHED = [*tiny.PUBLISHED, "sieve.threshold.drop=-1.5"]
 TRAINED = [f"max_train_steps={STEPS}", "learning_rate=0.003", "use_ema=true", "data.validation=held_out.h5", "validation.every=12",
            "data.prompts=held_out.h5", "sampling.every=12", "sampling.num_inference_steps=3"]
 

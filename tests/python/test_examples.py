@@ -2,6 +2,8 @@
 import re
 import textwrap
 
+import pytest
+
 from conftest import BUILD, ROOT, run_ok, torchrun
 
 EXAMPLES = BUILD / "examples"
@@ -19,7 +21,10 @@ def test_ranks_train_the_same():
     assert visits + other_visits == 9600
     assert dropped > 0.4 * visits and others < 0.08 * other_visits, alone
     for ranks in (2, 4):
-        assert run_ok(EXAMPLES / "2-custom-loop-on-ranks", ranks) == alone
+        together = run_ok(EXAMPLES / "2-custom-loop-on-ranks", ranks)
+        said, of_one = ((text.rsplit(" ", 1)) for text in (together, alone))
+        assert said[0] == of_one[0]  # the same rows dropped
+        assert float(said[1]) == pytest.approx(float(of_one[1]), rel=1e-5)  # summed in another order
 
 
 def test_ranks_as_processes():

@@ -32,10 +32,10 @@ SCONTROL = """#!/bin/bash
 echo localhost
 """
 SRUN = """#!/bin/bash
-shift  # --kill-on-bad-exit=1
+while [[ $1 == --* ]]; do shift; done  # --cpus-per-task=1 --kill-on-bad-exit=1
 for rank in 0 1; do
   SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 SLURM_NNODES=1 SLURM_STEP_NUM_TASKS=2 \
-    SLURM_STEP_TASKS_PER_NODE=2 SLURM_TASKS_PER_NODE=2 "$@" & pids+=($!)
+    SLURM_STEP_ID=0 SLURM_STEP_NODELIST=localhost SLURM_STEP_TASKS_PER_NODE=2 SLURM_TASKS_PER_NODE=2 "$@" & pids+=($!)
 done
 for pid in "${pids[@]}"; do wait "$pid" || exit; done
 """

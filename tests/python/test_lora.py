@@ -7,6 +7,7 @@ import tiny
 import torch
 from conftest import BUILD, assert_refused, run, run_ok, torchrun
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
@@ -98,6 +99,24 @@ def test_without_an_alpha_in_the_file_it_is_the_rank(tmp_path):
     unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=DEFAULT))
     filled(unet)
     StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(unet))
+    inputs = inputs_of(unet)
+    save_file(inputs, tmp_path / "in.safetensors")
+    run_ok(UNET_PROGRAM, tmp_path / "unet", "--inputs", tmp_path / "in.safetensors", "--out", tmp_path / "out.safetensors",
+           "--lora", tmp_path / "pytorch_lora_weights.safetensors")
+    with torch.no_grad():
+        assert difference(load_file(tmp_path / "out.safetensors")["prediction"], unet(**inputs).sample) < 1e-5
+
+
+def test_an_adapter_of_diffusers_training_scripts(tmp_path):
+    """They convert peft's names to older ones before they save."""
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(**SMALL)
+    unet.save_pretrained(tmp_path / "unet")
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=DEFAULT))
+    filled(unet)
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    assert any(name.endswith(".lora.down.weight") for name in layers)
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers)
     inputs = inputs_of(unet)
     save_file(inputs, tmp_path / "in.safetensors")
     run_ok(UNET_PROGRAM, tmp_path / "unet", "--inputs", tmp_path / "in.safetensors", "--out", tmp_path / "out.safetensors",

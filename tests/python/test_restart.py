@@ -157,15 +157,81 @@ def auto(folder, *settings):
     return run(TRAIN, "--config", "run.yaml", "--resume-from", "auto", *(part for s in settings for part in ("--set", s)), cwd=folder)
 
 
+EVALUATED = ("data.validation=held_out.h5", "data.prompts=held_out.h5", "validation.every=4", "sampling.every=4",
+             "sampling.num_inference_steps=2")
+
+
+def kinds(run_folder, step):
+    return [line["kind"] for line in steps(run_folder) if line["step"] == step]
+
+
 def test_auto_leaves_a_finished_run_and_refuses_another(tmp_path):
     tiny.write_run(tmp_path)
-    assert auto(tmp_path).returncode == 0
-    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    again = auto(tmp_path)
+    assert auto(tmp_path, *EVALUATED).returncode == 0
+    assert kinds(tmp_path / "run", 4) == ["validation", "samples"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    again = auto(tmp_path, *EVALUATED)
     assert again.returncode == 0 and "nothing to do" in again.stdout + again.stderr
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.rename(tmp_path / path.name)
-    assert_refused(auto(tmp_path, "learning_rate=0.5"), 2, "another configuration", "learning_rate", "output_dir")
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.rename(tmp_path / path.name)
+    assert_refused(auto(tmp_path, *EVALUATED, "learning_rate=0.5"), 2, "another configuration", "learning_rate", "output_dir")
     (tmp_path / "run" / "run.json").unlink()
     assert_refused(auto(tmp_path), 2, "another run")
+
+
+def test_what_follows_the_last_checkpoint_is_made_up_for(tmp_path):
+    """The last checkpoint comes before the last validation and drawing: a run that ended between them makes these later."""
+    tiny.write_run(tmp_path)
+    assert auto(tmp_path, *EVALUATED).returncode == 0
+    folder = tmp_path / "run"
+    whole = steps(folder)
+    run_json = json.loads((folder / "run.json").read_text())
+    assert run_json.pop("finished_steps") == 4
+    (folder / "run.json").write_text(json.dumps(run_json))
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:-2]) + "\n")
+    assert len(steps(folder)) == len(whole) - 2
+    assert auto(tmp_path, *EVALUATED).returncode == 0
+    assert steps(folder) == whole
+    assert "nothing to do" in auto(tmp_path, *EVALUATED).stderr
+
+
+def test_latest_does_not_return_to_what_was_given_up(tmp_path):
+    tiny.write_run(tmp_path)
+    assert auto(tmp_path, "checkpointing_steps=1").returncode == 0
+    checkpoints = tmp_path / "run" / "checkpoints"
+    early = run(TRAIN, "--config", "run.yaml", "--resume-from", checkpoints / "step-000002", "--set", "max_train_steps=3", cwd=tmp_path)
+    assert early.returncode == 0, early.stderr
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "step-000001", "step-000002", "step-000003", "step-000003.abandoned", "step-000004.abandoned"]
+    later = auto(tmp_path, "checkpoints_total_limit=2")
+    assert later.returncode == 0 and "resuming after 3 steps" in later.stderr + later.stdout, later.stderr
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000003", "step-000004"]
+
+
+def test_data_may_move_between_the_parts_of_a_run_but_not_change(tmp_path):
+    tiny.write_run(tmp_path)
+    assert auto(tmp_path, "checkpointing_steps=2", "max_train_steps=2").returncode == 0
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("train.h5", "held_out.h5"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    moved = ("data.train=elsewhere/train.h5", "data.held_out=elsewhere/held_out.h5")
+    tiny.write_data(tmp_path / "other.h5", 17, 1)
+    assert_refused(auto(tmp_path, "data.train=other.h5", moved[1]), 2, "data.train", "not the data that", "17 rows of", "16 rows of")
+    assert auto(tmp_path, *moved).returncode == 0
+    assert len(steps(tmp_path / "run")) == 4
+
+
+def test_a_full_disk_ends_all_ranks(tmp_path):
+    """Rank 0 alone writes the ledger and the metrics; files above a limit fail as on a full disk."""
+    tiny.write_run(tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", *ONE_MACHINE, "--no-python", "bash", "-c",
+               f"trap '' XFSZ; ulimit -f 24; exec {TRAIN} --config run.yaml --set max_train_steps=100000 --set train_batch_size=2 "
+               "--set sieve.ledger.flush_every=1 --set tensorboard=false"]
+    result = run(*command, cwd=tmp_path, timeout=120)
+    assert result.returncode != 0
+    assert "is the disk full?" in result.stderr, result.stderr
+    assert "rank 0" in result.stderr

@@ -1,5 +1,6 @@
 #include <memsieve/error.h>
 #include <trainer/diffusion/scheduler_file.h>
+#include <trainer/io/json_text.h>
 
 #include <filesystem>
 #include <fstream>
@@ -57,7 +58,7 @@ class Reader {
   }
 
   [[noreturn]] void refuse(const char* key, const std::string& why) const {
-    throw ConfigError(path_ + ": " + key + " is " + json_[key].dump() + ", which " + why + kRemedy);
+    throw ConfigError(path_ + ": " + key + " is " + json_text(json_[key]) + ", which " + why + kRemedy);
   }
 
  private:

@@ -53,11 +53,18 @@ c10::Device choose_device(const Launch& launch, const std::string& wish) {
   if (wish == "cpu") return c10::kCPU;
   if (wish != "auto" && wish != "cuda")
     throw ConfigError("device: '" + wish + "' is none of auto, cpu and cuda");
-  const int gpus = gpu_count();
+  return choose_device(launch, wish, gpu_count());
+}
+
+c10::Device choose_device(const Launch& launch, const std::string& wish, int gpus) {
   if (gpus >= launch.local_world_size) return {c10::kCUDA, static_cast<c10::DeviceIndex>(launch.local_rank)};
-  if (wish == "auto") return c10::kCPU;
+  // SLURM can show each task a GPU of its own and no other (--gpus-per-task).
+  if (gpus == 1 && launch.launcher == "slurm") return {c10::kCUDA, 0};
+  if (gpus == 0 && wish == "auto") return c10::kCPU;
   throw ConfigError("device: " + std::to_string(launch.local_world_size) + " processes on this machine but " +
-                    std::to_string(gpus) + " visible GPUs; start fewer, or train with device cpu");
+                    std::to_string(gpus) + " visible GPUs; start " +
+                    (gpus > 0 ? "at most " + std::to_string(gpus) : "where there are some") +
+                    ", or train with device: cpu");
 }
 
 Group::Group(const Launch& launch, c10::Device device, const GroupOptions& options)
@@ -69,6 +76,7 @@ Group::Group(const Launch& launch, c10::Device device, const GroupOptions& optio
     host_backend_ = make_gloo_backend(gloo_store, launch, options.collective_seconds);
     process_group_->setBackend(c10::kCPU, c10d::ProcessGroup::GLOO, host_backend_);
     backend_ = host_backend_;
+    require_same_kind();
     if (device.is_cuda()) {
       const auto nccl_store = c10::make_intrusive<c10d::PrefixStore>("nccl", store_);
       backend_ = make_nccl_backend(nccl_store, rank(), world_size(), device, options.collective_seconds);
@@ -81,6 +89,18 @@ Group::Group(const Launch& launch, c10::Device device, const GroupOptions& optio
     throw PeerError(peer_failure_line("rank " + std::to_string(rank()) + ": connecting to the peers", error));
   }
   barrier();  // nobody needs the store after this, so rank 0 may end first
+}
+
+void Group::require_same_kind() {
+  const bool cuda = device_.is_cuda();
+  // Of ranks that disagree some would wait in NCCL and some here.
+  const at::Tensor counts = at::tensor({cuda ? 1 : 0, cuda ? 0 : 1}, at::kLong);
+  all_reduce_sum(counts);
+  const auto* n = counts.const_data_ptr<int64_t>();
+  if (n[0] == 0 || n[1] == 0) return;
+  throw ConfigError("device: rank " + std::to_string(rank()) + " has " + (cuda ? "a GPU" : "none") +
+                    ", but of all ranks " + std::to_string(n[0]) + " have one and " + std::to_string(n[1]) +
+                    " have none; look for a machine that has lost its GPU or driver, or set device: cpu");
 }
 
 Group::~Group() {

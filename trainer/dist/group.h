@@ -27,17 +27,21 @@ struct GroupOptions {
       1800;  ///< how long one collective may take before it counts as a peer's failure
 };
 
-/// Where this rank should train. `wish` "auto": its own GPU if this machine has one for each local rank, else
-/// the CPU; "cpu"; "cuda": its own GPU, ConfigError if there are too few.
+/// Where this rank should train. `wish` "auto": its own GPU, or the CPU where no GPU is visible; "cpu";
+/// "cuda": its own GPU. ConfigError if the visible GPUs are too few for this machine's ranks; a task of SLURM
+/// that sees a single one has it for itself.
 c10::Device choose_device(const Launch& launch, const std::string& wish);
+/// The same where this process sees `gpus` GPUs.
+c10::Device choose_device(const Launch& launch, const std::string& wish, int gpus);
 
 /// All ranks of the run; one rank is a group of one, through the same code.
 /// Every failure of a peer or of the network is thrown as PeerError with one line.
 class Group {
  public:
   /// COLLECTIVE. Meets the peers. `device` is where gradients live: a CPU or this rank's CUDA device.
-  /// Throws ConfigError if the port is taken by something else, or if ranks disagree on the world size or two
-  /// claim one rank; PeerError naming the ranks that did not come in time.
+  /// Throws ConfigError if the port is taken by something else, if ranks disagree on the world size or two
+  /// claim one rank, or if only some of them have a GPU; PeerError naming the ranks that did not come in
+  /// time.
   Group(const Launch& launch, c10::Device device, const GroupOptions& options = {});
   ~Group();
   Group(const Group&) = delete;
@@ -71,6 +75,7 @@ class Group {
   void all_reduce_sum(const at::Tensor& tensor);
 
  private:
+  void require_same_kind();
   const c10::intrusive_ptr<c10d::Backend>& backend_for(const at::Tensor& tensor) const;
 
   Launch launch_;

@@ -7,8 +7,7 @@ std::string message_of(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
   } catch (const std::exception& e) {
-    const std::string text = e.what();
-    return text.substr(0, text.find('\n'));
+    return one_line(e);
   } catch (...) {
     return "unknown error";
   }

@@ -53,6 +53,7 @@ void write_parts(const fs::path& folder, const CheckpointState& state, const Che
                                     {"has_sieve", parts.sieve.has_value()},
                                     {"meaning", state.meaning},
                                     {"base", state.base},
+                                    {"data", state.data},
                                     {"files", file_list(folder)}};
   write_text_atomically((folder / "state.json").string(), json.dump(2) + "\n");
 }
@@ -100,6 +101,7 @@ CheckpointState read_checkpoint_state(const std::string& folder) {
     state.run_id = json.at("run_id").get<std::string>();
     state.meaning = json.at("meaning").get<std::string>();
     state.base = json.value("base", "");
+    state.data = json.value("data", "");
     state.has_ema = json.at("has_ema").get<bool>();
     state.has_sieve = json.at("has_sieve").get<bool>();
     files = json.at("files").get<std::map<std::string, uint64_t>>();

@@ -25,6 +25,7 @@ struct CheckpointState {
   std::string run_id;
   std::string meaning;  ///< meaning_of(configuration): what must not change when resuming
   std::string base;     ///< the UNet that the adapters belong to (trainer/nn/lora.h), "" without LoRA
+  std::string data;     ///< what the training and held-out data were
   bool has_ema = false, has_sieve = false;
 };
 

@@ -297,19 +297,24 @@ TrainConfig read_config(const std::string& path, const std::vector<std::string>&
   return read_config_text(yaml, path, registry_for(yaml, path, overrides), overrides);
 }
 
-/// Lines within sections that are as free.
-bool free_line(const std::string& line) {
-  const std::string key = line.substr(0, line.find(':'));
-  return key == "  cache_mb" || key == "  prefetch";
+namespace {
+
+/// Keys within sections that are as free: where files are. What the data hold is compared by itself.
+bool is_free(const std::string& section, const std::string& line) {
+  static const std::set<std::string> keys{"data.train",    "data.held_out", "data.validation", "data.prompts",
+                                          "data.cache_mb", "data.prefetch", "lora.pretrained"};
+  const size_t key = line.find_first_not_of(' ');
+  return key == 2 && keys.count(section + "." + line.substr(key, line.find(':') - key)) > 0;
 }
+
+}  // namespace
 
 std::string meaning_of(const std::string& resolved_yaml) {
   std::istringstream lines(resolved_yaml);
-  std::string out;
-  bool keep = true;
+  std::string out, section;
   for (std::string line; std::getline(lines, line);) {
-    if (!line.empty() && line[0] != ' ') keep = free_keys().count(line.substr(0, line.find(':'))) == 0;
-    if (keep && !free_line(line)) out += line + "\n";
+    if (!line.empty() && line[0] != ' ') section = line.substr(0, line.find(':'));
+    if (free_keys().count(section) == 0 && !is_free(section, line)) out += line + "\n";
   }
   return out;
 }

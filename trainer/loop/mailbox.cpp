@@ -22,7 +22,8 @@ std::vector<Mailbox::Letter> Mailbox::take(bool all) {
     Pending& oldest = pending_.front();
     if (oldest.arrived) oldest.arrived->synchronize();
     const auto* values = oldest.host.const_data_ptr<double>();
-    letters.push_back({oldest.step, {values, values + oldest.host.numel()}});
+    letters.push_back(
+        {oldest.step, {values, values + oldest.host.numel()}, std::chrono::steady_clock::now()});
     pending_.pop_front();
   }
   return letters;

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 
+#include <chrono>
 #include <deque>
 #include <optional>
 #include <vector>
@@ -17,6 +18,7 @@ class Mailbox {
   struct Letter {
     int64_t step = 0;
     std::vector<double> values;
+    std::chrono::steady_clock::time_point arrived;  ///< when the host had them
   };
 
   Mailbox(c10::Device device, size_t lag) : device_(device), lag_(device.is_cpu() ? 0 : lag) {}

@@ -31,7 +31,7 @@ std::vector<Chunk> chunks_of(int64_t draws, int64_t training, int64_t held_out, 
   return chunks;
 }
 
-void show(Sieve& sieve, Model& model, const RowMaker& maker, const Chunk& chunk, int64_t draws,
+bool show(Sieve& sieve, Model& model, const RowMaker& maker, const Chunk& chunk, int64_t draws,
           const TrainConfig& config) {
   const int64_t timesteps = maker.schedule().num_timesteps();
   const auto timestep = static_cast<int64_t>((static_cast<double>(chunk.draw) + 0.5) /
@@ -45,7 +45,7 @@ void show(Sieve& sieve, Model& model, const RowMaker& maker, const Chunk& chunk,
   const RowNoise noise = maker.noise(config.seed, kReferenceNoise, keys, config.diffusion.noise);
   const at::Tensor t = at::full({static_cast<int64_t>(ids.size())}, timestep, at::kLong);
   const NoisyRows rows = maker.make(ids, ids, t, noise);
-  sieve.reference(
+  return sieve.reference(
       batch_of(model, rows, model.predict(rows.noisy, rows.timestep, rows.condition), maker.null()),
       chunk.held_out);
 }
@@ -67,13 +67,15 @@ bool reference_pass(Sieve& sieve, Model& model, const RowMaker& training, const 
            std::to_string(training.data().size()) + " training samples under the starting model");
   Progress progress("reference", rounds, std::max<int64_t>(1, rounds / 4));
   // Every rank takes part in every round's agreement, with or without a chunk of its own.
+  bool good = true;
   for (int64_t round = 0; round < rounds; ++round) {
     on_all_ranks(group, [&] {
       const auto mine = static_cast<size_t>(round * group.world_size() + group.rank());
       if (mine >= chunks.size()) return;
       const Chunk& chunk = chunks[mine];
-      show(sieve, model, chunk.held_out ? *held_out : training, chunk, draws, config);
+      good = show(sieve, model, chunk.held_out ? *held_out : training, chunk, draws, config);
     });
+    if (group.any(!good)) break;  // finish_reference says what went wrong
     if (group.any(stop_requested())) return false;
     progress.show(round + 1, "");
   }

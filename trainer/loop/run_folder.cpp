@@ -15,6 +15,8 @@ namespace memsieve::trainer {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kAbandoned = ".abandoned";
+
 std::string step_name(int64_t step) {
   char name[32];
   std::snprintf(name, sizeof name, "step-%06lld", static_cast<long long>(step));
@@ -29,11 +31,34 @@ std::string make_run_id() {
   return id;
 }
 
+namespace {
+
+/// null if there is none or it cannot be read.
+nlohmann::ordered_json read_run(const std::string& path) {
+  std::ifstream in(path);
+  auto json = nlohmann::ordered_json::parse(in, nullptr, /*allow_exceptions=*/false);
+  return json.is_object() ? json : nlohmann::ordered_json();
+}
+
+}  // namespace
+
 std::optional<std::string> RunFolder::run_id() const {
-  std::ifstream in(file("run.json"));
-  const auto json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || !json.contains("run_id") || !json["run_id"].is_string()) return std::nullopt;
+  const auto json = read_run(file("run.json"));
+  if (!json.contains("run_id") || !json["run_id"].is_string()) return std::nullopt;
   return json["run_id"].get<std::string>();
+}
+
+int64_t RunFolder::finished_steps() const {
+  const auto json = read_run(file("run.json"));
+  return json.contains("finished_steps") && json["finished_steps"].is_number_integer()
+             ? json["finished_steps"].get<int64_t>()
+             : 0;
+}
+
+void RunFolder::finish(int64_t steps) const {
+  auto json = read_run(file("run.json"));
+  json["finished_steps"] = steps;
+  write_text_atomically(file("run.json"), json.dump(2) + "\n");
 }
 
 void RunFolder::refuse_if_used(const std::string& where) const {
@@ -91,22 +116,40 @@ void RunFolder::rotate(int64_t limit, int64_t newest) const {
   std::error_code error;
   int64_t kept = 0;
   for (const int64_t step : steps) {
-    if (step <= newest && kept++ < limit) continue;
+    if (step > newest || kept++ < limit) continue;
     fs::remove_all(checkpoint(step), error);
+  }
+  remove_checkpoints_ending(kAbandoned);
+}
+
+void RunFolder::abandon_after(int64_t from) const {
+  std::error_code error;
+  for (const int64_t step : checkpoints()) {
+    if (step <= from) continue;
+    const std::string aside = checkpoint(step) + kAbandoned;
+    fs::remove_all(aside, error);
+    fs::rename(checkpoint(step), aside, error);
+    if (error) throw DataError(checkpoint(step) + ": cannot be renamed: " + error.message());
   }
 }
 
-void RunFolder::tidy() const {
+void RunFolder::remove_checkpoints_ending(const std::string& ending) const {
   std::error_code error;
-  std::vector<fs::path> leftovers;
+  std::vector<fs::path> found;
   for (const auto& entry : fs::directory_iterator(file("checkpoints"), error)) {
-    if (entry.path().extension() == ".tmp") leftovers.push_back(entry.path());
+    if (entry.path().extension() == ending) found.push_back(entry.path());
   }
-  for (const auto& path : leftovers) fs::remove_all(path, error);
+  for (const auto& path : found) fs::remove_all(path, error);
+}
+
+void RunFolder::tidy() const {
+  remove_checkpoints_ending(".tmp");
 }
 
 void RunFolder::forget() const {
   std::error_code error;
+  tidy();
+  fs::remove(file("checkpoints"), error);  // unless something is in it
   // run.json last: what a crash leaves of this is still known as a run without a checkpoint.
   for (const char* name : {"samples", "tensorboard", "ledger.h5", "metrics.jsonl", "run.json", "config.yaml"})
     fs::remove_all(file(name), error);

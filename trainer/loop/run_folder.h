@@ -28,11 +28,18 @@ class RunFolder {
   /// Writes run.json and config.yaml.
   void describe(const std::string& run_id, int world_size, const std::string& device,
                 const std::string& config_yaml) const;
+  /// Notes in run.json that the run has done all its steps and what comes after them.
+  void finish(int64_t steps) const;
+  /// What finish() noted since the last describe(), or 0.
+  int64_t finished_steps() const;
 
   /// Steps of the checkpoints there, ascending. Folders still under a temporary name do not count.
   std::vector<int64_t> checkpoints() const;
-  /// After checkpoint `newest` was written: removes all older ones but limit - 1, and later ones, which
-  /// belong to a part of the run that was given up by resuming from before them. `limit` 0 = removes none.
+  /// When resuming from step `from`: later checkpoints belong to a part of the run that is given up. They get
+  /// the ending ".abandoned", so that "latest" does not go back to them.
+  void abandon_after(int64_t from) const;
+  /// After checkpoint `newest` was written: removes all older ones but limit - 1, and abandoned ones. `limit`
+  /// 0 = removes none.
   void rotate(int64_t limit, int64_t newest) const;
   /// Removes temporary folders that a crash has left.
   void tidy() const;
@@ -42,6 +49,8 @@ class RunFolder {
   void trim_metrics(int64_t step) const;
 
  private:
+  void remove_checkpoints_ending(const std::string& ending) const;
+
   std::string path_;
 };
 

@@ -4,8 +4,10 @@
 #include <trainer/loop/log.h>
 #include <trainer/loop/session.h>
 
+#include <boost/crc.hpp>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 namespace memsieve::trainer {
 
@@ -57,6 +59,7 @@ Session::Session(const TrainConfig& given, Group& ranks, bool dry)
   on_all_ranks(group, [&] { open_data(); });
   build_model();
   build_sieve();
+  if (finished()) return;
   if (saved_) on_all_ranks(group, [&] { restore(); });
   if (!dry_) on_all_ranks(group, [&] { start_writing(); });
 }
@@ -71,6 +74,7 @@ void Session::clear_unsaved_run(const std::string& where) {
                       ", which has no checkpoint and another configuration (now / then): " + difference +
                       "; choose another folder with --set output_dir=FOLDER");
   }
+  if (dry_) return;
   log_warning(folder.path() + " holds run " + *existing +
               ", which ended before its first checkpoint; starting anew");
   folder.forget();
@@ -80,7 +84,7 @@ void Session::choose_start() {
   const bool resuming = !config.resume_from.empty();
   nlohmann::json decision;
   on_all_ranks(group, [&] {
-    if (group.rank() != 0 || dry_) return;
+    if (group.rank() != 0) return;
     const std::string where = config.settings.where(resuming ? "resume_from_checkpoint" : "output_dir");
     const auto existing = folder.run_id();
     std::string from = config.resume_from;
@@ -104,12 +108,12 @@ void Session::choose_start() {
             start_from(from));
       }
     }
-    decision = {from, existing && !from.empty() ? *existing : make_run_id()};
+    decision = {from, existing && !from.empty() ? *existing : make_run_id(), folder.finished_steps()};
   });
   decision = nlohmann::json::parse(group.broadcast(decision.dump()));
-  if (dry_) return;
   checkpoint_ = decision[0];
   run_id_ = decision[1];
+  finished_steps_ = decision[2];
 }
 
 void Session::open_data() {
@@ -133,6 +137,29 @@ void Session::open_data() {
                   config.seed);
 }
 
+std::string Session::data_identity() const {
+  const auto identity_of = [](const Dataset& data) {
+    std::vector<int64_t> some;
+    for (int64_t i = 0; i < 64; ++i) some.push_back(i * (data.size() - 1) / 63);
+    boost::crc_32_type crc;
+    for (const auto& caption : data.captions(some)) crc.process_bytes(caption.data(), caption.size() + 1);
+    crc.process_bytes(data.group_ids().data(), data.group_ids().size() * sizeof(int64_t));
+    std::ostringstream out;
+    out << data.size() << " rows of " << at::IntArrayRef(data.latent_shape()) << ", captions " << std::hex
+        << crc.checksum();
+    return out.str();
+  };
+  return identity_of(training->data()) + (held_out ? "; held out: " + identity_of(held_out->data()) : "");
+}
+
+void Session::require_same_data() const {
+  const std::string now = data_identity();
+  if (saved_->data.empty() || now == saved_->data) return;
+  throw ConfigError(config.settings.where("data.train") + ": these are not the data that " + checkpoint_ +
+                    " was trained on (now / then): `" + now + "` / `" + saved_->data +
+                    "`; name those, or start a new run with " + start_from(checkpoint_));
+}
+
 void Session::build_model() {
   if (!checkpoint_.empty()) {
     on_all_ranks(group, [&] {
@@ -143,6 +170,8 @@ void Session::build_model() {
                           " (now / then): " + difference +
                           "; resume with the same one, or start a new run with " + start_from(checkpoint_));
       }
+      require_same_data();
+      first_step = saved_->step;
       if (saved_->global_batch != sampler->global_batch_size()) {
         throw ConfigError(checkpoint_ + ": was made with " + std::to_string(saved_->global_batch) +
                           " rows a step, but this run has " + std::to_string(sampler->global_batch_size()) +
@@ -195,7 +224,6 @@ void Session::build_sieve() {
 }
 
 void Session::restore() {
-  first_step = saved_->step;
   nonfinite_in_a_row = saved_->nonfinite_in_a_row;
   const std::string optimizer_file = checkpoint_ + "/optimizer.safetensors";
   TensorMap saved = load_safetensors(optimizer_file);
@@ -222,7 +250,10 @@ void Session::start_writing() {
   const bool first = group.rank() == 0;
   if (first) {
     folder.make(config.settings.where("output_dir"));
-    if (saved_) folder.trim_metrics(first_step);
+    if (saved_) {
+      folder.trim_metrics(first_step);
+      folder.abandon_after(first_step);
+    }
     folder.tidy();
     folder.describe(run_id_, group.world_size(), group.device().str(), config.settings.yaml());
   }
@@ -236,7 +267,6 @@ void Session::start_writing() {
 }
 
 void Session::save(int64_t step) {
-  if (sieve) sieve->flush();
   on_all_ranks(group, [&] {
     if (group.rank() != 0) return;
     metrics->flush();
@@ -249,6 +279,7 @@ void Session::save(int64_t step) {
     state.run_id = run_id_;
     state.meaning = meaning_of(config.settings.yaml());
     state.base = model->base_fingerprint();
+    state.data = data_identity();
     CheckpointParts parts;
     parts.weights_name = model->kind();
     parts.save_weights = [&](const std::string& to) { model->save(to); };
@@ -264,6 +295,12 @@ void Session::save(int64_t step) {
     if (sieve) parts.sieve = sieve->state();
     write_checkpoint(folder.checkpoint(step), state, parts);
     folder.rotate(config.checkpoints_total_limit, step);
+  });
+}
+
+void Session::finish() {
+  on_all_ranks(group, [&] {
+    if (group.rank() == 0) folder.finish(config.max_train_steps);
   });
 }
 

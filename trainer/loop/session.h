@@ -24,8 +24,15 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  /// COLLECTIVE. Writes the checkpoint of the state after `step` steps and removes old ones.
+  /// COLLECTIVE. Writes the checkpoint of the state after `step` steps and removes old ones. The sieve's
+  /// reports must have been flushed: its ledger is part of that state.
   void save(int64_t step);
+  /// COLLECTIVE. Notes that the run has done all that it was to do.
+  void finish();
+  /// Whether an earlier part of this run has; then nothing is restored or opened for writing.
+  bool finished() const {
+    return first_step >= config.max_train_steps && finished_steps_ >= config.max_train_steps;
+  }
   /// What will be trained on what, in a few lines.
   std::string describe();
 
@@ -49,6 +56,9 @@ class Session {
 
  private:
   void choose_start();
+  /// What the data are, whatever their files are called: a run that is resumed must go on with the same.
+  std::string data_identity() const;
+  void require_same_data() const;
   /// Takes away what an earlier attempt wrote before it had a checkpoint. Throws ConfigError if the folder's
   /// run is not this one.
   void clear_unsaved_run(const std::string& where);
@@ -65,6 +75,7 @@ class Session {
   bool dry_;
   std::string run_id_, checkpoint_;  ///< checkpoint to resume from, or ""
   std::optional<CheckpointState> saved_;
+  int64_t finished_steps_ = 0;  ///< as the folder says
 };
 
 }  // namespace memsieve::trainer

@@ -16,6 +16,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <deque>
 #include <filesystem>
 #include <numeric>
 
@@ -23,13 +24,10 @@ namespace memsieve::trainer {
 
 namespace {
 
-/// Steps that a GPU may run ahead of the host.
-constexpr size_t kLag = 4;
+using Time = std::chrono::steady_clock::time_point;
 
-double now_ms() {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
+/// Steps that a GPU may be behind the host: as many as the sieve's reports are.
+constexpr size_t kLag = 2;
 
 /// [P, S, ...] as [rows, prompts_per_row * S, ...]: a sheet about as wide as high, the pictures of a prompt
 /// side by side.
@@ -55,23 +53,21 @@ class Run {
 
   ExitCode go() {
     const int64_t last = s_.config.max_train_steps;
-    if (s_.first_step >= last) {
-      log_info("nothing to do: " + std::to_string(s_.first_step) + " steps are done already");
-      return kDone;
-    }
-    evaluate(s_.first_step);
+    evaluate(s_.first_step, s_.first_step >= last);
     for (int64_t step = s_.first_step; step < last;) {
       one_step(step++);
       const bool end = step == last;
-      if (stop_) return stop_here(step);
+      if (stop_ && !end) return stop_here(step);
       const bool save = end || due(s_.config.checkpointing_steps, step);
       const bool look = end || due(s_.config.validation.every, step) || due(s_.config.draw.every, step);
       if (save || look) read_mail(true);
-      if (stop_) return stop_here(step);
-      if (look) evaluate(step, end);
+      if (stop_ && !end) return stop_here(step);
+      // What takes long comes after the checkpoint: a run that is resumed from it evaluates anew.
       if (save) s_.save(step);
+      if (look) evaluate(step, end);
     }
     progress_.pause();
+    s_.finish();
     log_info("done: " + std::to_string(last) + " steps; " + s_.folder.checkpoint(last));
     return kDone;
   }
@@ -80,11 +76,15 @@ class Run {
   static bool due(int64_t every, int64_t step) { return every > 0 && step % every == 0; }
 
   void one_step(int64_t step) {
-    const double begin = now_ms();
+    begun_[step] = std::chrono::steady_clock::now();
     mailbox_.push(step, step_.run(step));
     read_mail(false);
-    times_[step] = now_ms() - begin;
-    write_metrics(step);
+    try {
+      write_metrics();
+    } catch (const std::exception&) {  // rank 0 alone writes; all ranks learn of it with the next step
+      step_.fail(std::current_exception());
+    }
+    if (smooth_loss_ >= 0) progress_.show(step + 1, note());
   }
 
   /// Works through the numbers that are due; the same ones on every rank at the same step.
@@ -94,52 +94,52 @@ class Run {
       if (n.failed > 0) fail_together(n);
       if (n.stop > 0) stop_ = true;
       s_.nonfinite_in_a_row = n.nonfinite > 0 ? s_.nonfinite_in_a_row + 1 : 0;
-      numbers_[letter.step] = n;
+      add_metrics(letter.step, n, letter.arrived);
       if (s_.nonfinite_in_a_row < s_.config.max_nonfinite_steps) continue;
+      write_metrics();
       flush_metrics();
       throw NonFiniteError("the gradient was NaN or Inf in " + std::to_string(s_.nonfinite_in_a_row) +
                            " steps in a row, the last at step " + std::to_string(letter.step) +
                            "; lower learning_rate, or resume from an earlier checkpoint");
     }
     if (!all) return;
-    if (s_.sieve) s_.sieve->flush();  // its reports come as late as the numbers
-    write_metrics(-1);
+    on_all_ranks(s_.group, [&] {
+      if (step_.failure()) std::rethrow_exception(step_.failure());
+      if (s_.sieve) s_.sieve->flush();  // its reports come as late as the numbers
+      write_metrics();
+    });
   }
 
   [[noreturn]] void fail_together(const StepNumbers& n) {
     if (step_.failure()) std::rethrow_exception(step_.failure());
     const auto count = static_cast<int64_t>(n.failed);
     throw PeerError(count == 1 ? "rank " + std::to_string(static_cast<int64_t>(n.guilty) - 1) +
-                                     " could not read its rows"
+                                     " could not read its rows or write its files"
                                : std::to_string(count) + " ranks could not read their rows");
   }
 
-  /// Writes the steps whose numbers and duration are both known. `shown`: the step to show progress for, or
-  /// -1.
-  void write_metrics(int64_t shown) {
-    while (!numbers_.empty() && times_.count(numbers_.begin()->first) > 0) {
-      const auto [step, n] = *numbers_.begin();
-      StepMetrics m;
-      m.step = step;
-      m.epoch = s_.sampler->epoch(step);
-      m.loss = n.loss_sum / static_cast<double>(s_.sampler->global_batch_size());
-      m.lr = n.lr;
-      m.grad_norm = n.grad_norm;
-      m.loss_scale = n.loss_scale;
-      m.step_ms = times_[step];
-      m.skipped = n.skipped > 0;
-      m.nonfinite = n.nonfinite > 0;
-      s_.metrics->step(m);
-      latest_ = m;
-      smooth_loss_ = smooth_loss_ < 0 ? m.loss : 0.98 * smooth_loss_ + 0.02 * m.loss;
-      times_.erase(step);
-      numbers_.erase(numbers_.begin());
-    }
-    take_reports();
-    if (shown >= 0 && smooth_loss_ >= 0) progress_.show(shown + 1, note());
+  /// A step lasts from its beginning, or from the end of the one before if the GPU was still at that, until
+  /// its numbers arrive.
+  void add_metrics(int64_t step, const StepNumbers& n, Time arrived) {
+    const auto began = begun_.extract(step).mapped();
+    StepMetrics m;
+    m.step = step;
+    m.epoch = s_.sampler->epoch(step);
+    m.loss = n.loss_sum / static_cast<double>(s_.sampler->global_batch_size());
+    m.lr = n.lr;
+    m.grad_norm = n.grad_norm;
+    m.loss_scale = n.loss_scale;
+    m.step_ms = std::chrono::duration<double, std::milli>(arrived - std::max(began, arrived_)).count();
+    m.skipped = n.skipped > 0;
+    m.nonfinite = n.nonfinite > 0;
+    arrived_ = arrived;
+    latest_ = m;
+    smooth_loss_ = smooth_loss_ < 0 ? m.loss : 0.98 * smooth_loss_ + 0.02 * m.loss;
+    unwritten_.push_back(m);
   }
 
-  void take_reports() {
+  void write_metrics() {
+    for (; !unwritten_.empty(); unwritten_.pop_front()) s_.metrics->step(unwritten_.front());
     if (!s_.sieve) return;
     for (const auto& report : s_.sieve->take_reports()) {
       s_.metrics->report(report);
@@ -223,8 +223,9 @@ class Run {
   TrainStep step_;
   Mailbox mailbox_;
   Progress progress_;
-  std::map<int64_t, StepNumbers> numbers_;
-  std::map<int64_t, double> times_;
+  std::map<int64_t, Time> begun_;  ///< of steps whose numbers have not arrived
+  Time arrived_{};                 ///< of the latest numbers
+  std::deque<StepMetrics> unwritten_;
   StepMetrics latest_;
   double smooth_loss_ = -1;
   int64_t rows_ = 0, dropped_ = 0;
@@ -239,9 +240,15 @@ ExitCode train(const TrainConfig& config, Group& group, bool dry) {
   log_info(session.describe());
   if (group.rank() == 0) {
     for (const auto& note : config.notes) log_warning(note);
+    if (session.sieve)
+      for (const auto& warning : session.sieve->warnings()) log_warning("sieve: " + warning);
   }
   if (dry) {
     log_info("dry run: everything is in order; nothing was written");
+    return kDone;
+  }
+  if (session.finished()) {
+    log_info("nothing to do: " + std::to_string(session.first_step) + " steps are done already");
     return kDone;
   }
   if (session.first_step > 0) log_info("resuming after " + std::to_string(session.first_step) + " steps");
@@ -258,7 +265,18 @@ ExitCode train(const TrainConfig& config, Group& group, bool dry) {
   return Run(session).go();
 }
 
+const std::exception& root_cause(const std::exception& error) {
+  const auto* peer = dynamic_cast<const PeerError*>(&error);
+  if (peer == nullptr || !peer->cause()) return error;
+  try {
+    std::rethrow_exception(peer->cause());
+  } catch (const std::exception& cause) {
+    return cause;  // `error` keeps it alive
+  }
+}
+
 ExitCode exit_code_of(const std::exception& error) {
+  if (const auto& cause = root_cause(error); &cause != &error) return exit_code_of(cause);
   if (dynamic_cast<const ConfigError*>(&error) != nullptr) return kUsageError;
   if (dynamic_cast<const c10::OutOfMemoryError*>(&error) != nullptr) return kUsageError;
   if (dynamic_cast<const DataError*>(&error) != nullptr) return kDataFailure;

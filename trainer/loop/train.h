@@ -20,6 +20,9 @@ enum ExitCode {
 /// (kStopped). With `dry`, builds everything, says what would be done and returns. Throws memsieve's errors.
 ExitCode train(const TrainConfig& config, Group& group, bool dry);
 
+/// What lies behind an error: the cause of a PeerError where this rank is the guilty one, else `error`
+/// itself. Lives as long as `error`.
+const std::exception& root_cause(const std::exception& error);
 /// The exit code for an error that `train` or what comes before it has thrown.
 ExitCode exit_code_of(const std::exception& error);
 

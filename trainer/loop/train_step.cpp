@@ -49,7 +49,7 @@ NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
   try {
     return s_.training->make(next_rows(step, micro));
   } catch (const Error&) {
-    failure_ = std::current_exception();
+    fail(std::current_exception());
   }
   // The peers wait for this rank's gradient: it goes on with rows of nothing, and all ranks stop after the
   // step.
@@ -110,7 +110,7 @@ void TrainStep::make_held_out(int64_t step) {
   try {
     held_out_ = HeldOut{held_out_rows(visits, step), {}};
   } catch (const Error&) {
-    failure_ = std::current_exception();
+    fail(std::current_exception());
   }
 }
 
@@ -151,12 +151,14 @@ at::Tensor TrainStep::run(int64_t step) {
     end = s_.sieve->end_step(clock);
     ended(Part::reduce);
   } else {
-    end = {at::ones({}, real.dtype(at::kFloat)), at::zeros({}, real.dtype(at::kFloat))};
+    const at::Tensor no = at::zeros({}, real.dtype(at::kFloat));
+    end = {at::ones_like(no), no, no};
   }
   const at::Tensor loss_scale = s_.loss_scale ? s_.loss_scale->scale().to(at::kDouble) : at::zeros({}, real);
   if (s_.loss_scale) end.grad_scale = end.grad_scale * s_.loss_scale->scale();
   Update update = s_.optimizer->step(end);
   if (s_.loss_scale) update.nonfinite = s_.loss_scale->adapt(end.skip, update.nonfinite);
+  update.nonfinite = at::maximum(update.nonfinite, end.nonfinite);
   if (s_.ema) s_.ema->update(s_.optimizer->updates(), update.skipped);
   ended(Part::optimiser);
   if (stop_requested()) sums[1].fill_(1);

@@ -15,7 +15,7 @@ namespace memsieve::trainer {
 struct StepNumbers {
   double loss_sum = 0;  ///< of the per-row losses over all ranks, before weights
   double stop = 0;      ///< ranks that have been asked to stop
-  double failed = 0;    ///< ranks that could not read their rows
+  double failed = 0;    ///< ranks that could not read their rows or write their files
   double guilty = 0;    ///< sum of (rank + 1) over them
   double grad_norm = 0, lr = 0, skipped = 0, nonfinite = 0;
   double loss_scale = 0;  ///< that this step's gradients had; 0 without fp16
@@ -34,8 +34,12 @@ class TrainStep {
   /// does, on all ranks.
   at::Tensor run(int64_t step);
 
-  /// Why this rank could not read its rows, or null. It takes part in the step's collectives all the same.
+  /// Why this rank must end, or null: it could not read its rows, or `fail` was told. It takes part in the
+  /// steps' collectives all the same until all ranks know.
   const std::exception_ptr& failure() const { return failure_; }
+  void fail(const std::exception_ptr& error) {
+    if (!failure_) failure_ = error;
+  }
 
   /// This rank's rows of a micro-batch: the same whenever they are asked for.
   NoisyRows rows(int64_t step, int64_t micro);

@@ -1,4 +1,5 @@
 #include <memsieve/error.h>
+#include <trainer/io/json_text.h>
 #include <trainer/nn/json_reader.h>
 
 #include <algorithm>
@@ -7,18 +8,9 @@
 
 namespace memsieve::trainer {
 
-namespace {
-
-// One line, whatever bytes a hostile file holds.
-std::string one_line(const nlohmann::json& value) {
-  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-}
-
-}  // namespace
-
 void fail_config(const std::string& where, const std::string& key, const nlohmann::json& value,
                  const std::string& why) {
-  throw ConfigError(where + ": " + key + ": " + one_line(value) + ": " + why);
+  throw ConfigError(where + ": " + key + ": " + json_text(value) + ": " + why);
 }
 
 std::string read_config_text(const std::string& path, const std::string& remedy) {

@@ -1,9 +1,11 @@
 #include <ATen/core/grad_mode.h>
 #include <memsieve/error.h>
+#include <trainer/io/json_text.h>
 #include <trainer/io/safetensors.h>
 #include <trainer/nn/lora.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -45,7 +47,7 @@ std::string tensor_in(const std::string& path, const std::string& name) {
 }
 
 std::string value_in(const std::string& where, const std::string& key, const Json& value) {
-  return where + ": " + key + " is " + value.dump();
+  return where + ": " + key + " is " + json_text(value);
 }
 
 // Of what peft's LoraConfig can ask for, only what is computed here may be in the file.
@@ -71,17 +73,26 @@ std::optional<double> read_alpha(const std::string& path, const std::string& tex
   return alpha;
 }
 
+// diffusers' training scripts save `lora.down` and `lora.up`, peft `lora_A` and `lora_B`.
+std::string as_peft_names_it(const std::string& name) {
+  for (const auto& [theirs, peft] :
+       {std::pair{".lora.down.weight", ".lora_A.weight"}, {".lora.up.weight", ".lora_B.weight"}})
+    if (ends_with(name, theirs)) return name.substr(0, name.size() - std::strlen(theirs)) + peft;
+  return name;
+}
+
 AdapterFile read_file(const std::string& path) {
   Metadata metadata;
   AdapterFile file;
   for (auto& [name, tensor] : load_safetensors(path, &metadata)) {
-    const std::string own = without_prefix(name);
+    const std::string own = as_peft_names_it(without_prefix(name));
     if (!ends_with(own, ".lora_A.weight") && !ends_with(own, ".lora_B.weight"))
       throw DataError(tensor_in(path, name) +
                       " is not named unet.LAYER.lora_A.weight or .lora_B.weight: not a UNet's adapter in "
                       "diffusers' form; load and save it with diffusers");
     if (!file.tensors.emplace(own, tensor).second)
-      throw DataError(tensor_in(path, name) + " stands there with and without '" + prefix + "'");
+      throw DataError(tensor_in(path, name) + " stands there twice: with and without '" + prefix +
+                      "', or under an older name");
   }
   if (file.tensors.empty()) throw DataError(path + ": holds no tensor");
   const auto found = metadata.find(metadata_key);

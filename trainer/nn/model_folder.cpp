@@ -1,4 +1,5 @@
 #include <memsieve/error.h>
+#include <trainer/io/json_text.h>
 #include <trainer/nn/model_folder.h>
 
 #include <algorithm>
@@ -36,7 +37,7 @@ std::set<std::string> shards_of(const fs::path& index) {
   std::set<std::string> shards;
   for (const auto& [tensor, name] : json["weight_map"].items()) {
     if (!is_shard_name(name))
-      throw DataError(index.string() + ": tensor " + in_quotes(tensor) + ": " + printable(name.dump()) +
+      throw DataError(index.string() + ": tensor " + in_quotes(tensor) + ": " + printable(json_text(name)) +
                       " is not the name of a .safetensors file");
     shards.insert(name.get<std::string>());
   }

@@ -123,6 +123,16 @@ TEST_CASE("different world sizes") {
              Contains("ConfigError: group: rank 0 was started with a world size of 2, rank 1 with 3"));
 }
 
+TEST_CASE("ranks of which only some have a GPU are told so at once") {
+  const int port = free_port();
+  const auto errors = run_ranks(3, [&](int rank) {
+    const c10::Device device = rank == 1 ? c10::Device(c10::kCPU) : c10::Device(c10::kCUDA, 0);
+    Group(local_launch(rank, 3, port), device, impatient());
+  });
+  for (const auto& error : errors) CHECK_THAT(error, Contains("of all ranks 2 have one and 1 have none"));
+  CHECK_THAT(errors[1], Contains("ConfigError: device: rank 1 has none"));
+}
+
 TEST_CASE("a peer that dies is a PeerError on the others") {
   const auto errors = run_groups(2, [](Group& group) {
     if (group.rank() == 1) return;
@@ -176,7 +186,16 @@ TEST_CASE("devices") {
   REQUIRE(choose_device(Launch{}, "cpu") == c10::Device(c10::kCPU));
   REQUIRE_THROWS_AS(choose_device(Launch{}, "gpu"), memsieve::ConfigError);
   Launch many;
-  many.local_world_size = many.world_size = 1000;
-  REQUIRE(choose_device(many, "auto") == c10::Device(c10::kCPU));
-  REQUIRE_THROWS_WITH(choose_device(many, "cuda"), Contains("1000 processes on this machine but"));
+  many.local_world_size = many.world_size = 4;
+  many.local_rank = 3;
+  for (const char* wish : {"auto", "cuda"}) {
+    REQUIRE(choose_device(many, wish, 4) == c10::Device(c10::kCUDA, 3));
+    REQUIRE_THROWS_WITH(choose_device(many, wish, 2),
+                        Contains("4 processes on this machine but 2 visible GPUs; start at most 2"));
+    REQUIRE_THROWS_AS(choose_device(many, wish, 1), memsieve::ConfigError);
+  }
+  REQUIRE(choose_device(many, "auto", 0) == c10::Device(c10::kCPU));
+  REQUIRE_THROWS_WITH(choose_device(many, "cuda", 0), Contains("4 processes on this machine but 0"));
+  many.launcher = "slurm";
+  REQUIRE(choose_device(many, "auto", 1) == c10::Device(c10::kCUDA, 0));
 }

@@ -157,11 +157,13 @@ TEST_CASE("a resumed run may change where it writes, not what it computes") {
   const std::string base = meaning({});
   for (const char* free :
        {"output_dir=elsewhere", "max_train_steps=7", "log_every=3", "checkpointing_steps=1", "device=cpu",
-        "sampling.guidance_scale=3", "train_batch_size=2", "resume_from_checkpoint=latest"}) {
+        "sampling.guidance_scale=3", "train_batch_size=2", "resume_from_checkpoint=latest",
+        "data.train=moved.h5", "data.held_out=moved.h5", "data.prompts=p.h5", "data.validation=v.h5",
+        "data.prefetch=0"}) {
     INFO(free);
     CHECK(meaning({free}) == base);
   }
-  for (const char* bound : {"seed=4", "learning_rate=0.5", "data.train=other.h5", "snr_gamma=5",
+  for (const char* bound : {"seed=4", "learning_rate=0.5", "data.random_flip=true", "snr_gamma=5",
                             "use_ema=true", "sieve.filters.magnitude.norm=rms", "filter=off"}) {
     INFO(bound);
     CHECK(meaning({bound}) != base);

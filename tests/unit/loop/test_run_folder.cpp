@@ -103,12 +103,47 @@ TEST_CASE("old checkpoints and leftovers go") {
 TEST_CASE("the checkpoint just written stays, also after resuming from an early one") {
   const Scratch scratch;
   const RunFolder folder(scratch.file("run"));
-  for (const int64_t step : {100, 200, 300, 150}) fs::create_directories(folder.checkpoint(step));
-  folder.rotate(1, 150);  // resumed from 100: 200 and 300 were of another course
+  for (const int64_t step : {100, 200, 300}) fs::create_directories(folder.checkpoint(step));
+  folder.abandon_after(100);  // resumed from there: 200 and 300 are of another course
+  CHECK(folder.checkpoints() == std::vector<int64_t>{100});
+  CHECK(fs::exists(folder.file("checkpoints/step-000300.abandoned")));
+  fs::create_directories(folder.checkpoint(300));
+  folder.abandon_after(200);  // once more
+  CHECK(folder.checkpoints() == std::vector<int64_t>{100});
+  fs::create_directories(folder.checkpoint(150));
+  folder.rotate(0, 150);
+  CHECK(fs::exists(folder.file("checkpoints/step-000300.abandoned")));
+  folder.rotate(1, 150);
   CHECK(folder.checkpoints() == std::vector<int64_t>{150});
+  CHECK_FALSE(fs::exists(folder.file("checkpoints/step-000300.abandoned")));
   fs::create_directories(folder.checkpoint(160));
   folder.rotate(2, 160);
   CHECK(folder.checkpoints() == std::vector<int64_t>{150, 160});
+}
+
+TEST_CASE("a run that has done everything says so until it begins anew") {
+  const Scratch scratch;
+  const RunFolder folder(scratch.file("run"));
+  CHECK(folder.finished_steps() == 0);
+  folder.make("here");
+  folder.describe("0123456789abcdef", 1, "cpu", "seed: 1\n");
+  CHECK(folder.finished_steps() == 0);
+  folder.finish(880);
+  CHECK(folder.finished_steps() == 880);
+  CHECK(folder.run_id() == "0123456789abcdef");
+  folder.describe("0123456789abcdef", 1, "cpu", "seed: 1\n");
+  CHECK(folder.finished_steps() == 0);
+}
+
+TEST_CASE("a run that ended before its first checkpoint leaves nothing, not even half of one") {
+  const Scratch scratch;
+  const RunFolder folder(scratch.file("run"));
+  folder.make("here");
+  folder.describe("0123456789abcdef", 1, "cpu", "seed: 1\n");
+  fs::create_directories(folder.file("checkpoints/step-000004.tmp"));
+  folder.forget();
+  CHECK_NOTHROW(folder.refuse_if_used("here"));
+  CHECK_FALSE(fs::exists(folder.file("checkpoints")));
 }
 
 TEST_CASE("a checkpoint comes back; a torn one says which piece") {
