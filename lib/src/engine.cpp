@@ -58,9 +58,7 @@ Engine::Engine(const SieveOptions& options, const Setup& setup, int64_t ranks)
   channel_weight_ = at::tensor(weights, at::kFloat).to(device_);
   scores_ = Rings(channels * options.bins, options.window, 1, device_);
   windows_ = Rings(slot_count_ + pseudo_rows_, options.visits, channels, device_);
-  const bool from_training =
-      options.threshold == ThresholdKind::quantile || options.threshold == ThresholdKind::robust_z;
-  training_ = Rings(1, from_training ? options.threshold_window : 1, 1, device_);
+  training_ = Rings(1, threshold_is_relative() ? options.threshold_window : 1, 1, device_);
   flagged_ = at::zeros({slot_count_ + 1}, real.dtype(at::kBool));
   unprobed_ = at::zeros({slot_count_ + pseudo_rows_ + 1}, real);
   reference_ = Reference(options.reference ? dataset_size_ + held_out_size_ : 1, channels, device_);
@@ -105,11 +103,19 @@ at::Tensor Engine::slots(const at::Tensor& ids) const {
   return slot_of_.defined() ? slot_of_.index_select(0, ids) : ids;
 }
 
+at::Tensor Engine::picture_of(const at::Tensor& pseudo_rows) const {
+  return pseudo_rows.remainder(std::max<int64_t>(1, held_out_size_)) + dataset_size_;
+}
+
+bool Engine::threshold_is_relative() const {
+  return options_.threshold == ThresholdKind::quantile || options_.threshold == ThresholdKind::robust_z;
+}
+
 Engine::Prior Engine::prior(const at::Tensor& ids, bool held_out) const {
   Prior p;
   p.held_out = held_out;
   p.slot = held_out ? ids + slot_count_ : slots(ids);
-  p.picture = held_out ? ids.remainder(std::max<int64_t>(1, held_out_size_)) + dataset_size_ : ids;
+  p.picture = held_out ? picture_of(ids) : ids;
   p.windows = windows_.buffer.index_select(0, p.slot);
   p.counts = windows_.count.index_select(0, p.slot);
   p.flagged = held_out ? at::zeros_like(ids, at::kBool) : flagged_.index_select(0, p.slot);

@@ -73,13 +73,20 @@ class Engine {
   /// The same minus what the starting model explains of pictures [B].
   at::Tensor adjusted(const RawScores& scores, const at::Tensor& picture) const;
   at::Tensor slots(const at::Tensor& ids) const;
+  /// Held-out pictures come after the samples.
+  at::Tensor picture_of(const at::Tensor& pseudo_rows) const;
+  /// Whether the levels rest on the evidence of training rows.
+  bool threshold_is_relative() const;
   int64_t block(int64_t rows) const;
   /// Raw scores [R, C] of timesteps [R], where valid [R], into the rings of their bins.
   void fold_scores(const at::Tensor& timestep, const at::Tensor& raw, const at::Tensor& valid);
   void fold_population(const at::Tensor& lines, const at::Tensor& picture, const at::Tensor& valid);
-  void fold_evidence(const Gathered& gathered, bool observed);
-  void fold_verdicts(const at::Tensor& lines);
-  void fold_probes(const Gathered& gathered, bool observed);
+  /// Visits [R, width] of slots [R], training rows' and held-out rows'.
+  void fold_evidence(const at::Tensor& lines, const at::Tensor& slot);
+  void fold_probes(const at::Tensor& lines, const at::Tensor& slot);
+  /// Visits of training rows alone.
+  void fold_verdicts(const at::Tensor& lines, const at::Tensor& slot);
+  void fold_training_scores(const at::Tensor& lines);
   void refresh_statistics();
   void refresh_levels();
 

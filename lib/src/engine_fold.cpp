@@ -50,21 +50,20 @@ void Engine::fold_population(const at::Tensor& lines, const at::Tensor& picture,
   refresh_statistics();
 }
 
-void Engine::fold_evidence(const Gathered& gathered, bool observed) {
-  const int64_t first_z = RecordShape::first_channel + channel_weight_.size(0);
-  auto lines = gathered.training;
-  auto keys = slots(ids_of(lines));
-  if (observed) {
-    lines = at::cat({lines, gathered.held_out});
-    keys = at::cat({keys, ids_of(gathered.held_out) + slot_count_});
-  }
-  const auto z = lines.slice(1, first_z).to(at::kFloat);
-  windows_.fold(keys, z, sound(lines) & at::isnan(z).logical_not().any(-1));
+void Engine::fold_evidence(const at::Tensor& lines, const at::Tensor& slot) {
+  const auto z = lines.slice(1, RecordShape::first_channel + channel_weight_.size(0)).to(at::kFloat);
+  windows_.fold(slot, z, sound(lines) & at::isnan(z).logical_not().any(-1));
 }
 
-void Engine::fold_verdicts(const at::Tensor& lines) {
+void Engine::fold_probes(const at::Tensor& lines, const at::Tensor& slot) {
   const auto present = is_set(lines, RecordShape::present);
-  const auto slot = slots(ids_of(lines));
+  const auto nowhere = at::full_like(slot, slot_count_ + pseudo_rows_);
+  unprobed_.index_add_(0, at::where(present, slot, nowhere), at::ones_like(slot, at::kFloat));
+  unprobed_.index_fill_(0, at::where(present & is_set(lines, RecordShape::probed), slot, nowhere), 0);
+}
+
+void Engine::fold_verdicts(const at::Tensor& lines, const at::Tensor& slot) {
+  const auto present = is_set(lines, RecordShape::present);
   const auto nowhere = at::full_like(slot, slot_count_);
   // Several visits of one slot in a step: the last one in the global order has the say, so that no place is
   // written twice.
@@ -73,17 +72,10 @@ void Engine::fold_verdicts(const at::Tensor& lines) {
   flagged_.index_put_({at::where(last, slot, nowhere)}, is_set(lines, RecordShape::flagged));
 }
 
-void Engine::fold_probes(const Gathered& gathered, bool observed) {
-  auto lines = gathered.training;
-  auto slot = slots(ids_of(lines));
-  if (observed) {
-    lines = at::cat({lines, gathered.held_out});
-    slot = at::cat({slot, ids_of(gathered.held_out) + slot_count_});
-  }
-  const auto present = is_set(lines, RecordShape::present);
-  const auto nowhere = at::full_like(slot, slot_count_ + pseudo_rows_);
-  unprobed_.index_add_(0, at::where(present, slot, nowhere), at::ones_like(slot, at::kFloat));
-  unprobed_.index_fill_(0, at::where(present & is_set(lines, RecordShape::probed), slot, nowhere), 0);
+void Engine::fold_training_scores(const at::Tensor& lines) {
+  const auto score = column(lines, RecordShape::score).to(at::kFloat);
+  training_.fold(at::zeros_like(score, at::kLong), score.reshape({-1, 1}),
+                 sound(lines) & at::isnan(score).logical_not());
 }
 
 void Engine::refresh_statistics() {
@@ -116,29 +108,23 @@ void Engine::refresh_levels() {
 
 void Engine::fold(const Gathered& gathered, int64_t step) {
   const at::NoGradGuard no_grad;
-  const bool observed = observes(step);
-  if (options_.from_held_out) {
-    const auto& lines = gathered.held_out;
-    if (observed)
-      fold_population(lines, ids_of(lines).remainder(std::max<int64_t>(1, held_out_size_)) + dataset_size_,
-                      sound(lines));
-  } else if (options_.standardise == Standardise::timestep) {
-    const auto& lines = gathered.training;
-    fold_population(lines, ids_of(lines), sound(lines) & is_set(lines, RecordShape::flagged).logical_not());
-  }
+  const auto &training = gathered.training, &held_out = gathered.held_out;
+  const bool observed = observes(step), from_held_out = options_.threshold == ThresholdKind::held_out,
+             from_training = threshold_is_relative();
   // Only what some later step reads.
-  const auto& lines = gathered.training;
-  const bool from_held_out = options_.threshold == ThresholdKind::held_out,
-             from_training = options_.threshold == ThresholdKind::quantile ||
-                             options_.threshold == ThresholdKind::robust_z;
-  if (options_.ledger_evidence || !options_.probe_every || from_held_out) fold_evidence(gathered, observed);
-  if (options_.ledger_evidence) fold_verdicts(lines);
-  if (!options_.probe_every) fold_probes(gathered, observed);
-  if (from_training) {
-    const auto score = column(lines, RecordShape::score).to(at::kFloat);
-    training_.fold(at::zeros_like(score, at::kLong), score.reshape({-1, 1}),
-                   sound(lines) & at::isnan(score).logical_not());
+  if (options_.from_held_out) {
+    if (observed) fold_population(held_out, picture_of(ids_of(held_out)), sound(held_out));
+  } else if (options_.standardise == Standardise::timestep) {
+    fold_population(training, ids_of(training),
+                    sound(training) & is_set(training, RecordShape::flagged).logical_not());
   }
+  const auto slot = slots(ids_of(training));
+  const auto lines = observed ? at::cat({training, held_out}) : training;
+  const auto all_slots = observed ? at::cat({slot, ids_of(held_out) + slot_count_}) : slot;
+  if (options_.ledger_evidence || !options_.probe_every || from_held_out) fold_evidence(lines, all_slots);
+  if (!options_.probe_every) fold_probes(lines, all_slots);
+  if (options_.ledger_evidence) fold_verdicts(training, slot);
+  if (from_training) fold_training_scores(training);
   if (from_training || (from_held_out && observed)) refresh_levels();
 }
 

@@ -213,6 +213,11 @@ struct Ledger::File {
 
 Ledger::Ledger(const std::string& path, const LedgerHeader& header, int64_t keep_rows) {
   silence_hdf5();
+  hbool_t safe = 0;
+  if (H5is_library_threadsafe(&safe) < 0 || !safe)
+    throw ConfigError(
+        "ledger: this HDF5 was built without thread safety, which a ledger written beside the loop needs; "
+        "link one that has it");
   const bool exists = std::filesystem::exists(path);
   if (keep_rows < 0) {
     if (exists) throw DataError("ledger " + path + ": exists already; move it away or resume its run");

@@ -5,12 +5,17 @@
 
 #include <cstring>
 
+#include "schema_node.h"
+
 namespace memsieve {
 
 void FilterRegistry::add(FilterEntry entry) {
   if (entry.name.empty() || !entry.make) throw ConfigError("a filter needs a name and a `make` function");
   if (entry.name.find('.') != std::string::npos)
     throw ConfigError("filter '" + entry.name + "': a name must not hold a dot; it is a YAML key");
+  if (entry.options.node().find("weight") != nullptr)
+    throw ConfigError("filter '" + entry.name +
+                      "': every filter has the option `weight` already; rename its own");
   if (find(entry.name) != nullptr) {
     throw ConfigError("filter '" + entry.name +
                       "' is registered twice; give the plug-in's filter another name");

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import stub_gpu
 import tiny_pipeline
+import yaml
 from conftest import BUILD, ROOT, clean_environment, run
 
 DOC = (ROOT / "docs" / "finetune_stable_diffusion.md").read_text()
@@ -148,3 +149,11 @@ def test_configurations_are_complete(place, model, config):
     assert "sieve on" in result.stdout + result.stderr
     given = (ROOT / "configs" / f"{config}.yaml").read_text()
     assert f"pretrained: models/{model} " in given and f"output_dir: runs/{config}\n" in given
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl_lora"])
+def test_a_configuration_decides_alike_on_all_its_gpus_and_on_one(name):
+    """Held-out rows are probed four at a time, so each GPU must get whole fours (docs/collectives.md)."""
+    text = (ROOT / "configs" / f"{name}.yaml").read_text()
+    gpus = int(re.search(r"rows a step on (\d+) GPUs", text)[1])
+    assert yaml.safe_load(text)["sieve"]["held_out"]["rows"] % (4 * gpus) == 0

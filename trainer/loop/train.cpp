@@ -96,7 +96,6 @@ class Run {
       s_.nonfinite_in_a_row = n.nonfinite > 0 ? s_.nonfinite_in_a_row + 1 : 0;
       add_metrics(letter.step, n, letter.arrived);
       if (s_.nonfinite_in_a_row < s_.config.max_nonfinite_steps) continue;
-      write_metrics();
       flush_metrics();
       throw NonFiniteError("the gradient was NaN or Inf in " + std::to_string(s_.nonfinite_in_a_row) +
                            " steps in a row, the last at step " + std::to_string(letter.step) +
@@ -205,7 +204,10 @@ class Run {
   }
 
   void flush_metrics() {
-    on_all_ranks(s_.group, [&] { s_.metrics->flush(); });
+    on_all_ranks(s_.group, [&] {
+      write_metrics();
+      s_.metrics->flush();
+    });
   }
 
   ExitCode stop_here(int64_t step) {

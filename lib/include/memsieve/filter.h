@@ -51,8 +51,10 @@ struct FilterEntry {
 /// The filters that a configuration may name.
 class FilterRegistry {
  public:
-  /// Throws ConfigError if the name is taken.
+  /// Throws ConfigError if the name is taken or no YAML key, or for an option `weight`, which every filter
+  /// has.
   void add(FilterEntry entry);
+  /// Null if there is none of that name.
   const FilterEntry* find(const std::string& name) const;
   const std::vector<FilterEntry>& entries() const { return entries_; }
 

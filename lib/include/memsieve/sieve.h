@@ -60,7 +60,8 @@ class Sieve {
   /// COLLECTIVE. The same from YAML text; `source` names it in messages.
   static Sieve from_text(const std::string& yaml, const std::string& source,
                          std::shared_ptr<Communicator> communicator, const Setup& setup);
-  /// COLLECTIVE. The same from settings that were resolved against `schema` (the `sieve:` mapping itself).
+  /// COLLECTIVE. The same from settings that were resolved against `schema` (the `sieve:` mapping itself),
+  /// plug-ins loaded and overrides applied: `setup.overrides` and `sieve.plugins` are not looked at again.
   static Sieve from_settings(const Settings& sieve, std::shared_ptr<Communicator> communicator,
                              const Setup& setup);
   /// The schema of the `sieve:` mapping, given the filters that it may name.

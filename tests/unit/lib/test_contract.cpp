@@ -280,3 +280,14 @@ TEST_CASE("held-out rows in a step that observes none are an error", "[contract]
   sieve.observe(pictures(4), {1, 0});
   CHECK_THROWS_WITH(sieve.end_step({1, 0}), Contains("held-out: batch: step 1 observes no held-out rows"));
 }
+
+TEST_CASE("a filter's name and options must leave room for the library's own", "[contract]") {
+  memsieve::FilterRegistry registry;
+  const auto make_picky = [](const memsieve::Settings&) { return std::make_unique<Picky>(false); };
+  memsieve::Schema weighted;
+  weighted.real("weight", 1, 0, 2, "");
+  CHECK_THROWS_WITH(registry.add({"picky", "", weighted, make_picky}),
+                    Contains("has the option `weight` already"));
+  CHECK_THROWS_WITH(registry.add({"a.b", "", {}, make_picky}), Contains("must not hold a dot"));
+  CHECK(registry.find("picky") == nullptr);
+}
