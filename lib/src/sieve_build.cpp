@@ -58,7 +58,7 @@ Sieve::Impl::Impl(const Settings& settings, std::shared_ptr<Communicator> comm, 
       halted(at::zeros({}, at::device(given.device).dtype(at::kBool))) {}
 
 template <typename Prepare>
-std::unique_ptr<Sieve::Impl> Sieve::Impl::agreed(std::shared_ptr<Communicator> comm, at::Device device,
+std::unique_ptr<Sieve::Impl> Sieve::Impl::agreed(const std::shared_ptr<Communicator>& comm, at::Device device,
                                                  Prepare prepare) {
   std::unique_ptr<Impl> mine;
   std::exception_ptr error;
@@ -81,17 +81,17 @@ Schema Sieve::schema(const FilterRegistry& filters) {
   return sieve_schema(filters);
 }
 
-Sieve Sieve::from_settings(const Settings& settings, std::shared_ptr<Communicator> communicator,
+Sieve Sieve::from_settings(const Settings& settings, const std::shared_ptr<Communicator>& communicator,
                            const Setup& setup) {
   return Sieve(Impl::agreed(communicator, setup.device, [&] { return Prepared{settings, setup}; }));
 }
 
 Sieve Sieve::from_text(const std::string& yaml, const std::string& source,
-                       std::shared_ptr<Communicator> communicator, const Setup& setup) {
+                       const std::shared_ptr<Communicator>& communicator, const Setup& setup) {
   return Sieve(Impl::agreed(communicator, setup.device, [&] { return parse(yaml, source, setup); }));
 }
 
-Sieve Sieve::from_yaml(const std::string& path, std::shared_ptr<Communicator> communicator,
+Sieve Sieve::from_yaml(const std::string& path, const std::shared_ptr<Communicator>& communicator,
                        const Setup& setup) {
   return Sieve(
       Impl::agreed(communicator, setup.device, [&] { return parse(read_text_file(path), path, setup); }));

@@ -22,7 +22,8 @@ struct Sieve::Impl {
   /// have agreed on it. An error on the way reaches the other ranks too, so that none waits for one that
   /// cannot start.
   template <typename Prepare>
-  static std::unique_ptr<Impl> agreed(std::shared_ptr<Communicator> comm, at::Device device, Prepare prepare);
+  static std::unique_ptr<Impl> agreed(const std::shared_ptr<Communicator>& comm, at::Device device,
+                                      Prepare prepare);
 
   Setup setup;
   std::shared_ptr<Communicator> communicator;

@@ -314,7 +314,7 @@ std::string meaning_of(const std::string& resolved_yaml) {
   std::string out, section;
   for (std::string line; std::getline(lines, line);) {
     if (!line.empty() && line[0] != ' ') section = line.substr(0, line.find(':'));
-    if (free_keys().count(section) == 0 && !is_free(section, line)) out += line + "\n";
+    if (free_keys().count(section) == 0 && !is_free(section, line)) out.append(line).append("\n");
   }
   return out;
 }

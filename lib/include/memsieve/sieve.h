@@ -55,14 +55,14 @@ class Sieve {
   /// COLLECTIVE. Builds a sieve from the `sieve:` mapping of a YAML file. Every rank must pass the same
   /// configuration, setup and library build; otherwise all ranks throw ConfigError naming one that differs.
   /// Throws ConfigError for a bad file.
-  static Sieve from_yaml(const std::string& path, std::shared_ptr<Communicator> communicator,
+  static Sieve from_yaml(const std::string& path, const std::shared_ptr<Communicator>& communicator,
                          const Setup& setup);
   /// COLLECTIVE. The same from YAML text; `source` names it in messages.
   static Sieve from_text(const std::string& yaml, const std::string& source,
-                         std::shared_ptr<Communicator> communicator, const Setup& setup);
+                         const std::shared_ptr<Communicator>& communicator, const Setup& setup);
   /// COLLECTIVE. The same from settings that were resolved against `schema` (the `sieve:` mapping itself),
   /// plug-ins loaded and overrides applied: `setup.overrides` and `sieve.plugins` are not looked at again.
-  static Sieve from_settings(const Settings& sieve, std::shared_ptr<Communicator> communicator,
+  static Sieve from_settings(const Settings& sieve, const std::shared_ptr<Communicator>& communicator,
                              const Setup& setup);
   /// The schema of the `sieve:` mapping, given the filters that it may name.
   static Schema schema(const FilterRegistry& filters);
