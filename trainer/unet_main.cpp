@@ -113,12 +113,8 @@ int main(int argc, char** argv) {
   } catch (const memsieve::DataError& e) {
     std::cerr << "memsieve-unet: " << e.what() << "\n";
     return 3;
-  } catch (const c10::Error& e) {  // torch's texts go on for lines
-    const std::string text = e.what_without_backtrace();
-    std::cerr << "memsieve-unet: " << text.substr(0, text.find('\n')) << "\n";
-    return 2;
   } catch (const std::exception& e) {
-    std::cerr << "memsieve-unet: " << e.what() << "\n";
+    std::cerr << "memsieve-unet: " << memsieve::one_line(e) << "\n";
     return 2;
   }
 }

@@ -58,7 +58,7 @@ Engine::Engine(const SieveOptions& options, const Setup& setup, int64_t ranks)
   channel_weight_ = at::tensor(weights, at::kFloat).to(device_);
   scores_ = Rings(channels * options.bins, options.window, 1, device_);
   windows_ = Rings(slot_count_ + pseudo_rows_, options.visits, channels, device_);
-  training_ = Rings(1, threshold_is_relative() ? options.threshold_window : 1, 1, device_);
+  training_ = Rings(1, options.threshold_is_relative() ? options.threshold_window : 1, 1, device_);
   flagged_ = at::zeros({slot_count_ + 1}, real.dtype(at::kBool));
   unprobed_ = at::zeros({slot_count_ + pseudo_rows_ + 1}, real);
   reference_ = Reference(options.reference ? dataset_size_ + held_out_size_ : 1, channels, device_);
@@ -105,10 +105,6 @@ at::Tensor Engine::slots(const at::Tensor& ids) const {
 
 at::Tensor Engine::picture_of(const at::Tensor& pseudo_rows) const {
   return pseudo_rows.remainder(std::max<int64_t>(1, held_out_size_)) + dataset_size_;
-}
-
-bool Engine::threshold_is_relative() const {
-  return options_.threshold == ThresholdKind::quantile || options_.threshold == ThresholdKind::robust_z;
 }
 
 Engine::Prior Engine::prior(const at::Tensor& ids, bool held_out) const {

@@ -75,8 +75,6 @@ class Engine {
   at::Tensor slots(const at::Tensor& ids) const;
   /// Held-out pictures come after the samples.
   at::Tensor picture_of(const at::Tensor& pseudo_rows) const;
-  /// Whether the levels rest on the evidence of training rows.
-  bool threshold_is_relative() const;
   int64_t block(int64_t rows) const;
   /// Raw scores [R, C] of timesteps [R], where valid [R], into the rings of their bins.
   void fold_scores(const at::Tensor& timestep, const at::Tensor& raw, const at::Tensor& valid);

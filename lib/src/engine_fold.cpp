@@ -110,7 +110,7 @@ void Engine::fold(const Gathered& gathered, int64_t step) {
   const at::NoGradGuard no_grad;
   const auto &training = gathered.training, &held_out = gathered.held_out;
   const bool observed = observes(step), from_held_out = options_.threshold == ThresholdKind::held_out,
-             from_training = threshold_is_relative();
+             from_training = options_.threshold_is_relative();
   // Only what some later step reads.
   if (options_.from_held_out) {
     if (observed) fold_population(held_out, picture_of(ids_of(held_out)), sound(held_out));

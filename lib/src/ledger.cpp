@@ -143,12 +143,10 @@ struct Ledger::File {
         file(create_file(path)),
         type(make_type(header.channels, row_size)),
         visits(create_visits(file, type)) {
-    std::string names;
-    for (const auto& name : header.channels) names += (names.empty() ? "" : ",") + name;
     write_text(file, "format", "memsieve-ledger");
     write_int(file, "version", 1);
     write_text(file, "run_id", header.run_id);
-    write_text(file, "filters", names);
+    write_text(file, "filters", header.channel_names());
     write_text(file, "configuration", header.configuration);
   }
 
@@ -210,6 +208,12 @@ struct Ledger::File {
     }
   }
 };
+
+std::string LedgerHeader::channel_names() const {
+  std::string names;
+  for (const auto& name : channels) names += (names.empty() ? "" : ",") + name;
+  return names;
+}
 
 Ledger::Ledger(const std::string& path, const LedgerHeader& header, int64_t keep_rows) {
   silence_hdf5();

@@ -28,6 +28,9 @@ struct LedgerHeader {
   std::string run_id;
   std::vector<std::string> channels;
   std::string configuration;  ///< resolved YAML
+
+  /// "magnitude,prediction_error": in the order of the channels.
+  std::string channel_names() const;
 };
 
 /// Appends rows in a thread of its own. The file is in single-writer-multiple-reader mode, so that it can be

@@ -190,7 +190,7 @@ void check_at_most(const Settings& s, const char* key, int64_t value, const char
 void check_counts(const Settings& s, const SieveOptions& o, const Setup& setup) {
   if (o.standardise == Standardise::timestep)
     check_at_most(s, "standardise.min_count", o.min_count, "standardise.window", o.window);
-  if (o.threshold == ThresholdKind::quantile || o.threshold == ThresholdKind::robust_z)
+  if (o.threshold_is_relative())
     check_at_most(s, "standardise.min_count", o.min_count, "threshold.window", o.threshold_window);
   if (o.ledger_evidence) check_at_most(s, "evidence.min_visits", o.min_visits, "evidence.visits", o.visits);
   const int64_t block = o.block_rows > 0 ? o.block_rows : setup.rows_per_micro_batch;

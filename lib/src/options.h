@@ -55,6 +55,10 @@ struct SieveOptions {
 
   bool needs_magnitude() const;
   double magnitude_timestep_min() const;
+  /// Whether the levels rest on the evidence of training rows.
+  bool threshold_is_relative() const {
+    return threshold == ThresholdKind::quantile || threshold == ThresholdKind::robust_z;
+  }
 };
 
 Schema sieve_schema(const FilterRegistry& filters);

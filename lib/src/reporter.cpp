@@ -164,12 +164,15 @@ void Reporter::add_rows(const Pending& step, const at::Tensor& lines, uint8_t ki
   }
 }
 
+void Reporter::throw_peer_error(const std::string& where, const at::Tensor& all) const {
+  const std::string error = first_error(all);
+  if (error.empty()) return;
+  const bool mine = all[rank_][0].item<double>() > 0;
+  throw PeerError(where + error, mine ? own_error_ : nullptr);
+}
+
 void Reporter::throw_errors(const Pending& step, const Gathered& host) const {
-  const std::string error = first_error(step.host);
-  if (!error.empty()) {
-    const bool mine = host.failed[rank_].item<double>() > 0;
-    throw PeerError("step " + std::to_string(step.clock.step) + ": " + error, mine ? own_error_ : nullptr);
-  }
+  throw_peer_error("step " + std::to_string(step.clock.step) + ": ", step.host);
   if (!options_.fail_on_nonfinite) return;
   for (const auto* lines : {&host.training, &host.held_out}) {
     const auto a = lines->accessor<double, 2>();
@@ -185,12 +188,6 @@ void Reporter::throw_errors(const Pending& step, const Gathered& host) const {
                            "the learning rate, or set on_nonfinite: skip)");
     }
   }
-}
-
-std::string Reporter::channel_names() const {
-  std::string names;
-  for (const auto& name : header_.channels) names += (names.empty() ? "" : ",") + name;
-  return names;
 }
 
 void Reporter::open_ledger(int64_t keep_rows) {

@@ -34,7 +34,9 @@ class Reporter {
   void catch_up(bool everything);
   /// Keeps the first error of this rank, to be the cause of the PeerError that its record will bring.
   void blame(const std::exception_ptr& error);
-  const std::exception_ptr& own_error() const { return own_error_; }
+  /// Throws PeerError, `where` in front, if any rank's record (at least its head; [ranks, ...] on the CPU)
+  /// carries an error.
+  void throw_peer_error(const std::string& where, const at::Tensor& all) const;
   /// Why the ledger could not be written since the last call, or null. It is for all ranks to know, so
   /// catch_up does not throw it.
   std::exception_ptr take_write_error() { return std::exchange(write_error_, nullptr); }
@@ -48,8 +50,7 @@ class Reporter {
   /// Rows of the ledger on all ranks' account (kept by every rank, so that checkpoints agree).
   int64_t ledger_rows() const { return ledger_rows_; }
   void set_ledger_rows(int64_t rows) { ledger_rows_ = rows; }
-  /// "magnitude,prediction_error": in the order of the channels.
-  std::string channel_names() const;
+  std::string channel_names() const { return header_.channel_names(); }
   std::vector<StepReport> take() {
     const auto taken = std::exchange(reports_, {});
     return {taken.begin(), taken.end()};

@@ -2,8 +2,6 @@
 #include <ATen/ATen.h>
 #include <memsieve/plugin.h>
 
-#include <optional>
-
 #include "fingerprint.h"
 #include "sieve_impl.h"
 

@@ -82,11 +82,7 @@ void Sieve::finish_reference() {
   head[2] = static_cast<double>(mine.size(0));
   const auto heads = s.communicator->all_gather(head).to(at::kCPU);
   s.record.clear();
-  const std::string error = first_error(heads);
-  if (!error.empty()) {
-    const bool guilty = heads[s.communicator->rank()][0].item<double>() > 0;
-    throw PeerError("reference pass: " + error, guilty ? s.reporter.own_error() : nullptr);
-  }
+  s.reporter.throw_peer_error("reference pass: ", heads);
   const auto longest = static_cast<int64_t>(heads.select(1, 2).max().item<double>());
   if (longest == 0)
     throw DataError("reference pass: no draws; call reference() for every sample before finish_reference()");

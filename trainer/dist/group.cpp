@@ -50,13 +50,13 @@ void finish(const Launch& launch, const char* what, const Start& start) {
 }  // namespace
 
 c10::Device choose_device(const Launch& launch, const std::string& wish) {
-  if (wish == "cpu") return c10::kCPU;
-  if (wish != "auto" && wish != "cuda")
-    throw ConfigError("device: '" + wish + "' is none of auto, cpu and cuda");
-  return choose_device(launch, wish, gpu_count());
+  return choose_device(launch, wish, wish == "cpu" ? 0 : gpu_count());
 }
 
 c10::Device choose_device(const Launch& launch, const std::string& wish, int gpus) {
+  if (wish == "cpu") return c10::kCPU;
+  if (wish != "auto" && wish != "cuda")
+    throw ConfigError("device: '" + wish + "' is none of auto, cpu and cuda");
   if (gpus >= launch.local_world_size) return {c10::kCUDA, static_cast<c10::DeviceIndex>(launch.local_rank)};
   // SLURM can show each task a GPU of its own and no other (--gpus-per-task).
   if (gpus == 1 && launch.launcher == "slurm") return {c10::kCUDA, 0};
@@ -172,9 +172,7 @@ bool is_peer_failure(const std::exception& error) {
 }
 
 std::string peer_failure_line(const std::string& where, const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  std::string text = torch_error ? torch_error->what_without_backtrace() : error.what();
-  text = text.substr(0, text.find('\n'));
+  std::string text = one_line(error);
   if (!text.empty() && text[0] == '[')  // "[/path/to/file.cc:81] Connection closed by peer ..."
     if (const size_t end = text.find("] "); end != std::string::npos) text = text.substr(end + 2);
   return where + ": a peer or the network failed: " + text;

@@ -1,6 +1,7 @@
 #include <ATen/ops/empty.h>
 #include <memsieve/error.h>
 #include <trainer/io/atomic_file.h>
+#include <trainer/io/json_text.h>
 #include <trainer/io/safetensors.h>
 
 #include <algorithm>
@@ -70,12 +71,11 @@ class File {
 // to mislead.
 Json parse_header(const std::string& text, const File& file) {
   std::vector<std::set<std::string>> keys;
-  const auto watch = [&](int depth, Json::parse_event_t event, Json& value) {
-    const bool object = event == Json::parse_event_t::object_start;
-    // Deep arrays would exhaust the stack where a message shows them.
-    if ((object && depth > 2) || (event == Json::parse_event_t::array_start && depth > 8))
-      file.fail("header: nested too deeply");
-    if (object) keys.emplace_back();
+  const auto watch = [&](int, Json::parse_event_t event, Json& value) {
+    if (event == Json::parse_event_t::object_start) {
+      if (keys.size() > 2) file.fail("header: nested too deeply");
+      keys.emplace_back();
+    }
     if (event == Json::parse_event_t::object_end) keys.pop_back();
     if (event == Json::parse_event_t::key && !keys.back().insert(value.get<std::string>()).second)
       file.fail("header: key " + in_quotes(value.get<std::string>()) + " stands there twice");
@@ -92,7 +92,7 @@ Json parse_header(const std::string& text, const File& file) {
 at::ScalarType parse_dtype(const Json& value, const std::string& name, const File& file) {
   for (const auto& [text, dtype] : dtypes())
     if (value == text) return dtype;
-  file.fail(name, "unknown dtype " + printable(value.dump()));
+  file.fail(name, "unknown dtype " + printable(json_text(value)));
 }
 
 bool is_unsigned(const Json& value) {

@@ -39,6 +39,18 @@ std::string parameter_counts(Model& model) {
          std::to_string(count(model.unet()->parameters())) + " frozen ones";
 }
 
+std::string identity_of(const Dataset& data) {
+  std::vector<int64_t> some;
+  for (int64_t i = 0; i < 64; ++i) some.push_back(i * (data.size() - 1) / 63);
+  boost::crc_32_type crc;
+  for (const auto& caption : data.captions(some)) crc.process_bytes(caption.data(), caption.size() + 1);
+  crc.process_bytes(data.group_ids().data(), data.group_ids().size() * sizeof(int64_t));
+  std::ostringstream out;
+  out << data.size() << " rows of " << at::IntArrayRef(data.latent_shape()) << ", captions " << std::hex
+      << crc.checksum();
+  return out.str();
+}
+
 /// The setting with which a new run starts from a checkpoint's weights.
 std::string start_from(const std::string& checkpoint) {
   const std::string adapter = checkpoint + "/lora/" + lora_file_name;
@@ -132,31 +144,17 @@ void Session::open_data() {
     prompts = Dataset::open(config.prompts_data, plain);
     training->data().check_matches(*prompts);
   }
+  data_identity_ =
+      identity_of(training->data()) + (held_out ? "; held out: " + identity_of(held_out->data()) : "");
   if (config.draw.every > 0) pictures.emplace(config, *prompts, group.device());
   sampler.emplace(training->data().size(), group.world_size(), config.train_batch_size, config.accumulation,
                   config.seed);
 }
 
-std::string Session::data_identity() const {
-  const auto identity_of = [](const Dataset& data) {
-    std::vector<int64_t> some;
-    for (int64_t i = 0; i < 64; ++i) some.push_back(i * (data.size() - 1) / 63);
-    boost::crc_32_type crc;
-    for (const auto& caption : data.captions(some)) crc.process_bytes(caption.data(), caption.size() + 1);
-    crc.process_bytes(data.group_ids().data(), data.group_ids().size() * sizeof(int64_t));
-    std::ostringstream out;
-    out << data.size() << " rows of " << at::IntArrayRef(data.latent_shape()) << ", captions " << std::hex
-        << crc.checksum();
-    return out.str();
-  };
-  return identity_of(training->data()) + (held_out ? "; held out: " + identity_of(held_out->data()) : "");
-}
-
 void Session::require_same_data() const {
-  const std::string now = data_identity();
-  if (saved_->data.empty() || now == saved_->data) return;
+  if (saved_->data.empty() || data_identity_ == saved_->data) return;
   throw ConfigError(config.settings.where("data.train") + ": these are not the data that " + checkpoint_ +
-                    " was trained on (now / then): `" + now + "` / `" + saved_->data +
+                    " was trained on (now / then): `" + data_identity_ + "` / `" + saved_->data +
                     "`; name those, or start a new run with " + start_from(checkpoint_));
 }
 
@@ -279,7 +277,7 @@ void Session::save(int64_t step) {
     state.run_id = run_id_;
     state.meaning = meaning_of(config.settings.yaml());
     state.base = model->base_fingerprint();
-    state.data = data_identity();
+    state.data = data_identity_;
     CheckpointParts parts;
     parts.weights_name = model->kind();
     parts.save_weights = [&](const std::string& to) { model->save(to); };

@@ -56,8 +56,6 @@ class Session {
 
  private:
   void choose_start();
-  /// What the data are, whatever their files are called: a run that is resumed must go on with the same.
-  std::string data_identity() const;
   void require_same_data() const;
   /// Takes away what an earlier attempt wrote before it had a checkpoint. Throws ConfigError if the folder's
   /// run is not this one.
@@ -74,6 +72,8 @@ class Session {
 
   bool dry_;
   std::string run_id_, checkpoint_;  ///< checkpoint to resume from, or ""
+  /// What the data are, whatever their files are called: a run that is resumed must go on with the same.
+  std::string data_identity_;
   std::optional<CheckpointState> saved_;
   int64_t finished_steps_ = 0;  ///< as the folder says
 };
