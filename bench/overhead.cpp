@@ -1,8 +1,8 @@
-// Step time of the plain loop, of the published filter and of ours, on the demo's model and data, interleaved
-// in one process.
+// Step time of the plain loop, of the published filter and of ours, on the demo's model and data, interleaved in
+// one process.
 //   memsieve-bench-overhead [--rounds 10] [--steps 6]
-// Each round runs a few steps of every variant, so that a change of the machine's speed meets them all; the
-// ratios are medians over rounds. The last line is one JSON object.
+// Each round runs a few steps of every variant, so that a change of the machine's speed meets them all; the ratios are
+// medians over rounds. The last line is one JSON object.
 #include "run.h"
 
 #include <algorithm>
@@ -19,7 +19,8 @@ using memsieve::bench::Run;
 struct Variant {
   std::string name;
   Run run;
-  std::vector<double> times;  ///< milliseconds per step, of each round
+  /// milliseconds per step, of each round
+  std::vector<double> times;
 };
 
 void bench(int64_t rounds, int64_t steps, memsieve::trainer::Group& group) {
@@ -41,8 +42,7 @@ void bench(int64_t rounds, int64_t steps, memsieve::trainer::Group& group) {
   out["plain_ms"] = median(variants[0].times);
   for (size_t i = 1; i < variants.size(); ++i) {
     std::vector<double> ratios;
-    for (size_t r = 0; r < variants[i].times.size(); ++r)
-      ratios.push_back(variants[i].times[r] / variants[0].times[r]);
+    for (size_t r = 0; r < variants[i].times.size(); ++r) ratios.push_back(variants[i].times[r] / variants[0].times[r]);
     out[variants[i].name] = median(ratios);
     out[variants[i].name + "_range"] = {*std::min_element(ratios.begin(), ratios.end()),
                                         *std::max_element(ratios.begin(), ratios.end())};

@@ -8,8 +8,7 @@ namespace memsieve::bench {
 using trainer::Part;
 
 const char* part_name(Part part) {
-  constexpr std::array<const char*, kParts> names{"data",     "forward", "probe",
-                                                  "backward", "reduce",  "optimiser"};
+  constexpr std::array<const char*, kParts> names{"data", "forward", "probe", "backward", "reduce", "optimiser"};
   return names.at(static_cast<size_t>(part));
 }
 

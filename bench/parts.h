@@ -17,9 +17,8 @@ const char* part_name(trainer::Part part);
 /// Milliseconds of each Part, in its order.
 using PartTimes = std::array<double, kParts>;
 
-/// Listens to a TrainStep as long as it lives. On a GPU the times are those of the device, between events in
-/// its stream. Communication that overlaps backward counts as backward; `reduce` is what comes after the last
-/// gradient.
+/// Listens to a TrainStep as long as it lives. On a GPU the times are those of the device, between events in its
+/// stream. Communication that overlaps backward counts as backward; `reduce` is what comes after the last gradient.
 class PartTimer {
  public:
   PartTimer(trainer::TrainStep& step, std::vector<at::Tensor> parameters, c10::Device device);
@@ -34,7 +33,8 @@ class PartTimer {
 
  private:
   struct Mark {
-    std::optional<trainer::Part> ended;  ///< nullopt: the beginning of a step
+    /// nullopt: the beginning of a step
+    std::optional<trainer::Part> ended;
     std::chrono::steady_clock::time_point time;
     std::optional<c10::Event> event;
   };

@@ -4,12 +4,12 @@
 #include <c10/core/DeviceGuard.h>
 #include <memsieve/error.h>
 #include <sys/resource.h>
-#include <trainer/dist/launch.h>
-#include <trainer/loop/heap.h>
-#include <trainer/loop/log.h>
-#include <trainer/loop/reference.h>
+#include <runtime/launch.h>
+#include <runtime/heap.h>
+#include <runtime/log.h>
+#include <trainer/loop/reference_pass.h>
 #include <trainer/loop/train.h>
-#include <trainer/loop/warnings.h>
+#include <runtime/torch_warnings.h>
 
 #include <algorithm>
 #include <chrono>

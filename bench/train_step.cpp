@@ -1,8 +1,8 @@
 // Our own training step for a configuration: images/s, milliseconds per part, peak memory.
 //   memsieve-bench-train-step --config FILE [--set a.b=c]... [--rounds 5] [--steps 4]
 //   memsieve-bench-train-step --config FILE [--set a.b=c]... --serve ROWS.safetensors
-// The first form prints a table and, as the last line, one JSON object. The second writes the first step's
-// rows and then answers numbers on its input: N runs N steps and prints one line of JSON.
+// The first form prints a table and, as the last line, one JSON object. The second writes the first step's rows and
+// then answers numbers on its input: N runs N steps and prints one line of JSON.
 #include "run.h"
 
 #include <ATen/ATen.h>
@@ -10,7 +10,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <memsieve/error.h>
 #include <sys/resource.h>
-#include <trainer/io/safetensors.h>
+#include <diffusion/io/safetensors.h>
 
 #include <boost/program_options.hpp>
 #include <cstdio>
@@ -55,15 +55,14 @@ nlohmann::json peak_gpu_mib(Group& group) {
 
 void print_table(const nlohmann::ordered_json& out) {
   std::printf("%s: %d x %s, %d threads each, %d rows a step\n", out["config"].get<std::string>().c_str(),
-              out["processes"].get<int>(), out["device"].get<std::string>().c_str(),
-              out["threads"].get<int>(), out["batch"].get<int>());
+              out["processes"].get<int>(), out["device"].get<std::string>().c_str(), out["threads"].get<int>(),
+              out["batch"].get<int>());
   const double step = out["step_ms"];
   for (const auto& [name, ms] : out["parts_ms"].items())
     std::printf("  %-10s %10.2f ms %5.1f%%\n", name.c_str(), ms.get<double>(), 100 * ms.get<double>() / step);
   std::printf("  %-10s %10.2f ms\n%.2f images/s, peak memory %.0f MiB a process", "step", step,
               out["images_per_s"].get<double>(), out["peak_rss_mib"].get<double>());
-  if (!out["peak_gpu_mib"].is_null())
-    std::printf(", %.0f MiB allocated on the GPU", out["peak_gpu_mib"].get<double>());
+  if (!out["peak_gpu_mib"].is_null()) std::printf(", %.0f MiB allocated on the GPU", out["peak_gpu_mib"].get<double>());
   std::printf("\n%s\n", out.dump().c_str());
 }
 
@@ -89,8 +88,7 @@ void measure(const Options& o, Group& group) {
                              {"steps", o.steps},
                              {"images_per_s", 1000 * static_cast<double>(batch) / step},
                              {"step_ms", step}};
-  for (size_t i = 0; i < kParts; ++i)
-    out["parts_ms"][part_name(static_cast<trainer::Part>(i))] = median(parts[i]);
+  for (size_t i = 0; i < kParts; ++i) out["parts_ms"][part_name(static_cast<trainer::Part>(i))] = median(parts[i]);
   out["peak_rss_mib"] = over_ranks(group, peak_rss_mib());
   out["peak_gpu_mib"] = peak_gpu_mib(group);
   if (group.rank() == 0) print_table(out);

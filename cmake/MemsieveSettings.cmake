@@ -28,3 +28,51 @@ function(memsieve_own target)
     target_link_options(${target} PRIVATE -fsanitize=${MEMSIEVE_SANITIZE})
   endif()
 endfunction()
+
+# Torch's headers take ten seconds a file: they are compiled once for each of the three sets of targets that share their flags.
+option(MEMSIEVE_PRECOMPILE "Precompile torch's headers" ON)
+
+# memsieve_precompile(target header...): its own precompiled header.  memsieve_precompile(target FROM other): another's.
+function(memsieve_precompile target)
+  cmake_parse_arguments(P "" "FROM" "" ${ARGN})
+  if(MEMSIEVE_PRECOMPILE AND P_FROM)
+    target_precompile_headers(${target} REUSE_FROM ${P_FROM})
+  elseif(MEMSIEVE_PRECOMPILE)
+    target_precompile_headers(${target} PRIVATE ${P_UNPARSED_ARGUMENTS})
+  endif()
+  if(MEMSIEVE_PRECOMPILE AND CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+    target_compile_options(${target} PRIVATE -fpch-preprocess)  # what ccache needs to see through it
+  endif()
+endfunction()
+
+# memsieve_room(target [FOLDERS ...] [LINKS ...]): a static library of all sources in the folders (default: this one),
+# whose headers are included by their path from the root. All rooms are compiled with the same flags, so that they can
+# share precompiled headers.
+#
+# OpenMP comes by the compiler's flag rather than the library's path, of which CMake would say that torch's libgomp may
+# hide it. It shall: there must be one pool of threads.
+function(memsieve_room target)
+  cmake_parse_arguments(ROOM "" "" "FOLDERS;LINKS" ${ARGN})
+  if(NOT ROOM_FOLDERS)
+    set(ROOM_FOLDERS .)
+  endif()
+  set(_sources)
+  foreach(_folder IN LISTS ROOM_FOLDERS)
+    file(GLOB _found CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${_folder}/*.cpp)
+    if(NOT _found)
+      message(FATAL_ERROR "${target}: no sources in ${CMAKE_CURRENT_SOURCE_DIR}/${_folder}")
+    endif()
+    list(APPEND _sources ${_found})
+  endforeach()
+  add_library(${target} STATIC ${_sources})
+  memsieve_own(${target})
+  target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${target} PUBLIC memsieve ${ROOM_LINKS})
+  target_compile_options(${target} PRIVATE ${OpenMP_CXX_FLAGS})
+  target_link_options(${target} INTERFACE ${OpenMP_CXX_FLAGS})
+  target_compile_definitions(${target} PUBLIC USE_C10D_GLOO)
+  if(LibTorch_CUDA_FOUND)
+    target_compile_definitions(${target} PUBLIC USE_C10D_NCCL MEMSIEVE_WITH_CUDA)
+    target_link_libraries(${target} PUBLIC LibTorch::CUDA)
+  endif()
+endfunction()

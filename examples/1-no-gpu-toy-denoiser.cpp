@@ -1,5 +1,5 @@
-// The smallest loop with a sieve: one process, no GPU, a toy denoiser, the configuration as text. A sixteenth
-// of the rows are one picture; at the end it prints which rows were dropped.
+// The smallest loop with a sieve: one process, no GPU, a toy denoiser, the configuration as text. A sixteenth of the
+// rows are one picture; at the end it prints which rows were dropped.
 #include <memsieve/memsieve.h>
 
 #include <cstdio>
@@ -58,8 +58,8 @@ int main() try {
     return 100 * dropped.narrow(0, from, length).sum().item<double>() /
            visits.narrow(0, from, length).sum().item<double>();
   };
-  std::printf("dropped: %.0f%% of the visits of the repeated picture, %.0f%% of the others\n",
-              share(0, toy::kRepeated), share(toy::kRepeated, toy::kSamples - toy::kRepeated));
+  std::printf("dropped: %.0f%% of the visits of the repeated picture, %.0f%% of the others\n", share(0, toy::kRepeated),
+              share(toy::kRepeated, toy::kSamples - toy::kRepeated));
   return 0;
 } catch (const memsieve::Error& error) {
   std::fprintf(stderr, "%s\n", error.what());

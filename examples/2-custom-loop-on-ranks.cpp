@@ -25,11 +25,10 @@ sieve:
 )";
 
 /// Rows `index` of `from`, noised by rows `place` of the noise of `key`, as the sieve wants to see them.
-static memsieve::Batch make_batch(const toy::Denoiser& model, const toy::Data& from, at::Tensor index,
-                                  at::Tensor ids, at::Tensor t, uint64_t key, at::Tensor place) {
+static memsieve::Batch make_batch(const toy::Denoiser& model, const toy::Data& from, at::Tensor index, at::Tensor ids,
+                                  at::Tensor t, uint64_t key, at::Tensor place) {
   at::Tensor noise =
-      at::randn({place.max().item<int64_t>() + 1, 4, 4, 4}, at::detail::createCPUGenerator(key))
-          .index_select(0, place);
+      at::randn({place.max().item<int64_t>() + 1, 4, 4, 4}, at::detail::createCPUGenerator(key)).index_select(0, place);
   auto [noisy, target] = toy::add_noise(from.pictures.index_select(0, index), noise, t);
   auto null_rows = [&model, &from, noisy = noisy, t](const at::Tensor& k) {
     return model(noisy.index_select(0, k), t.index_select(0, k), from.no_text.expand({k.size(0), 16}));
@@ -64,8 +63,7 @@ static void train(std::shared_ptr<memsieve::Communicator> ranks) {
     at::Generator key = at::detail::createCPUGenerator(step);
     at::Tensor ids = at::randint(0, toy::kSamples, {32}, key, at::kLong).narrow(0, first, rows);
     at::Tensor t = at::randint(0, toy::kSteps, {32}, key, at::kLong).narrow(0, first, rows);
-    memsieve::Batch batch =
-        make_batch(model, data, ids, ids, t, 10000 + step, at::arange(first, first + rows));
+    memsieve::Batch batch = make_batch(model, data, ids, ids, t, 10000 + step, at::arange(first, first + rows));
     memsieve::Plan plan = sieve.inspect(batch, {step, 0});
     plan.loss((batch.prediction - batch.target).square().flatten(1).mean(1)).backward();
 
@@ -76,8 +74,8 @@ static void train(std::shared_ptr<memsieve::Communicator> ranks) {
     }
     if (!id.empty()) {
       at::NoGradGuard no_grad;
-      sieve.observe(make_batch(model, held_out, at::tensor(picture), at::tensor(id), at::tensor(timestep),
-                               20000 + step, at::tensor(place)),
+      sieve.observe(make_batch(model, held_out, at::tensor(picture), at::tensor(id), at::tensor(timestep), 20000 + step,
+                               at::tensor(place)),
                     {step, 0});
     }
     for (at::Tensor& p : model.parameters)  // the mean over the ranks, as DistributedDataParallel makes it
@@ -89,10 +87,9 @@ static void train(std::shared_ptr<memsieve::Communicator> ranks) {
   }
   counts = ranks->all_gather(counts.flatten()).sum(0).view({2, 2});
   if (ranks->rank() == 0) {
-    std::printf(
-        "dropped: %.0f of %.0f visits of the repeated picture, %.0f of %.0f others; sum of parameters %.4f\n",
-        counts[0][1].item<double>(), counts[0][0].item<double>(), counts[1][1].item<double>(),
-        counts[1][0].item<double>(), model.parameters[0].abs().sum().item<double>());
+    std::printf("dropped: %.0f of %.0f visits of the repeated picture, %.0f of %.0f others; sum of parameters %.4f\n",
+                counts[0][1].item<double>(), counts[0][0].item<double>(), counts[1][1].item<double>(),
+                counts[1][0].item<double>(), model.parameters[0].abs().sum().item<double>());
   }
 }
 

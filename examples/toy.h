@@ -1,6 +1,5 @@
 #pragma once
-// What the examples share and what is yours in a real loop: some data, a denoiser, an optimiser. No torch::nn
-// needed.
+// What the examples share and what is yours in a real loop: some data, a denoiser, an optimiser. No torch::nn needed.
 
 #include <ATen/ATen.h>
 #include <memsieve/batch.h>
@@ -13,8 +12,8 @@ namespace toy {
 constexpr int64_t kSamples = 1024, kRepeated = 64;  // rows, of which the first 64 are one and the same
 constexpr int64_t kSteps = 1000;                    // timesteps
 
-/// "Pictures" [N, 4, 4, 4] with "captions" [N, 16]: a picture is what its caption says, the same way for all,
-/// and as much again of its own. The first kRepeated rows are one picture.
+/// "Pictures" [N, 4, 4, 4] with "captions" [N, 16]: a picture is what its caption says, the same way for all, and as
+/// much again of its own. The first kRepeated rows are one picture.
 struct Data {
   at::Tensor pictures, text, no_text;
 };
@@ -25,8 +24,7 @@ inline Data make_data(uint64_t seed = 7) {
              text = at::randn({kSamples, 16}, random);
   at::Tensor pictures = (at::mm(text, meaning) + at::randn({kSamples, 64}, random)) * M_SQRT1_2;
   Data data{pictures.view({kSamples, 4, 4, 4}), text, at::zeros({16})};
-  data.pictures.narrow(0, 1, kRepeated - 1)
-      .copy_(data.pictures.narrow(0, 0, 1).expand({kRepeated - 1, 4, 4, 4}));
+  data.pictures.narrow(0, 1, kRepeated - 1).copy_(data.pictures.narrow(0, 0, 1).expand({kRepeated - 1, 4, 4, 4}));
   data.text.narrow(0, 1, kRepeated - 1).copy_(data.text.narrow(0, 0, 1).expand({kRepeated - 1, 16}));
   return data;
 }
@@ -59,8 +57,7 @@ struct Denoiser {
   }
 };
 
-/// torch's fused AdamW: it takes the sieve's gradient scale and skip flag as tensors, so the host waits for
-/// nothing.
+/// torch's fused AdamW: it takes the sieve's gradient scale and skip flag as tensors, so the host waits for nothing.
 class AdamW {
  public:
   AdamW(std::vector<at::Tensor> parameters, double rate) : parameters_(std::move(parameters)), rate_(rate) {
@@ -74,8 +71,8 @@ class AdamW {
     std::vector<at::Tensor> gradients;
     for (const at::Tensor& p : parameters_) gradients.push_back(p.grad());
     for (at::Tensor& count : count_) count.add_(1 - end.skip);
-    at::_fused_adamw_(parameters_, gradients, first_, second_, {}, count_, rate_, 0.9, 0.999, 0.01, 1e-8,
-                      false, false, end.grad_scale, end.skip);
+    at::_fused_adamw_(parameters_, gradients, first_, second_, {}, count_, rate_, 0.9, 0.999, 0.01, 1e-8, false, false,
+                      end.grad_scale, end.skip);
     for (at::Tensor& p : parameters_) p.mutable_grad() = at::Tensor();
   }
 

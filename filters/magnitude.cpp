@@ -1,6 +1,5 @@
-// The text-conditional prediction magnitude: || prediction(e) - prediction(null) ||_2.
-// Wen, Liu, Chen, Lyu, "Detecting, Explaining, and Mitigating Memorization in Diffusion Models", ICLR 2024,
-// section 3.1.
+// The text-conditional prediction magnitude: || prediction(e) - prediction(null) ||_2. Wen, Liu, Chen, Lyu, "Detecting,
+// Explaining, and Mitigating Memorization in Diffusion Models", ICLR 2024, section 3.1.
 #include <ATen/ATen.h>
 
 #include <cmath>
@@ -37,16 +36,13 @@ FilterEntry magnitude_filter() {
   Schema options;
   options
       .choice("norm", "l2", {"l2", "rms"},
-              "`l2`: Euclidean norm over C,H,W, as published; `rms`: divided by sqrt(C·H·W), so that one "
-              "threshold serves every "
-              "latent size")
+              "`l2`: Euclidean norm over C,H,W, as published; `rms`: divided by sqrt(C·H·W), so that one threshold "
+              "serves every latent size")
       .choice("scale", "linear", {"linear", "log"},
-              "`log` makes the z-scores of `standardise.by: timestep` symmetric; use `linear` with a fixed "
-              "threshold")
+              "`log` makes the z-scores of `standardise.by: timestep` symmetric; use `linear` with a fixed threshold")
       .real("timestep_min", 0, 0, 1e9,
             "rows below this timestep are not scored: near low noise the magnitude carries little signal");
-  return {"magnitude",
-          "Distance between the predictions with the caption and with the empty one; large = memorised.",
+  return {"magnitude", "Distance between the predictions with the caption and with the empty one; large = memorised.",
           options, [](const Settings& settings) { return std::make_unique<Magnitude>(settings); }};
 }
 

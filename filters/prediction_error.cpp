@@ -1,6 +1,5 @@
-// A sample's own loss, low = suspicious: a memorised sample is predicted too well for its timestep.
-// Ma et al., arXiv 2405.05846, relate the prediction error to replication; the same quantity drives IET-AGC's
-// skipping rule.
+// A sample's own loss, low = suspicious: a memorised sample is predicted too well for its timestep. Ma et al., arXiv
+// 2405.05846, relate the prediction error to replication; the same quantity drives IET-AGC's skipping rule.
 #include <ATen/ATen.h>
 
 #include "filters.h"
@@ -29,8 +28,8 @@ class PredictionError final : public Filter {
 FilterEntry prediction_error_filter() {
   Schema options;
   options.choice("scale", "log", {"log", "linear"}, "score = -log(error) or -error");
-  return {"prediction_error", "The sample's own prediction error, which costs no pass; small = memorised.",
-          options, [](const Settings& settings) { return std::make_unique<PredictionError>(settings); }};
+  return {"prediction_error", "The sample's own prediction error, which costs no pass; small = memorised.", options,
+          [](const Settings& settings) { return std::make_unique<PredictionError>(settings); }};
 }
 
 }  // namespace memsieve

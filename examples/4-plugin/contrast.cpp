@@ -1,5 +1,4 @@
-// A filter in a shared object of its own: how large the effect of the caption is, compared with the error
-// that is left.
+// A filter in a shared object of its own: how large the effect of the caption is, compared with the error that is left.
 #include <ATen/ATen.h>
 #include <memsieve/plugin.h>
 

@@ -1,5 +1,5 @@
-// A program outside memsieve's tree: reads a configuration (`uses-memsieve sieve.yaml`), plug-ins included,
-// and runs the sieve on a model that is one tensor.
+// A program outside memsieve's tree: reads a configuration (`uses-memsieve sieve.yaml`), plug-ins included, and runs
+// the sieve on a model that is one tensor.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <memsieve/memsieve.h>
@@ -16,8 +16,8 @@ int main(int argc, char** argv) try {
   auto sieve = memsieve::Sieve::from_yaml(argv[1], std::make_shared<memsieve::SoloComm>(), setup);
 
   at::manual_seed(1);
-  at::Tensor model =
-      at::zeros({samples, 8}).set_requires_grad(true);  // "predicts" the target of each sample by heart
+  // "predicts" the target of each sample by heart
+  at::Tensor model = at::zeros({samples, 8}).set_requires_grad(true);
   at::Tensor targets = at::randn({samples, 8});
   int64_t seen = 0, dropped = 0;
   for (int64_t step = 0; step < 200; ++step) {
@@ -30,8 +30,7 @@ int main(int argc, char** argv) try {
     at::NoGradGuard no_grad;
     model.sub_(model.grad() / end.grad_scale * (1 - end.skip), 20.0);
     model.mutable_grad() = at::Tensor();
-    for (const memsieve::StepReport& report : sieve.take_reports())
-      seen += report.rows, dropped += report.dropped;
+    for (const memsieve::StepReport& report : sieve.take_reports()) seen += report.rows, dropped += report.dropped;
   }
   std::printf("filters:");
   for (const std::string& name : sieve.channels()) std::printf(" %s", name.c_str());

@@ -14,8 +14,8 @@ at::Tensor SoloComm::all_gather(const at::Tensor& record) {
 
 namespace {
 
-/// One meeting point for all threads of a group: everybody puts a record in, nobody leaves before all have
-/// taken a copy.
+/// One meeting point for all threads of a group: everybody puts a record in, nobody leaves before all have taken
+/// a copy.
 struct Meeting {
   std::mutex mutex;
   std::condition_variable changed;
@@ -52,8 +52,7 @@ class ThreadComm final : public Communicator {
   void wait(std::unique_lock<std::mutex>& lock, Condition condition) {
     const auto limit = std::chrono::duration<double>(meeting_->timeout_seconds);
     if (!meeting_->changed.wait_for(lock, limit, condition)) {
-      throw PeerError("rank " + std::to_string(rank_) + ": waited " +
-                      std::to_string(meeting_->timeout_seconds) +
+      throw PeerError("rank " + std::to_string(rank_) + ": waited " + std::to_string(meeting_->timeout_seconds) +
                       " s for its peers; one of them did not take part in the gather");
     }
   }

@@ -1,6 +1,6 @@
 #pragma once
-// A caller's loop may run under autocast or allow TF32; what the sieve computes itself stays float32. Private
-// to the library.
+// A caller's loop may run under autocast or allow TF32; what the sieve computes itself stays float32. Private to
+// the library.
 
 #include <ATen/Context.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "held_out.h"
+#include "judge/held_out.h"
 #include "sieve_impl.h"
 #include "to_device.h"
 
@@ -29,8 +29,7 @@ int64_t Sieve::Impl::check_batch(const Batch& batch, int64_t most) const {
   if (!batch.timestep.is_cpu()) return rows;  // reading it would make the host wait
   const auto times = batch.timestep.detach().to(at::kDouble).contiguous();
   const auto* t = times.const_data_ptr<double>();
-  if (!std::all_of(t, t + rows,
-                   [&](double x) { return x >= 0 && x < static_cast<double>(setup.num_timesteps); }))
+  if (!std::all_of(t, t + rows, [&](double x) { return x >= 0 && x < static_cast<double>(setup.num_timesteps); }))
     bad_batch("timesteps must lie in [0, " + std::to_string(setup.num_timesteps) + ")");
   return rows;
 }
@@ -118,8 +117,7 @@ std::vector<HeldOutVisit> Sieve::held_out_visits(int64_t step) const {
 void Sieve::observe(const Batch& batch, const Clock& clock) {
   auto& s = *impl_;
   try {
-    if (!s.engine.observes(clock.step))
-      bad_batch("step " + std::to_string(clock.step) + " observes no held-out rows");
+    if (!s.engine.observes(clock.step)) bad_batch("step " + std::to_string(clock.step) + " observes no held-out rows");
     const int64_t rows = s.check_batch(batch, s.shape.held_out - s.held_out_seen);
     const auto ids = s.device_ids(batch, s.engine.pseudo_rows());
     s.record.put_held_out(s.held_out_seen, s.engine.measure(batch, ids, true, clock.step).lines);
@@ -147,8 +145,8 @@ StepEnd Sieve::end_step(const Clock& clock) {
 
   const auto& lines = gathered.training;
   const auto weight = (lines.select(1, RecordShape::weight) * lines.select(1, RecordShape::present)).sum();
-  const auto nonfinite = (lines.select(1, RecordShape::nonfinite).sum() +
-                          gathered.held_out.select(1, RecordShape::nonfinite).sum()) > 0;
+  const auto nonfinite =
+      (lines.select(1, RecordShape::nonfinite).sum() + gathered.held_out.select(1, RecordShape::nonfinite).sum()) > 0;
   // The host learns of an error later: until then no update may follow it.
   s.halted.logical_or_(gathered.failed.sum() > 0);
   if (s.options.fail_on_nonfinite) s.halted.logical_or_(nonfinite);
@@ -172,8 +170,7 @@ void Sieve::flush() {
 
 std::map<std::string, at::Tensor> Sieve::state() const {
   std::map<std::string, at::Tensor> state;
-  for (const auto& [name, tensor] : impl_->engine.state())
-    state[name] = tensor->to(at::kCPU).contiguous().clone();
+  for (const auto& [name, tensor] : impl_->engine.state()) state[name] = tensor->to(at::kCPU).contiguous().clone();
   const std::string names = impl_->reporter.channel_names();
   state["filters"] = at::tensor(std::vector<uint8_t>(names.begin(), names.end()), at::kByte);
   state["ledger_rows"] = at::full({}, impl_->reporter.ledger_rows(), at::kLong);
@@ -186,26 +183,23 @@ void Sieve::restore(const std::map<std::string, at::Tensor>& state) {
   const auto find = [&](const std::string& name) {
     const auto it = state.find(name);
     if (it == state.end())
-      throw DataError("sieve state: '" + name +
-                      "' is missing; the checkpoint is torn or from another version");
+      throw DataError("sieve state: '" + name + "' is missing; the checkpoint is torn or from another version");
     return it->second;
   };
   if (s.reporter.has_begun() || s.reporter.ledger_is_open())
-    throw DataError(
-        "sieve state: restore() comes before the first step; build a new sieve and restore that one");
+    throw DataError("sieve state: restore() comes before the first step; build a new sieve and restore that one");
   const at::Tensor filters = find("filters").to(at::kByte).contiguous();
   const std::string names(reinterpret_cast<const char*>(filters.const_data_ptr<uint8_t>()),
                           static_cast<size_t>(filters.numel()));
   if (names != s.reporter.channel_names())
     throw DataError("sieve state: belongs to the filters " + names + ", but this configuration has " +
-                    s.reporter.channel_names() +
-                    "; resume with the configuration that the checkpoint was made with");
+                    s.reporter.channel_names() + "; resume with the configuration that the checkpoint was made with");
   for (const auto& [name, tensor] : s.engine.state()) {
     const auto saved = find(name);
     if (saved.sizes() != tensor->sizes() || saved.scalar_type() != tensor->scalar_type()) {
       throw DataError("sieve state: '" + name +
-                      "' has another shape or dtype than this configuration needs; resume with the "
-                      "configuration that the checkpoint was made with");
+                      "' has another shape or dtype than this configuration needs; resume with the configuration that "
+                      "the checkpoint was made with");
     }
   }
   for (const auto& [name, tensor] : s.engine.state()) tensor->copy_(find(name));

@@ -2,7 +2,7 @@
 #include <ATen/ATen.h>
 #include <memsieve/plugin.h>
 
-#include "fingerprint.h"
+#include "config/fingerprint.h"
 #include "sieve_impl.h"
 
 namespace memsieve {
@@ -17,8 +17,8 @@ struct Prepared {
 void check_setup(const Setup& setup) {
   const auto at_least = [](int64_t low, int64_t value, const char* name) {
     if (value < low)
-      throw ConfigError(std::string("Setup::") + name + ": is " + std::to_string(value) +
-                        ", must be at least " + std::to_string(low));
+      throw ConfigError(std::string("Setup::") + name + ": is " + std::to_string(value) + ", must be at least " +
+                        std::to_string(low));
   };
   at_least(1, setup.dataset_size, "dataset_size");
   at_least(1, setup.rows_per_micro_batch, "rows_per_micro_batch");
@@ -33,8 +33,7 @@ void check_setup(const Setup& setup) {
 
 Prepared parse(const std::string& yaml, const std::string& source, const Setup& given) {
   Setup own = given;
-  for (const auto& path : peek_texts(yaml, source, "sieve.plugins", given.overrides))
-    load_plugin(path, own.filters);
+  for (const auto& path : peek_texts(yaml, source, "sieve.plugins", given.overrides)) load_plugin(path, own.filters);
   Schema root;
   root.section("sieve", sieve_schema(own.filters), "the sieve");
   return {resolve(yaml, source, root, given.overrides).section("sieve"), own};
@@ -89,10 +88,8 @@ Sieve Sieve::from_text(const std::string& yaml, const std::string& source,
   return Sieve(Impl::agreed(communicator, setup.device, [&] { return parse(yaml, source, setup); }));
 }
 
-Sieve Sieve::from_yaml(const std::string& path, const std::shared_ptr<Communicator>& communicator,
-                       const Setup& setup) {
-  return Sieve(
-      Impl::agreed(communicator, setup.device, [&] { return parse(read_text_file(path), path, setup); }));
+Sieve Sieve::from_yaml(const std::string& path, const std::shared_ptr<Communicator>& communicator, const Setup& setup) {
+  return Sieve(Impl::agreed(communicator, setup.device, [&] { return parse(read_text_file(path), path, setup); }));
 }
 
 Sieve::Sieve(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

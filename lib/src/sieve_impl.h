@@ -9,21 +9,19 @@
 #include <string>
 #include <vector>
 
-#include "engine.h"
-#include "record.h"
-#include "reporter.h"
+#include "judge/engine.h"
+#include "record/record.h"
+#include "record/reporter.h"
 
 namespace memsieve {
 
 struct Sieve::Impl {
   Impl(const Settings& settings, std::shared_ptr<Communicator> comm, const Setup& given);
 
-  /// COLLECTIVE. Built from what `prepare` (-> {Settings, Setup}) makes of this rank's files, once all ranks
-  /// have agreed on it. An error on the way reaches the other ranks too, so that none waits for one that
-  /// cannot start.
+  /// COLLECTIVE. Built from what `prepare` (-> {Settings, Setup}) makes of this rank's files, once all ranks have
+  /// agreed on it. An error on the way reaches the other ranks too, so that none waits for one that cannot start.
   template <typename Prepare>
-  static std::unique_ptr<Impl> agreed(const std::shared_ptr<Communicator>& comm, at::Device device,
-                                      Prepare prepare);
+  static std::unique_ptr<Impl> agreed(const std::shared_ptr<Communicator>& comm, at::Device device, Prepare prepare);
 
   Setup setup;
   std::shared_ptr<Communicator> communicator;
@@ -34,9 +32,12 @@ struct Sieve::Impl {
   RecordBuilder record;
   Reporter reporter;
   int64_t micro = 0, held_out_seen = 0;
-  std::vector<std::shared_ptr<at::Tensor>> nonfinite;  ///< of each micro-batch's per-sample loss
-  at::Tensor halted;              ///< bool []: an error or a value that ends the run turned up in some step
-  std::vector<at::Tensor> draws;  ///< lines of the reference pass: picture, held out, timestep, raw...
+  /// of each micro-batch's per-sample loss
+  std::vector<std::shared_ptr<at::Tensor>> nonfinite;
+  /// bool []: an error or a value that ends the run turned up in some step
+  at::Tensor halted;
+  /// lines of the reference pass: picture, held out, timestep, raw...
+  std::vector<at::Tensor> draws;
   bool reference_known = false;
 
   /// Throws DataError for a batch that breaks the contract of memsieve/batch.h; returns its rows.

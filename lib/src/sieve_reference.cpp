@@ -1,5 +1,4 @@
-// The reference pass: what the starting model finds easy. It runs once, before training, so the host may
-// wait.
+// The reference pass: what the starting model finds easy. It runs once, before training, so the host may wait.
 #include <ATen/ATen.h>
 
 #include <limits>
@@ -20,10 +19,9 @@ void settle_nonfinite(RawScores& scores, const at::Tensor& ids, bool held_out, b
   if (bad.size(0) == 0) return;
   if (fail) {
     const auto id = ids[bad[0].item<int64_t>()].item<int64_t>();
-    throw NonFiniteError(
-        (held_out ? "held-out picture " : "sample ") + std::to_string(id) +
-        ": NaN or Inf in what the starting model predicts for it (look at the sample, train in "
-        "bf16 or float32, or set on_nonfinite: skip)");
+    throw NonFiniteError((held_out ? "held-out picture " : "sample ") + std::to_string(id) +
+                         ": NaN or Inf in what the starting model predicts for it (look at the sample, train in bf16 "
+                         "or float32, or set on_nonfinite: skip)");
   }
   scores.raw.masked_fill_(scores.nonfinite.unsqueeze(1), std::numeric_limits<double>::quiet_NaN());
 }
@@ -34,11 +32,11 @@ void check_complete(const at::Tensor& picture, int64_t samples, int64_t held_out
   const auto missing = at::nonzero(seen.logical_not()).squeeze(1).to(at::kCPU);
   if (missing.size(0) == 0) return;
   const auto first = missing[0].item<int64_t>();
-  throw DataError("reference pass: " + std::to_string(missing.size(0)) + " of " +
-                  std::to_string(samples + held_out) + " pictures were not drawn, the first of them " +
-                  (first < samples ? "sample " + std::to_string(first)
-                                   : "held-out picture " + std::to_string(first - samples)) +
-                  "; call reference() for every sample and every held-out picture before finish_reference()");
+  throw DataError(
+      "reference pass: " + std::to_string(missing.size(0)) + " of " + std::to_string(samples + held_out) +
+      " pictures were not drawn, the first of them " +
+      (first < samples ? "sample " + std::to_string(first) : "held-out picture " + std::to_string(first - samples)) +
+      "; call reference() for every sample and every held-out picture before finish_reference()");
 }
 
 }  // namespace
@@ -92,8 +90,7 @@ void Sieve::finish_reference() {
   check_complete(all.select(1, 0).to(at::kLong), s.setup.dataset_size, s.setup.held_out_size);
   // By picture and timestep, so that the result does not depend on how the ranks divided the work.
   all = all.index_select(
-      0, at::argsort(all.select(1, 0) * static_cast<double>(s.setup.num_timesteps) + all.select(1, 2), true,
-                     0, false));
+      0, at::argsort(all.select(1, 0) * static_cast<double>(s.setup.num_timesteps) + all.select(1, 2), true, 0, false));
   s.engine.set_reference(all.select(1, 0).to(at::kLong), all.select(1, 2).to(at::kFloat),
                          all.slice(1, 3).to(at::kFloat), all.select(1, 1) > 0);
   s.reference_known = true;

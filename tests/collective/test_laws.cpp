@@ -1,32 +1,32 @@
-// The distributed laws on real processes over Gloo, with the gradient reducer that the trainer uses. A case
-// named [.rank] is what each rank runs; the others start it.
-#include <trainer/dist/group.h>
-#include <trainer/dist/launch.h>
-#include <trainer/dist/reducer.h>
-#include <trainer/io/safetensors.h>
+// The distributed laws on real processes over Gloo, with the gradient reducer that the trainer uses. A case named
+// [.rank] is what each rank runs; the others start it.
+#include <runtime/group.h>
+#include <runtime/launch.h>
+#include <runtime/reducer.h>
+#include <diffusion/io/safetensors.h>
 
-#include "processes.h"
-#include "unit/lib/toy.h"
+#include <support/processes.h>
+#include <support/toy.h>
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
 using memsieve::Sieve;
-using namespace memsieve::trainer;
+using namespace memsieve::runtime;
 
 namespace {
 
 constexpr int64_t kRows = 24, kSteps = 6, kMicro = 2;
 
 const std::string kYaml =
-    "sieve: {filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: "
-    "fixed, drop: 2}}";
+    "sieve: {filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, "
+    "drop: 2}}";
 
 /// Captions that make chosen ranks' rows (or all rows) fall beyond the threshold.
 toy::Step step_for(const std::string& kind, int64_t number) {
   auto step = toy::make_step(kRows, 50, 11, number);
   if (kind == "all_dropped" && number == 2) step.caption.fill_(50);
-  if (kind == "one_rank") {  // the first quarter of each micro-batch: all of rank 0's rows on 4 ranks, half
-                             // of them on 2
+  // the first quarter of each micro-batch: all of rank 0's rows on 4 ranks, half of them on 2
+  if (kind == "one_rank") {
     for (int64_t m = 0; m < kMicro; ++m)
       step.caption.slice(0, m * kRows / kMicro, m * kRows / kMicro + kRows / kMicro / 2).fill_(50);
   }

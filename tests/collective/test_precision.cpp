@@ -1,16 +1,15 @@
-// fp16 with loss scaling in whole runs: it learns, ranks agree on every overflow, and a resumed run goes on
-// with the scale that it had.
+// fp16 with loss scaling in whole runs: it learns, ranks agree on every overflow, and a resumed run goes on with the
+// scale that it had.
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "world.h"
+#include <support/world.h>
 
 using namespace world;
 
 namespace {
 
-const std::string kPlain =
-    "mixed_precision=fp16;filter=off;validation.every=0;sampling.every=0;data.held_out=;";
+const std::string kPlain = "mixed_precision=fp16;filter=off;validation.every=0;sampling.every=0;data.held_out=;";
 
 struct Line {
   double loss = 0, loss_scale = 0;
@@ -53,8 +52,7 @@ TEST_CASE("fp16 training learns about as well as float32") {
 TEST_CASE("ranks agree on overflows, which skip the update and lower the scale until it fits") {
   const World world;
   const std::string high = "mixed_precision=fp16;loss_scale=1e12;max_nonfinite_steps=1;";
-  require_done(
-      world.train(2, "two", high + "max_train_steps=40;filter=off;validation.every=0;sampling.every=0"));
+  require_done(world.train(2, "two", high + "max_train_steps=40;filter=off;validation.every=0;sampling.every=0"));
   const auto two = lines(world, "two");
   REQUIRE(two.size() == 40);
   CHECK(two[0].loss_scale == Approx(1e12));
@@ -77,8 +75,7 @@ TEST_CASE("ranks agree on overflows, which skip the update and lower the scale u
 
 TEST_CASE("a resumed fp16 run equals an uninterrupted one bit for bit") {
   const World world;
-  const std::string growing =
-      "mixed_precision=fp16;train_batch_size=2;loss_scale=1e9;loss_scale_growth_interval=4;";
+  const std::string growing = "mixed_precision=fp16;train_batch_size=2;loss_scale=1e9;loss_scale_growth_interval=4;";
   require_done(world.train(2, "whole", growing));
   require_done(world.train(2, "parts", growing + "max_train_steps=6"));
   require_done(world.train(2, "parts", growing + "resume_from_checkpoint=latest"));

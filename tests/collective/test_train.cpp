@@ -1,11 +1,11 @@
-// The trainer's own promises, each with real processes: the number of ranks does not matter, a resumed run
-// equals an uninterrupted one, a signal to one rank stops all, and an error on one rank ends all.
+// The trainer's own promises, each with real processes: the number of ranks does not matter, a resumed run equals an
+// uninterrupted one, a signal to one rank stops all, and an error on one rank ends all.
 #include <memsieve/builtin.h>
 #include <memsieve/error.h>
-#include <trainer/dist/launch.h>
-#include <trainer/loop/config.h>
-#include <trainer/loop/log.h>
-#include <trainer/loop/stop.h>
+#include <runtime/launch.h>
+#include <trainer/config/train_config.h>
+#include <runtime/log.h>
+#include <runtime/stop.h>
 #include <trainer/loop/train.h>
 #include <trainer/loop/train_step.h>
 
@@ -13,7 +13,7 @@
 #include <filesystem>
 #include <thread>
 
-#include "world.h"
+#include <support/world.h>
 
 using namespace memsieve;
 using namespace memsieve::trainer;
@@ -21,12 +21,10 @@ using namespace world;
 
 namespace {
 
-/// Lets this rank, if it is `rank`, get SIGTERM as soon as the run folder's metrics show that training goes
-/// on.
+/// Lets this rank, if it is `rank`, get SIGTERM as soon as the run folder's metrics show that training goes on.
 void signal_when_training(const std::string& folder) {
   std::thread([folder] {
-    while (!fs::exists(folder + "/samples/step-000000.h5"))
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    while (!fs::exists(folder + "/samples/step-000000.h5")) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     raise(SIGTERM);
   }).detach();
 }
@@ -44,8 +42,7 @@ int64_t steps_with_some_dropped(const std::string& metrics, int64_t rows) {
 
 }  // namespace
 
-// One rank of a run; leaves with the trainer's exit code. Arguments: FILE;a.b=c;... and `signal` for SIGTERM
-// on rank 1.
+// One rank of a run; leaves with the trainer's exit code. Arguments: FILE;a.b=c;... and `signal` for SIGTERM on rank 1.
 TEST_CASE("trainer rank", "[.rank]") {
   auto arguments = split(processes::argument());
   const std::string file = arguments.front();
@@ -83,11 +80,10 @@ TEST_CASE("any number of ranks trains the same") {
   const auto [rows, micro] = GENERATE(std::pair(16, 1), std::pair(16, 2), std::pair(4, 1));
   for (int ranks : {1, 2, 4}) {
     // A large epsilon: where a gradient is all but 0, Adam would blow rounding errors up to whole steps.
-    require_done(world.train(ranks, "r" + std::to_string(ranks),
-                             "adam_epsilon=0.01;sieve.probe.kind=every;sieve.block_rows=1;max_train_steps=20;"
-                             "gradient_accumulation_steps=" +
-                                 std::to_string(micro) +
-                                 ";train_batch_size=" + std::to_string(rows / ranks / micro)));
+    require_done(world.train(
+        ranks, "r" + std::to_string(ranks),
+        "adam_epsilon=0.01;sieve.probe.kind=every;sieve.block_rows=1;max_train_steps=20;gradient_accumulation_steps=" +
+            std::to_string(micro) + ";train_batch_size=" + std::to_string(rows / ranks / micro)));
   }
   const auto one = tensors(world, "r1", 20, kFiles[0]);
   const int64_t dropped = sum_of(metrics(world, "r1"), "dropped");
@@ -120,13 +116,12 @@ TEST_CASE("a resumed run equals an uninterrupted one bit for bit") {
 TEST_CASE("SIGTERM to one rank stops all after a checkpoint from which the run goes on") {
   const World world;
   require_done(world.train(2, "whole", "max_train_steps=60;validation.every=0;sampling.every=60"));
-  const auto stopped =
-      world.train(2, "parts", "max_train_steps=60;validation.every=0;sampling.every=60;signal");
+  const auto stopped = world.train(2, "parts", "max_train_steps=60;validation.every=0;sampling.every=60;signal");
   INFO(stopped.outputs[0]);
   REQUIRE(stopped.exit_codes == std::vector<int>{143, 143});
   CHECK_THAT(stopped.outputs[0], Catch::Contains("--resume-from latest"));
-  const auto rest = world.train(
-      2, "parts", "max_train_steps=60;validation.every=0;sampling.every=60;resume_from_checkpoint=latest");
+  const auto rest =
+      world.train(2, "parts", "max_train_steps=60;validation.every=0;sampling.every=60;resume_from_checkpoint=latest");
   INFO(rest.outputs[0]);
   REQUIRE(rest.exit_codes == std::vector<int>{0, 0});
   const std::string last = "/checkpoints/step-000060/" + kFiles[0];
@@ -136,12 +131,12 @@ TEST_CASE("SIGTERM to one rank stops all after a checkpoint from which the run g
 TEST_CASE("a sieve that drops nothing equals no sieve bit for bit") {
   const World world;
   world.write_config(
-      "sieve: {filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, "
-      "threshold: {kind: fixed, drop: 1e9}}\n");
+      "sieve: {filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, "
+      "drop: 1e9}}\n");
   const int ranks = GENERATE(1, 2);
   require_done(world.train(ranks, "with", "gradient_accumulation_steps=2;train_batch_size=2"));
-  REQUIRE(world.train(ranks, "without", "gradient_accumulation_steps=2;train_batch_size=2;filter=off")
-              .exit_codes == std::vector<int>(ranks, 0));
+  REQUIRE(world.train(ranks, "without", "gradient_accumulation_steps=2;train_batch_size=2;filter=off").exit_codes ==
+          std::vector<int>(ranks, 0));
   for (size_t i = 0; i < 3; ++i)
     check_equal(tensors(world, "with", 12, kFiles[i]), tensors(world, "without", 12, kFiles[i]));
   CHECK(sum_of(metrics(world, "with"), "probed") > 0);
@@ -150,8 +145,8 @@ TEST_CASE("a sieve that drops nothing equals no sieve bit for bit") {
 TEST_CASE("when every row is dropped nothing changes") {
   const World world;
   world.write_config(
-      "sieve: {filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, "
-      "threshold: {kind: fixed, drop: -1}}\n");
+      "sieve: {filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, "
+      "drop: -1}}\n");
   const std::string captioned = "proportion_empty_prompts=0;lr_scheduler=linear;";
   require_done(world.train(2, "dropped", captioned + "max_train_steps=3"));
   require_done(world.train(2, "shorter", captioned + "max_train_steps=2"));
@@ -172,12 +167,11 @@ TEST_CASE("a file that only one rank lacks ends all ranks at once") {
 
 TEST_CASE("gradients that overflow end the run with an exit code of their own") {
   const World world;
-  testing::write_latents(world.path("huge.h5"), 24)
-      .replace("/latents", at::full({24, 12, 4, 4}, 1e25, at::kFloat));
-  const auto result = world.train(2, "run",
-                                  "filter=off;data.train=" + world.path("huge.h5") +
-                                      ";data.held_out=;data.validation=;data.prompts=;validation.every=0;"
-                                      "sampling.every=0;max_nonfinite_steps=3");
+  testing::write_latents(world.path("huge.h5"), 24).replace("/latents", at::full({24, 12, 4, 4}, 1e25, at::kFloat));
+  const auto result = world.train(
+      2, "run",
+      "filter=off;data.train=" + world.path("huge.h5") +
+          ";data.held_out=;data.validation=;data.prompts=;validation.every=0;sampling.every=0;max_nonfinite_steps=3");
   INFO(result.outputs[0]);
   CHECK(result.exit_codes == std::vector<int>{kDiverged, kDiverged});
   CHECK_THAT(result.outputs[0], Catch::Contains("3 steps in a row") && Catch::Contains("learning_rate"));
@@ -195,8 +189,7 @@ TEST_CASE("trainer rank with a broken row", "[.rank]") {
   StepNumbers numbers;
   for (int64_t i = 0; i < 6 && numbers.failed == 0; ++i) {
     const at::Tensor values = step.run(i);
-    numbers =
-        step_numbers({values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()});
+    numbers = step_numbers({values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()});
   }
   REQUIRE(numbers.failed == 1);
   REQUIRE(numbers.guilty == 2);

@@ -3,9 +3,9 @@
 
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
-#include <trainer/diffusion/scheduler_file.h>
-#include <trainer/io/safetensors.h>
-#include <trainer/loop/lr_schedule.h>
+#include <diffusion/models/diffusers/scheduler_file.h>
+#include <diffusion/io/safetensors.h>
+#include <trainer/optim/lr_schedule.h>
 
 #include <fstream>
 #include <iostream>
@@ -20,8 +20,7 @@ SchedulerFile schedule_of(const Json& request) {
   if (request.contains("scheduler")) return read_scheduler_file(request["scheduler"]);
   const Json& s = request.at("schedule");
   SchedulerFile file;
-  file.schedule = {s.at("num_train_timesteps"), s.at("beta_schedule"),
-                   s.at("beta_start"),          s.at("beta_end"),
+  file.schedule = {s.at("num_train_timesteps"), s.at("beta_schedule"),         s.at("beta_start"), s.at("beta_end"),
                    s.at("prediction_type"),     s.at("rescale_betas_zero_snr")};
   return file;
 }
@@ -32,8 +31,8 @@ at::Tensor linear_model(const at::Tensor& x, const at::Tensor& t, const at::Tens
   return 0.3 * x + 0.1 * column(text.mean(at::IntArrayRef{1, 2})) + column(t.to(at::kFloat)) * (0.2 / count);
 }
 
-void draw(const Json& request, const SchedulerFile& file, const NoiseSchedule& schedule,
-          const TensorMap& inputs, TensorMap& out) {
+void draw(const Json& request, const SchedulerFile& file, const NoiseSchedule& schedule, const TensorMap& inputs,
+          TensorMap& out) {
   const Json& d = request.at("draw");
   DdimOptions options = file.sampling;
   options.steps = d.at("steps");

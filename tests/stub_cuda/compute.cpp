@@ -1,6 +1,5 @@
-// Beside runtime.cpp: torch's CPU kernels compute what the GPU's would, operator by operator, so that a run
-// "on a GPU" gives numbers that can be compared with a run on the CPU. What only handles memory stays torch's
-// own for CUDA.
+// Beside runtime.cpp: torch's CPU kernels compute what the GPU's would, operator by operator, so that a run "on a GPU"
+// gives numbers that can be compared with a run on the CPU. What only handles memory stays torch's own for CUDA.
 #include <ATen/Context.h>
 #include <ATen/Functions.h>
 #include <ATen/native/CPUFallback.h>
@@ -74,12 +73,12 @@ __attribute__((constructor)) void override_all() {
   for (const auto& name : dispatcher.getAllOpNamesForDispatchKey(c10::DispatchKey::CUDA)) {
     if (name.name.rfind("aten::", 0) != 0 || handles_memory(name.name)) continue;
     overrides().push_back(dispatcher.registerImpl(name, c10::DispatchKey::CUDA,
-                                                  c10::KernelFunction::makeFromBoxedFunction<&on_cpu>(),
-                                                  std::nullopt, nullptr, "stub_cuda"));
+                                                  c10::KernelFunction::makeFromBoxedFunction<&on_cpu>(), std::nullopt,
+                                                  nullptr, "stub_cuda"));
   }
   const auto add = [&](const char* name, c10::KernelFunction kernel) {
-    overrides().push_back(dispatcher.registerImpl({name, ""}, c10::DispatchKey::CUDA, std::move(kernel),
-                                                  std::nullopt, nullptr, "stub_cuda"));
+    overrides().push_back(dispatcher.registerImpl({name, ""}, c10::DispatchKey::CUDA, std::move(kernel), std::nullopt,
+                                                  nullptr, "stub_cuda"));
   };
   add("aten::copy_", c10::KernelFunction::makeFromUnboxedRuntimeFunction(&copy));
   add("aten::_copy_from_and_resize", c10::KernelFunction::makeFromUnboxedRuntimeFunction(&copy_and_resize));

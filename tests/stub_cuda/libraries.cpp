@@ -1,5 +1,5 @@
-// NCCL, cuBLAS and cuSOLVER beside runtime.cpp: they answer as if all had gone well. Between several ranks
-// nothing is exchanged. Handles are typeless here, so no header of theirs is needed.
+// NCCL, cuBLAS and cuSOLVER beside runtime.cpp: they answer as if all had gone well. Between several ranks nothing is
+// exchanged. Handles are typeless here, so no header of theirs is needed.
 #include <cstdint>
 #include <cstdlib>
 
@@ -48,8 +48,8 @@ int cusolverDnCreateParams(void** handle) {
 int cusolverDnSgetrf_bufferSize(void*, int, int, void*, int, int* size) {
   return *size = 0;
 }
-int cusolverDnXgetrf_bufferSize(void*, void*, int64_t, int64_t, int, const void*, int64_t, int,
-                                size_t* device, size_t* host) {
+int cusolverDnXgetrf_bufferSize(void*, void*, int64_t, int64_t, int, const void*, int64_t, int, size_t* device,
+                                size_t* host) {
   *device = *host = 0;
   return 0;
 }

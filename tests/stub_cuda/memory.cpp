@@ -64,16 +64,14 @@ cudaError_t release(void* block) {
   {
     const std::lock_guard lock(memory().mutex);
     const auto found = memory().blocks.find(reinterpret_cast<uintptr_t>(block));
-    if (found != memory().blocks.end() && found->second.kind == Kind::device)
-      memory().on_devices -= found->second.size;
+    if (found != memory().blocks.end() && found->second.kind == Kind::device) memory().on_devices -= found->second.size;
     if (found != memory().blocks.end()) memory().blocks.erase(found);
   }
   std::free(block);
   return cudaSuccess;
 }
 
-/// What the host would wait for: any copy without a stream, and one from the device to memory that is not
-/// pinned.
+/// What the host would wait for: any copy without a stream, and one from the device to memory that is not pinned.
 cudaError_t copy(void* to, const void* from, size_t size, bool waits) {
   const Kind target = memory().find(to).kind, source = memory().find(from).kind;
   if (waits) {

@@ -1,5 +1,5 @@
-// NCCL beside runtime.cpp: ranks are processes of this machine, which meet in shared memory. No header of
-// NCCL's is needed; numbers of types and operators are those of nccl.h.
+// NCCL beside runtime.cpp: ranks are processes of this machine, which meet in shared memory. No header of NCCL's is
+// needed; numbers of types and operators are those of nccl.h.
 #include <fcntl.h>
 #include <pthread.h>
 #include <sys/mman.h>
@@ -132,9 +132,8 @@ int ncclAllReduce(const void* in, void* out, size_t n, int type, int op, const C
   return kUnsupported;
 }
 int ncclBroadcast(const void* in, void* out, size_t n, int type, int root, const Comm* comm, void*) {
-  return exchange(*comm, in, n * bytes_of(type), [&](size_t at, size_t bytes) {
-    std::memcpy(static_cast<char*>(out) + at, comm->slot(root), bytes);
-  });
+  return exchange(*comm, in, n * bytes_of(type),
+                  [&](size_t at, size_t bytes) { std::memcpy(static_cast<char*>(out) + at, comm->slot(root), bytes); });
 }
 int ncclBcast(void* data, size_t n, int type, int root, const Comm* comm, void* stream) {
   return ncclBroadcast(data, data, n, type, root, comm, stream);

@@ -1,7 +1,7 @@
-// A CUDA runtime that computes nothing, for machines without a GPU: memory is host memory, copies are made,
-// kernels are not run. Preloaded, it lets the code for GPUs run up to the last host instruction, so that a
-// test sees tensors on the wrong device, wrong dtypes and every wait of the host. It answers as an A100
-// would. Here: devices, streams, events and kernels.
+// A CUDA runtime that computes nothing, for machines without a GPU: memory is host memory, copies are made, kernels are
+// not run. Preloaded, it lets the code for GPUs run up to the last host instruction, so that a test sees tensors on the
+// wrong device, wrong dtypes and every wait of the host. It answers as an A100 would. Here: devices, streams, events
+// and kernels.
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
@@ -169,8 +169,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status)
   return cudaSuccess;
 }
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status, unsigned long long* id,
-                                     cudaGraph_t*, const cudaGraphNode_t**, const cudaGraphEdgeData**,
-                                     size_t* n) {
+                                     cudaGraph_t*, const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t* n) {
   *status = cudaStreamCaptureStatusNone;
   if (id != nullptr) *id = 0;
   if (n != nullptr) *n = 0;
@@ -205,8 +204,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
   a->maxDynamicSharedSizeBytes = 166912;
   return cudaSuccess;
 }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int, size_t,
-                                                                   unsigned) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int, size_t, unsigned) {
   *blocks = 2;
   return cudaSuccess;
 }

@@ -11,7 +11,8 @@ namespace stub {
 
 int gpus();
 size_t gpu_bytes();
-int current_device();  ///< this thread's
+/// this thread's
+int current_device();
 
 /// Notes that `call` was made: one that waits, that might wait, or that asks for memory.
 void count(const char* call);

@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
-#include <trainer/diffusion/ddim.h>
-#include <trainer/loop/agree.h>
+#include <diffusion/noise/ddim.h>
+#include <runtime/agreement.h>
 #include <trainer/loop/evaluate.h>
 
 #include <algorithm>
@@ -44,8 +44,7 @@ int64_t rows_without_gradient(const TrainConfig& config) {
 int64_t stratified_timestep(int64_t row, int64_t draw, int64_t draws, int64_t num_timesteps) {
   const double golden = 0.6180339887498949;
   const double shift = (static_cast<double>(row) + 0.5) * golden;
-  const double fraction =
-      (static_cast<double>(draw) + shift - std::floor(shift)) / static_cast<double>(draws);
+  const double fraction = (static_cast<double>(draw) + shift - std::floor(shift)) / static_cast<double>(draws);
   return std::min(num_timesteps - 1, static_cast<int64_t>(fraction * static_cast<double>(num_timesteps)));
 }
 
@@ -59,8 +58,7 @@ ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const 
       std::vector<RowKey> keys;
       for (const auto& item : batch) {
         ids.push_back(item.first);
-        timesteps.push_back(
-            stratified_timestep(item.first, item.second, draws, rows.schedule().num_timesteps()));
+        timesteps.push_back(stratified_timestep(item.first, item.second, draws, rows.schedule().num_timesteps()));
         keys.push_back({item.first, item.second});
       }
       const RowNoise noise = rows.noise(config.seed, kValidationNoise, keys, {});
@@ -74,8 +72,8 @@ ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const 
   return {sum.item<double>() / static_cast<double>(count), count};
 }
 
-at::Tensor draw_samples(Model& model, const Dataset& prompts, PictureDecoder& pictures,
-                        const NoiseSchedule& schedule, Group& group, const TrainConfig& config) {
+at::Tensor draw_samples(Model& model, const Dataset& prompts, PictureDecoder& pictures, const NoiseSchedule& schedule,
+                        Group& group, const TrainConfig& config) {
   at::NoGradGuard no_grad;
   const int64_t seeds = config.draw.per_prompt;
   const auto& shape = prompts.latent_shape();

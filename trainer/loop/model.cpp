@@ -1,20 +1,19 @@
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <memsieve/error.h>
-#include <trainer/dist/reducer.h>
-#include <trainer/loop/agree.h>
+#include <runtime/reducer.h>
+#include <runtime/agreement.h>
 #include <trainer/loop/model.h>
 
 namespace memsieve::trainer {
 
 namespace {
 
-/// Autocast for a scope. Its cache of casted weights must not outlive the scope: weights change, and copies
-/// made without gradient must not be found by a pass with gradient.
+/// Autocast for a scope. Its cache of casted weights must not outlive the scope: weights change, and copies made
+/// without gradient must not be found by a pass with gradient.
 class Autocast {
  public:
-  Autocast(c10::DeviceType device, std::optional<at::ScalarType> dtype)
-      : device_(device), on_(dtype.has_value()) {
+  Autocast(c10::DeviceType device, std::optional<at::ScalarType> dtype) : device_(device), on_(dtype.has_value()) {
     if (!on_) return;
     at::autocast::increment_nesting();
     at::autocast::set_autocast_dtype(device_, *dtype);
@@ -42,14 +41,13 @@ Model::Model(UNet2DConditionModel unet, c10::Device device, std::optional<at::Sc
   for (auto& p : unet_->parameters()) {
     // Convolutions are faster so, and their gradients come in these strides, those of 1x1 kernels too.
     if (p.dim() != 4) continue;
-    p.set_data(at::empty(p.sizes(), p.options().requires_grad(false), at::MemoryFormat::ChannelsLast)
-                   .copy_(p.detach()));
+    p.set_data(
+        at::empty(p.sizes(), p.options().requires_grad(false), at::MemoryFormat::ChannelsLast).copy_(p.detach()));
   }
   unet_->train();
 }
 
-at::Tensor Model::predict(const at::Tensor& sample, const at::Tensor& timestep,
-                          const Conditioning& condition) {
+at::Tensor Model::predict(const at::Tensor& sample, const at::Tensor& timestep, const Conditioning& condition) {
   const Autocast autocast(device_.type(), autocast_);
   return unet_
       ->forward(sample.contiguous(at::MemoryFormat::ChannelsLast),
@@ -105,8 +103,7 @@ Model make_model(const TrainConfig& config, const std::string& checkpoint, const
   if (!config.lora) return model;
   on_all_ranks(group, [&] {
     model.add_lora(*config.lora, config.seed, config.settings.where("lora"));
-    const std::string from =
-        checkpoint.empty() ? config.lora_pretrained : checkpoint + "/lora/" + lora_file_name;
+    const std::string from = checkpoint.empty() ? config.lora_pretrained : checkpoint + "/lora/" + lora_file_name;
     if (!from.empty()) model.lora()->restore(from);
   });
   broadcast_parameters(model.parameter_list(), group);
@@ -117,16 +114,16 @@ void check_model_fits(const UNetConfig& model, const Dataset& data) {
   const auto remedy = "; use a model made for this data set, or prepare the data with this model's pipeline";
   const auto expect = [&](const std::string& what, int64_t model_has, int64_t data_has) {
     if (model_has == data_has) return;
-    throw ConfigError("model: " + what + " is " + std::to_string(model_has) + ", but " + data.path() +
-                      " has " + std::to_string(data_has) + remedy);
+    throw ConfigError("model: " + what + " is " + std::to_string(model_has) + ", but " + data.path() + " has " +
+                      std::to_string(data_has) + remedy);
   };
   expect("in_channels", model.in_channels, data.latent_shape().at(0));
   expect("out_channels", model.out_channels, data.latent_shape().at(0));
   expect("its text dimension (encoder_hid_dim or cross_attention_dim)", model.text_dim(), data.text_dim());
   if (!model.has_text_time()) {
     if (data.pooled_dim() == 0) return;
-    throw ConfigError("model: takes text alone, but " + data.path() +
-                      " has /pooled and /time_ids as for SDXL" + remedy);
+    throw ConfigError("model: takes text alone, but " + data.path() + " has /pooled and /time_ids as for SDXL" +
+                      remedy);
   }
   if (data.pooled_dim() == 0)
     throw ConfigError("model: takes pooled text and time ids (addition_embed_type text_time, as SDXL), but " +

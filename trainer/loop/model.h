@@ -1,11 +1,12 @@
 #pragma once
 // The UNet as the loop sees it: a callable on one device, under autocast if configured.
 
-#include <trainer/data/dataset.h>
-#include <trainer/loop/config.h>
-#include <trainer/loop/optimizer.h>
-#include <trainer/dist/group.h>
-#include <trainer/nn/lora.h>
+#include <diffusion/data/dataset.h>
+#include <trainer/config/train_config.h>
+#include <trainer/optim/optimizer.h>
+#include <runtime/group.h>
+#include <diffusion/models/lora/lora.h>
+#include <trainer/rooms.h>
 
 #include <optional>
 #include <string>
@@ -19,13 +20,12 @@ class Model {
   Model(UNet2DConditionModel unet, c10::Device device, std::optional<at::ScalarType> autocast,
         int64_t first_timestep = 0);
 
-  /// sample [B, C, H, W], timestep [B], condition, all on the device. Returns [B, C, H, W] float32, with
-  /// gradient where the caller's mode asks for it.
+  /// sample [B, C, H, W], timestep [B], condition, all on the device. Returns [B, C, H, W] float32, with gradient where
+  /// the caller's mode asks for it.
   at::Tensor predict(const at::Tensor& sample, const at::Tensor& timestep, const Conditioning& condition);
 
-  /// Freezes the UNet and adds adapters (trainer/nn/lora.h), which are what is trained from now on. Under
-  /// mixed precision the layers of the frozen UNet then keep the dtype that they compute in; norms stay
-  /// float32.
+  /// Freezes the UNet and adds adapters (diffusion/models/lora/lora.h), which are what is trained from now on. Under
+  /// mixed precision the layers of the frozen UNet then keep the dtype that they compute in; norms stay float32.
   void add_lora(const LoraConfig& config, uint64_t seed, const std::string& where);
 
   /// What is trained: the UNet's parameters, or the adapters alone.
@@ -40,7 +40,7 @@ class Model {
   /// Null when the UNet's own weights are trained.
   Lora* lora() { return lora_ ? &*lora_ : nullptr; }
   c10::Device device() const { return device_; }
-  /// Of the UNet as it was read: trainer/nn/lora.h. Empty unless there are adapters.
+  /// Of the UNet as it was read: diffusion/models/lora/lora.h. Empty unless there are adapters.
   const std::string& base_fingerprint() const { return base_fingerprint_; }
 
  private:
@@ -67,11 +67,10 @@ class AdaptersOff {
   Lora* lora_;
 };
 
-/// COLLECTIVE (agreement on errors; weights of rank 0 on all ranks). The model that the configuration names,
-/// with the weights of checkpoint `checkpoint` if that is not empty: a whole UNet, or adapters beside the
-/// configuration's. Throws ConfigError or DataError.
-Model make_model(const TrainConfig& config, const std::string& checkpoint, const NoiseSchedule& schedule,
-                 Group& group);
+/// COLLECTIVE (agreement on errors; weights of rank 0 on all ranks). The model that the configuration names, with the
+/// weights of checkpoint `checkpoint` if that is not empty: a whole UNet, or adapters beside the configuration's.
+/// Throws ConfigError or DataError.
+Model make_model(const TrainConfig& config, const std::string& checkpoint, const NoiseSchedule& schedule, Group& group);
 
 /// Throws ConfigError unless the model takes the data set's latents and all that its captions come with.
 void check_model_fits(const UNetConfig& model, const Dataset& data);

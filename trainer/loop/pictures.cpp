@@ -20,8 +20,8 @@ void check_vae(const VaeConfig& vae, const TrainConfig& config, const Dataset& d
   expect("scaling_factor", vae.scaling_factor, data.latent_scale().scaling_factor);
   expect("shift_factor", vae.shift_factor, data.latent_scale().shift_factor);
   if (vae.out_channels != 3)
-    throw ConfigError(config.settings.where(kKey) + ": the VAE makes pictures of " +
-                      std::to_string(vae.out_channels) + " channels; only 3 can be shown");
+    throw ConfigError(config.settings.where(kKey) + ": the VAE makes pictures of " + std::to_string(vae.out_channels) +
+                      " channels; only 3 can be shown");
 }
 
 }  // namespace

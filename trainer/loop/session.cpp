@@ -1,7 +1,7 @@
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
-#include <trainer/loop/agree.h>
-#include <trainer/loop/log.h>
+#include <runtime/agreement.h>
+#include <runtime/log.h>
 #include <trainer/loop/session.h>
 
 #include <boost/crc.hpp>
@@ -35,8 +35,8 @@ std::string parameter_counts(Model& model) {
   const Lora* lora = model.lora();
   if (lora == nullptr) return trained + " parameters";
   return trained + " trained parameters (LoRA of rank " + std::to_string(lora->config().rank) + " on " +
-         std::to_string(lora->layers()) + " layers) beside " +
-         std::to_string(count(model.unet()->parameters())) + " frozen ones";
+         std::to_string(lora->layers()) + " layers) beside " + std::to_string(count(model.unet()->parameters())) +
+         " frozen ones";
 }
 
 std::string identity_of(const Dataset& data) {
@@ -54,8 +54,7 @@ std::string identity_of(const Dataset& data) {
 /// The setting with which a new run starts from a checkpoint's weights.
 std::string start_from(const std::string& checkpoint) {
   const std::string adapter = checkpoint + "/lora/" + lora_file_name;
-  return std::filesystem::exists(adapter) ? "lora.pretrained=" + adapter
-                                          : "model.pretrained=" + checkpoint + "/unet";
+  return std::filesystem::exists(adapter) ? "lora.pretrained=" + adapter : "model.pretrained=" + checkpoint + "/unet";
 }
 
 }  // namespace
@@ -79,16 +78,15 @@ Session::Session(const TrainConfig& given, Group& ranks, bool dry)
 void Session::clear_unsaved_run(const std::string& where) {
   const auto existing = folder.run_id();
   if (!existing) return folder.refuse_if_used(where);
-  const std::string difference = first_difference(meaning_of(config.settings.yaml()),
-                                                  meaning_of(read_text_file(folder.file("config.yaml"))));
+  const std::string difference =
+      first_difference(meaning_of(config.settings.yaml()), meaning_of(read_text_file(folder.file("config.yaml"))));
   if (!difference.empty()) {
     throw ConfigError(where + ": " + folder.path() + " holds run " + *existing +
                       ", which has no checkpoint and another configuration (now / then): " + difference +
                       "; choose another folder with --set output_dir=FOLDER");
   }
   if (dry_) return;
-  log_warning(folder.path() + " holds run " + *existing +
-              ", which ended before its first checkpoint; starting anew");
+  log_warning(folder.path() + " holds run " + *existing + ", which ended before its first checkpoint; starting anew");
   folder.forget();
 }
 
@@ -114,10 +112,9 @@ void Session::choose_start() {
     } else if (resuming) {
       const std::string owner = read_checkpoint_state(from).run_id;
       if (!existing || owner != *existing) {
-        throw ConfigError(
-            where + ": " + from + " belongs to run " + owner + ", but " + folder.path() +
-            " does not; set output_dir to that run's folder, or start a new run from its weights with " +
-            start_from(from));
+        throw ConfigError(where + ": " + from + " belongs to run " + owner + ", but " + folder.path() +
+                          " does not; set output_dir to that run's folder, or start a new run from its weights with " +
+                          start_from(from));
       }
     }
     decision = {from, existing && !from.empty() ? *existing : make_run_id(), folder.finished_steps()};
@@ -132,8 +129,7 @@ void Session::open_data() {
   const DatasetOptions plain{.cache_bytes = config.cache_mb << 20};
   DatasetOptions trained = plain;
   trained.flips = config.diffusion.noise.random_flip;
-  const auto open = [&](std::optional<RowMaker>& into, const std::string& path,
-                        const DatasetOptions& options) {
+  const auto open = [&](std::optional<RowMaker>& into, const std::string& path, const DatasetOptions& options) {
     if (!path.empty()) into.emplace(Dataset::open(path, options), schedule, group.device());
     if (into && training) training->data().check_matches(into->data());
   };
@@ -144,8 +140,7 @@ void Session::open_data() {
     prompts = Dataset::open(config.prompts_data, plain);
     training->data().check_matches(*prompts);
   }
-  data_identity_ =
-      identity_of(training->data()) + (held_out ? "; held out: " + identity_of(held_out->data()) : "");
+  data_identity_ = identity_of(training->data()) + (held_out ? "; held out: " + identity_of(held_out->data()) : "");
   if (config.draw.every > 0) pictures.emplace(config, *prompts, group.device());
   sampler.emplace(training->data().size(), group.world_size(), config.train_batch_size, config.accumulation,
                   config.seed);
@@ -165,8 +160,8 @@ void Session::build_model() {
       const std::string difference = first_difference(meaning_of(config.settings.yaml()), saved_->meaning);
       if (!difference.empty()) {
         throw ConfigError(config.source + ": differs from the configuration of " + checkpoint_ +
-                          " (now / then): " + difference +
-                          "; resume with the same one, or start a new run with " + start_from(checkpoint_));
+                          " (now / then): " + difference + "; resume with the same one, or start a new run with " +
+                          start_from(checkpoint_));
       }
       require_same_data();
       first_step = saved_->step;
@@ -180,9 +175,8 @@ void Session::build_model() {
   model.emplace(make_model(config, checkpoint_, schedule, group));
   on_all_ranks(group, [&] {
     if (saved_ && saved_->base != model->base_fingerprint())
-      throw ConfigError(
-          config.settings.where(config.model_pretrained.empty() ? "model.config" : "model.pretrained") +
-          ": is not the UNet that the adapters of " + checkpoint_ + " were trained on; name that one");
+      throw ConfigError(config.settings.where(config.model_pretrained.empty() ? "model.config" : "model.pretrained") +
+                        ": is not the UNet that the adapters of " + checkpoint_ + " were trained on; name that one");
     const auto& data = training->data();
     check_model_fits(model->unet()->config(), data);
   });
@@ -197,8 +191,7 @@ void Session::settle_buckets() {
   const at::TensorOptions real = at::TensorOptions(at::kFloat).device(group.device());
   const auto& shape = training->data().latent_shape();
   const at::Tensor nothing = at::zeros({1, shape[0], shape[1], shape[2]}, real);
-  const at::Tensor answer =
-      model->predict(nothing, at::zeros({1}, real.dtype(at::kLong)), training->nothing(1));
+  const at::Tensor answer = model->predict(nothing, at::zeros({1}, real.dtype(at::kLong)), training->nothing(1));
   const at::Tensor loss = 0 * answer.mean();
   reducer->prepare(loss, true);
   loss.backward();
@@ -304,9 +297,9 @@ void Session::finish() {
 
 std::string Session::describe() {
   const int64_t rows = sampler->global_batch_size(), size = training->data().size();
-  return parameter_counts(*model) + " on " + std::to_string(group.world_size()) + " x " +
-         group.device().str() + "; " + std::to_string(size) + " samples of " + training->data().path() +
-         "; " + std::to_string(config.max_train_steps) + " steps of " + std::to_string(rows) +
+  return parameter_counts(*model) + " on " + std::to_string(group.world_size()) + " x " + group.device().str() + "; " +
+         std::to_string(size) + " samples of " + training->data().path() + "; " +
+         std::to_string(config.max_train_steps) + " steps of " + std::to_string(rows) +
          " rows = " + std::to_string(config.max_train_steps * rows / size) + " epochs; " +
          (sieve                          ? "sieve on"
           : config.settings.has("sieve") ? "sieve off (filter: off)"

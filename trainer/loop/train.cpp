@@ -1,16 +1,16 @@
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 #include <memsieve/error.h>
-#include <trainer/io/atomic_file.h>
-#include <trainer/loop/agree.h>
+#include <diffusion/io/atomic_file.h>
+#include <runtime/agreement.h>
 #include <trainer/loop/evaluate.h>
-#include <trainer/loop/log.h>
-#include <trainer/loop/mailbox.h>
-#include <trainer/loop/reference.h>
-#include <trainer/loop/stop.h>
+#include <runtime/log.h>
+#include <trainer/metrics/mailbox.h>
+#include <trainer/loop/reference_pass.h>
+#include <runtime/stop.h>
 #include <trainer/loop/train.h>
 #include <trainer/loop/train_step.h>
-#include <trainer/report/contact_sheet.h>
+#include <diffusion/io/contact_sheet.h>
 
 #include <algorithm>
 #include <chrono>
@@ -29,8 +29,8 @@ using Time = std::chrono::steady_clock::time_point;
 /// Steps that a GPU may be behind the host: as many as the sieve's reports are.
 constexpr size_t kLag = 2;
 
-/// [P, S, ...] as [rows, prompts_per_row * S, ...]: a sheet about as wide as high, the pictures of a prompt
-/// side by side.
+/// [P, S, ...] as [rows, prompts_per_row * S, ...]: a sheet about as wide as high, the pictures of a prompt side
+/// by side.
 at::Tensor as_sheet(const at::Tensor& images) {
   const int64_t prompts = images.size(0), seeds = images.size(1);
   const auto side = std::sqrt(static_cast<double>(prompts * seeds));
@@ -117,8 +117,8 @@ class Run {
                                : std::to_string(count) + " ranks could not read their rows");
   }
 
-  /// A step lasts from its beginning, or from the end of the one before if the GPU was still at that, until
-  /// its numbers arrive.
+  /// A step lasts from its beginning, or from the end of the one before if the GPU was still at that, until its
+  /// numbers arrive.
   void add_metrics(int64_t step, const StepNumbers& n, Time arrived) {
     const auto began = begun_.extract(step).mapped();
     StepMetrics m;
@@ -149,8 +149,8 @@ class Run {
 
   std::string note() const {
     char text[160];
-    int n = std::snprintf(text, sizeof text, "loss %.4f  lr %.2e  %.0f ms/step", smooth_loss_, latest_.lr,
-                          latest_.step_ms);
+    int n =
+        std::snprintf(text, sizeof text, "loss %.4f  lr %.2e  %.0f ms/step", smooth_loss_, latest_.lr, latest_.step_ms);
     if (s_.sieve && rows_ > 0 && n > 0) {
       std::snprintf(text + n, sizeof text - static_cast<size_t>(n), "  dropped %.1f%%",
                     100.0 * double(dropped_) / double(rows_));
@@ -159,8 +159,7 @@ class Run {
   }
 
   void evaluate(int64_t step, bool end = false) {
-    const bool validate_now =
-        s_.config.validation.every > 0 && (end || due(s_.config.validation.every, step));
+    const bool validate_now = s_.config.validation.every > 0 && (end || due(s_.config.validation.every, step));
     const bool draw_now = s_.config.draw.every > 0 && (end || due(s_.config.draw.every, step));
     if (!validate_now && !draw_now) return;
     const WithEma averaged(s_.ema ? &*s_.ema : nullptr);
@@ -177,8 +176,7 @@ class Run {
   }
 
   void draw(int64_t step) {
-    const at::Tensor images =
-        draw_samples(*s_.model, *s_.prompts, *s_.pictures, s_.schedule, s_.group, s_.config);
+    const at::Tensor images = draw_samples(*s_.model, *s_.prompts, *s_.pictures, s_.schedule, s_.group, s_.config);
     on_all_ranks(s_.group, [&] {
       if (s_.group.rank() != 0) return;
       const std::string name = "samples/" + step_name(step);
@@ -215,8 +213,7 @@ class Run {
     progress_.pause();
     s_.save(step);
     if (s_.group.rank() == 0) {
-      log_warning("stopped by a signal after " + std::to_string(step) +
-                  " steps; continue with --resume-from latest");
+      log_warning("stopped by a signal after " + std::to_string(step) + " steps; continue with --resume-from latest");
     }
     return kStopped;
   }
@@ -225,8 +222,10 @@ class Run {
   TrainStep step_;
   Mailbox mailbox_;
   Progress progress_;
-  std::map<int64_t, Time> begun_;  ///< of steps whose numbers have not arrived
-  Time arrived_{};                 ///< of the latest numbers
+  /// of steps whose numbers have not arrived
+  std::map<int64_t, Time> begun_;
+  /// of the latest numbers
+  Time arrived_{};
   std::deque<StepMetrics> unwritten_;
   StepMetrics latest_;
   double smooth_loss_ = -1;
@@ -259,8 +258,7 @@ ExitCode train(const TrainConfig& config, Group& group, bool dry) {
     if (!reference_pass(*session.sieve, *session.model, *session.training, held_out, group, config)) {
       if (group.rank() != 0) return kStopped;
       session.folder.forget();
-      log_warning(
-          "stopped by a signal before the first step; nothing was trained, so there is no checkpoint");
+      log_warning("stopped by a signal before the first step; nothing was trained, so there is no checkpoint");
       return kStopped;
     }
   }

@@ -1,8 +1,9 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <memsieve/error.h>
-#include <trainer/loop/stop.h>
+#include <runtime/stop.h>
 #include <trainer/loop/train_step.h>
+#include <trainer/loop/sieve_batch.h>
 
 #include <algorithm>
 
@@ -21,10 +22,10 @@ HostRows gather_rows(const Session& s, const Sampler& sampler, int64_t step, int
   const NoiseOptions& options = s.config.diffusion.noise;
   const auto keys = place_keys(step, sampler.place(micro, rank, 0), s.config.train_batch_size);
   const auto ids = sampler.rows(step, micro, rank);
-  return s.training->gather(
-      ids, ids, training_timesteps(seed, Stream::train_timestep, keys, s.schedule.num_timesteps(), options),
-      s.training->noise(seed, kTrainNoise, keys, options),
-      keyed_bernoulli(seed, Stream::train_caption, keys, s.config.proportion_empty_prompts));
+  return s.training->gather(ids, ids,
+                            training_timesteps(seed, Stream::train_timestep, keys, s.schedule.num_timesteps(), options),
+                            s.training->noise(seed, kTrainNoise, keys, options),
+                            keyed_bernoulli(seed, Stream::train_caption, keys, s.config.proportion_empty_prompts));
 }
 
 }  // namespace
@@ -51,8 +52,7 @@ NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
   } catch (const Error&) {
     fail(std::current_exception());
   }
-  // The peers wait for this rank's gradient: it goes on with rows of nothing, and all ranks stop after the
-  // step.
+  // The peers wait for this rank's gradient: it goes on with rows of nothing, and all ranks stop after the step.
   const int64_t count = s_.config.train_batch_size;
   const auto& shape = s_.training->data().latent_shape();
   const auto real = at::TensorOptions(at::kFloat).device(s_.group.device());
@@ -114,16 +114,15 @@ void TrainStep::make_held_out(int64_t step) {
   }
 }
 
-/// Held-out rows that wait for their prediction share the forward: a small pass costs more per row than a
-/// large one.
+/// Held-out rows that wait for their prediction share the forward: a small pass costs more per row than a large one.
 at::Tensor TrainStep::null_prediction(const NoisyRows& rows, const at::Tensor& which) {
   at::NoGradGuard no_grad;
   const at::Tensor noisy = rows.noisy.index_select(0, which), timestep = rows.timestep.index_select(0, which);
   const Conditioning null = rows.condition.select(which).uncaptioned(s_.training->null());
   if (!held_out_ || held_out_->prediction.defined()) return s_.model->predict(noisy, timestep, null);
   const NoisyRows& more = held_out_->rows;
-  const at::Tensor both = s_.model->predict(at::cat({noisy, more.noisy}), at::cat({timestep, more.timestep}),
-                                            cat(null, more.condition));
+  const at::Tensor both =
+      s_.model->predict(at::cat({noisy, more.noisy}), at::cat({timestep, more.timestep}), cat(null, more.condition));
   held_out_->prediction = both.slice(0, which.size(0));
   return both.slice(0, 0, which.size(0));
 }
@@ -168,9 +167,8 @@ at::Tensor TrainStep::run(int64_t step) {
   }
   s_.group.all_reduce_sum(sums);
   ended(Part::reduce);
-  const at::Tensor mine =
-      at::stack({update.grad_norm.to(at::kDouble), update.lr.to(at::kDouble), update.skipped.to(at::kDouble),
-                 update.nonfinite.to(at::kDouble), loss_scale});
+  const at::Tensor mine = at::stack({update.grad_norm.to(at::kDouble), update.lr.to(at::kDouble),
+                                     update.skipped.to(at::kDouble), update.nonfinite.to(at::kDouble), loss_scale});
   return at::cat({sums, mine});
 }
 

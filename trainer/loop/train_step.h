@@ -1,8 +1,9 @@
 #pragma once
 // One optimiser step: the place where the sieve sits in the loop.
 
-#include <trainer/data/prefetch.h>
+#include <diffusion/data/prefetch.h>
 #include <trainer/loop/session.h>
+#include <trainer/rooms.h>
 
 #include <exception>
 #include <functional>
@@ -10,15 +11,19 @@
 
 namespace memsieve::trainer {
 
-/// What one step tells the host, at once on a CPU and some steps later from a GPU. Order of the values in the
-/// mailbox.
+/// What one step tells the host, at once on a CPU and some steps later from a GPU. Order of the values in the mailbox.
 struct StepNumbers {
-  double loss_sum = 0;  ///< of the per-row losses over all ranks, before weights
-  double stop = 0;      ///< ranks that have been asked to stop
-  double failed = 0;    ///< ranks that could not read their rows or write their files
-  double guilty = 0;    ///< sum of (rank + 1) over them
+  /// of the per-row losses over all ranks, before weights
+  double loss_sum = 0;
+  /// ranks that have been asked to stop
+  double stop = 0;
+  /// ranks that could not read their rows or write their files
+  double failed = 0;
+  /// sum of (rank + 1) over them
+  double guilty = 0;
   double grad_norm = 0, lr = 0, skipped = 0, nonfinite = 0;
-  double loss_scale = 0;  ///< that this step's gradients had; 0 without fp16
+  /// that this step's gradients had; 0 without fp16
+  double loss_scale = 0;
 };
 StepNumbers step_numbers(const std::vector<double>& values);
 
@@ -29,13 +34,12 @@ class TrainStep {
  public:
   explicit TrainStep(Session& session);
 
-  /// COLLECTIVE: the gradient's buckets, the sieve's record and one small sum, whatever the data hold.
-  /// Returns StepNumbers as a tensor on the device. Throws PeerError or NonFiniteError as Sieve::end_step
-  /// does, on all ranks.
+  /// COLLECTIVE: the gradient's buckets, the sieve's record and one small sum, whatever the data hold. Returns
+  /// StepNumbers as a tensor on the device. Throws PeerError or NonFiniteError as Sieve::end_step does, on all ranks.
   at::Tensor run(int64_t step);
 
-  /// Why this rank must end, or null: it could not read its rows, or `fail` was told. It takes part in the
-  /// steps' collectives all the same until all ranks know.
+  /// Why this rank must end, or null: it could not read its rows, or `fail` was told. It takes part in the steps'
+  /// collectives all the same until all ranks know.
   const std::exception_ptr& failure() const { return failure_; }
   void fail(const std::exception_ptr& error) {
     if (!failure_) failure_ = error;
@@ -67,7 +71,8 @@ class TrainStep {
   std::optional<HeldOut> held_out_;
   std::exception_ptr failure_;
   std::function<void(Part)> ended_;
-  std::optional<Prefetcher<HostRows>> ahead_;  ///< of micro-batches, counted through all steps
+  /// of micro-batches, counted through all steps
+  std::optional<Prefetcher<HostRows>> ahead_;
   int64_t ahead_next_ = -1;
 };
 

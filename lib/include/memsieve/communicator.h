@@ -14,8 +14,8 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int64_t rank() const = 0;
   virtual int64_t size() const = 0;
-  /// COLLECTIVE. `record` is a contiguous 1-d tensor of the same length and dtype on every rank, on the back
-  /// end's device. Returns [size, length] in rank order. Must not synchronise the host with a GPU.
+  /// COLLECTIVE. `record` is a contiguous 1-d tensor of the same length and dtype on every rank, on the back end's
+  /// device. Returns [size, length] in rank order. Must not synchronise the host with a GPU.
   virtual at::Tensor all_gather(const at::Tensor& record) = 0;
 };
 
@@ -27,9 +27,8 @@ class SoloComm final : public Communicator {
   at::Tensor all_gather(const at::Tensor& record) override;
 };
 
-/// `size` ranks that are threads of this process: for tests and for trying a distributed loop without
-/// launching it. A rank that waits longer than `timeout_seconds` for its peers throws PeerError, so a hang
-/// becomes a failure.
+/// `size` ranks that are threads of this process: for tests and for trying a distributed loop without launching it. A
+/// rank that waits longer than `timeout_seconds` for its peers throws PeerError, so a hang becomes a failure.
 std::vector<std::shared_ptr<Communicator>> make_thread_group(int64_t size, double timeout_seconds = 60);
 
 }  // namespace memsieve

@@ -26,8 +26,7 @@ class DataError : public Error {
   using Error::Error;
 };
 
-/// Some rank failed (this one or another). The message names the guilty rank; every rank throws it at the
-/// same step.
+/// Some rank failed (this one or another). The message names the guilty rank; every rank throws it at the same step.
 class PeerError : public Error {
  public:
   explicit PeerError(const std::string& message, std::exception_ptr cause = nullptr)
@@ -39,8 +38,7 @@ class PeerError : public Error {
   std::exception_ptr cause_;
 };
 
-/// A NaN or Inf turned up in a signal or a loss. The message names the sample; every rank throws it at the
-/// same step.
+/// A NaN or Inf turned up in a signal or a loss. The message names the sample; every rank throws it at the same step.
 class NonFiniteError : public Error {
  public:
   using Error::Error;

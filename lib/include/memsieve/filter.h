@@ -15,28 +15,33 @@ namespace memsieve {
 
 /// What a filter is shown: B rows of one micro-batch, all tensors [B] float32 on the training device.
 struct SignalView {
-  at::Tensor timestep;          ///< in [0, num_timesteps)
-  at::Tensor prediction_error;  ///< mean over C,H,W of (prediction - target)^2
-  at::Tensor
-      magnitude;  ///< || prediction(e) - prediction(null) ||_2 over C,H,W; NaN where the row was not probed
-  int64_t elements = 0;  ///< C*H*W of one row
+  /// in [0, num_timesteps)
+  at::Tensor timestep;
+  /// mean over C,H,W of (prediction - target)^2
+  at::Tensor prediction_error;
+  /// || prediction(e) - prediction(null) ||_2 over C,H,W; NaN where the row was not probed
+  at::Tensor magnitude;
+  /// C*H*W of one row
+  int64_t elements = 0;
 };
 
 /// Signals that cost something to make; the sieve computes only those some filter needs.
 struct Needs {
-  bool magnitude = false;   ///< one no-gradient forward of the null caption for each probed row
-  double timestep_min = 0;  ///< rows below this timestep carry no signal for this filter and are not scored
+  /// one no-gradient forward of the null caption for each probed row
+  bool magnitude = false;
+  /// rows below this timestep carry no signal for this filter and are not scored
+  double timestep_min = 0;
 };
 
-/// A filter holds its options and nothing else: no state, no communicator, no reference to a batch (law 6).
-/// `score` may be called from several threads at once. It must not synchronise with the device (`.item()`,
-/// `.cpu()`, boolean indexing).
+/// A filter holds its options and nothing else: no state, no communicator, no reference to a batch (law 6). `score`
+/// may be called from several threads at once. It must not synchronise with the device (`.item()`, `.cpu()`,
+/// boolean indexing).
 class Filter {
  public:
   virtual ~Filter() = default;
   virtual Needs needs() const = 0;
-  /// [B] float32 on the view's device, higher = more memorised, NaN = no opinion on this row. May throw: the
-  /// error reaches every rank, naming the one it came from.
+  /// [B] float32 on the view's device, higher = more memorised, NaN = no opinion on this row. May throw: the error
+  /// reaches every rank, naming the one it came from.
   virtual at::Tensor score(const SignalView& view) const = 0;
 };
 
@@ -51,8 +56,7 @@ struct FilterEntry {
 /// The filters that a configuration may name.
 class FilterRegistry {
  public:
-  /// Throws ConfigError if the name is taken or no YAML key, or for an option `weight`, which every filter
-  /// has.
+  /// Throws ConfigError if the name is taken or no YAML key, or for an option `weight`, which every filter has.
   void add(FilterEntry entry);
   /// Null if there is none of that name.
   const FilterEntry* find(const std::string& name) const;

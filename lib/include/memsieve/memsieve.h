@@ -1,6 +1,6 @@
 #pragma once
-// All of memsieve's public API, except the c10d back end (memsieve/c10d_communicator.h) and plug-ins
-// (memsieve/plugin.h).
+// All of memsieve's public API, except the c10d back end (memsieve/c10d_communicator.h) and
+// plug-ins (memsieve/plugin.h).
 
 #include <memsieve/batch.h>
 #include <memsieve/builtin.h>

@@ -14,8 +14,10 @@ extern "C" {
 struct MemsieveStamp {
   char magic[8];
   int memsieve_abi;
-  int gxx_abi;        ///< __GXX_ABI_VERSION
-  int cxx11_strings;  ///< _GLIBCXX_USE_CXX11_ABI
+  /// __GXX_ABI_VERSION
+  int gxx_abi;
+  /// _GLIBCXX_USE_CXX11_ABI
+  int cxx11_strings;
   char torch[32];
 };
 }
@@ -35,8 +37,8 @@ struct MemsieveStamp {
 
 namespace memsieve {
 
-/// Opens `path` (RTLD_NOW | RTLD_LOCAL, never closed), compares its stamp with this build's, then lets it add
-/// its filters. Throws ConfigError saying what differs and how to mend it.
+/// Opens `path` (RTLD_NOW | RTLD_LOCAL, never closed), compares its stamp with this build's, then lets it add its
+/// filters. Throws ConfigError saying what differs and how to mend it.
 void load_plugin(const std::string& path, FilterRegistry& registry);
 
 }  // namespace memsieve

@@ -1,7 +1,6 @@
 #pragma once
-// Schemas: an option's name, documentation, type, default and range stand together. They drive YAML
-// validation,
-// `--set a.b=c`, `--print-config` and the generated configuration reference.
+// Schemas: an option's name, documentation, type, default and range stand together. They drive YAML validation, `--set
+// a.b=c`, `--print-config` and the generated configuration reference.
 
 #include <cstdint>
 #include <memory>
@@ -17,8 +16,7 @@ class Settings;
 /// A value as resolved from YAML: exactly the types that an option can have.
 using Value = std::variant<bool, int64_t, double, std::string, std::vector<double>, std::vector<std::string>>;
 
-/// Describes the keys of one YAML mapping. Declaration order is the order of documentation and of
-/// `--print-config`.
+/// Describes the keys of one YAML mapping. Declaration order is the order of documentation and of `--print-config`.
 class Schema {
  public:
   Schema();
@@ -30,8 +28,7 @@ class Schema {
 
   Schema& boolean(const std::string& name, bool initial, const std::string& doc);
   /// Values must lie in [low, high], bounds included.
-  Schema& integer(const std::string& name, int64_t initial, int64_t low, int64_t high,
-                  const std::string& doc);
+  Schema& integer(const std::string& name, int64_t initial, int64_t low, int64_t high, const std::string& doc);
   Schema& real(const std::string& name, double initial, double low, double high, const std::string& doc);
   Schema& text(const std::string& name, const std::string& initial, const std::string& doc);
   /// One of `choices`.
@@ -48,15 +45,16 @@ class Schema {
   /// The reference as Markdown: one table per mapping, headed by its dotted path.
   std::string markdown(const std::string& path = "") const;
 
-  struct Node;  ///< private to the library
+  /// private to the library
+  struct Node;
   const Node& node() const { return *node_; }
 
  private:
   std::shared_ptr<Node> node_;
 };
 
-/// A validated configuration. Lookups take dotted paths below this mapping; a path that the schema does not
-/// declare is a programming error and throws std::logic_error.
+/// A validated configuration. Lookups take dotted paths below this mapping; a path that the schema does not declare is
+/// a programming error and throws std::logic_error.
 class Settings {
  public:
   bool boolean(const std::string& path) const;
@@ -77,29 +75,28 @@ class Settings {
   /// The whole configuration with defaults filled in, as YAML that resolves to the same settings.
   std::string yaml() const;
 
-  struct Tree;  ///< private to the library
+  /// private to the library
+  struct Tree;
 
  private:
-  friend Settings resolve(const std::string&, const std::string&, const Schema&,
-                          const std::vector<std::string>&);
+  friend Settings resolve(const std::string&, const std::string&, const Schema&, const std::vector<std::string>&);
   std::shared_ptr<const Tree> tree_;
-  std::string prefix_;  ///< dotted path of this mapping, with a trailing dot unless empty
+  /// dotted path of this mapping, with a trailing dot unless empty
+  std::string prefix_;
   const Value& at(const std::string& path) const;
 };
 
-/// Parses and validates YAML text. `source` is the file name for messages; `overrides` are "a.b=c" and win
-/// over the file. Throws ConfigError: `run.yaml:5: a.treshold: unknown key; did you mean 'threshold'?`
+/// Parses and validates YAML text. `source` is the file name for messages; `overrides` are "a.b=c" and win over the
+/// file. Throws ConfigError: `run.yaml:5: a.treshold: unknown key; did you mean 'threshold'?`
 Settings resolve(const std::string& yaml_text, const std::string& source, const Schema& schema,
                  const std::vector<std::string>& overrides = {});
 
 /// The same for a file. Throws ConfigError when it cannot be read.
-Settings resolve_file(const std::string& path, const Schema& schema,
-                      const std::vector<std::string>& overrides = {});
+Settings resolve_file(const std::string& path, const Schema& schema, const std::vector<std::string>& overrides = {});
 
 /// The strings at `dotted` in YAML text, before any schema is known (plug-ins extend the schema, so they are
 /// read first).
-std::vector<std::string> peek_texts(const std::string& yaml_text, const std::string& source,
-                                    const std::string& dotted,
+std::vector<std::string> peek_texts(const std::string& yaml_text, const std::string& source, const std::string& dotted,
                                     const std::vector<std::string>& overrides = {});
 
 /// Reads a text file whole. Throws ConfigError naming it.

@@ -16,52 +16,70 @@ namespace memsieve {
 
 /// What the sieve must know about the loop. The same on every rank.
 struct Setup {
-  FilterRegistry filters;    ///< usually memsieve::builtin_filters()
-  int64_t dataset_size = 0;  ///< samples in the training set; sample ids lie in [0, dataset_size)
-  int64_t rows_per_micro_batch =
-      0;  ///< rows of one micro-batch on one rank; smaller ones are fine, larger ones an error
-  int64_t micro_batches = 1;     ///< micro-batches in one optimiser step (gradient accumulation)
-  int64_t num_timesteps = 1000;  ///< timesteps lie in [0, num_timesteps)
-  int64_t held_out_size = 0;     ///< pictures kept out of training, 0 = none
-  std::vector<int64_t>
-      group_id;  ///< [dataset_size] copies of one image share an id; empty = every sample its own
-  c10::Device device = c10::kCPU;      ///< where predictions live
-  std::string run_id;                  ///< written to the ledger
-  std::string ledger_path;             ///< HDF5 file to write (rank 0 alone), "" = none
-  std::vector<std::string> overrides;  ///< "sieve.threshold.drop=0.05" and the like
+  /// usually memsieve::builtin_filters()
+  FilterRegistry filters;
+  /// samples in the training set; sample ids lie in [0, dataset_size)
+  int64_t dataset_size = 0;
+  /// rows of one micro-batch on one rank; smaller ones are fine, larger ones an error
+  int64_t rows_per_micro_batch = 0;
+  /// micro-batches in one optimiser step (gradient accumulation)
+  int64_t micro_batches = 1;
+  /// timesteps lie in [0, num_timesteps)
+  int64_t num_timesteps = 1000;
+  /// pictures kept out of training, 0 = none
+  int64_t held_out_size = 0;
+  /// [dataset_size] copies of one image share an id; empty = every sample its own
+  std::vector<int64_t> group_id;
+  /// where predictions live
+  c10::Device device = c10::kCPU;
+  /// written to the ledger
+  std::string run_id;
+  /// HDF5 file to write (rank 0 alone), "" = none
+  std::string ledger_path;
+  /// "sieve.threshold.drop=0.05" and the like
+  std::vector<std::string> overrides;
 };
 
-/// What happened in one optimiser step, over all ranks; read on the host some steps later on a GPU, at once
-/// on a CPU.
+/// What happened in one optimiser step, over all ranks; read on the host some steps later on a GPU, at once on a CPU.
 struct StepReport {
   int64_t step = 0;
-  int64_t rows = 0;           ///< training rows seen
-  int64_t dropped = 0;        ///< rows with weight 0
-  int64_t downweighted = 0;   ///< rows with a weight between 0 and 1
-  int64_t probed = 0;         ///< rows whose magnitude was measured (held-out rows not counted)
-  int64_t nonfinite = 0;      ///< rows with a NaN or Inf
-  double weight = 0;          ///< sum of the weights
-  double mean_score = 0;      ///< over the rows that have a score; NaN if none
-  double drop_level = 0;      ///< the threshold that was in force
-  std::vector<float> scores;  ///< of the training rows that have one
+  /// training rows seen
+  int64_t rows = 0;
+  /// rows with weight 0
+  int64_t dropped = 0;
+  /// rows with a weight between 0 and 1
+  int64_t downweighted = 0;
+  /// rows whose magnitude was measured (held-out rows not counted)
+  int64_t probed = 0;
+  /// rows with a NaN or Inf
+  int64_t nonfinite = 0;
+  /// sum of the weights
+  double weight = 0;
+  /// over the rows that have a score; NaN if none
+  double mean_score = 0;
+  /// the threshold that was in force
+  double drop_level = 0;
+  /// of the training rows that have one
+  std::vector<float> scores;
   /// Of each filter, in the order of Sieve::channels(): the training rows' scores before standardisation,
   /// where measured.
   std::vector<std::vector<float>> raw;
-  bool skipped = false;  ///< the update was skipped on all ranks
+  /// the update was skipped on all ranks
+  bool skipped = false;
 };
 
 class Sieve {
  public:
-  /// COLLECTIVE. Builds a sieve from the `sieve:` mapping of a YAML file. Every rank must pass the same
-  /// configuration, setup and library build; otherwise all ranks throw ConfigError naming one that differs.
-  /// Throws ConfigError for a bad file.
+  /// COLLECTIVE. Builds a sieve from the `sieve:` mapping of a YAML file. Every rank must pass the same configuration,
+  /// setup and library build; otherwise all ranks throw ConfigError naming one that differs. Throws ConfigError for a
+  /// bad file.
   static Sieve from_yaml(const std::string& path, const std::shared_ptr<Communicator>& communicator,
                          const Setup& setup);
   /// COLLECTIVE. The same from YAML text; `source` names it in messages.
   static Sieve from_text(const std::string& yaml, const std::string& source,
                          const std::shared_ptr<Communicator>& communicator, const Setup& setup);
-  /// COLLECTIVE. The same from settings that were resolved against `schema` (the `sieve:` mapping itself),
-  /// plug-ins loaded and overrides applied: `setup.overrides` and `sieve.plugins` are not looked at again.
+  /// COLLECTIVE. The same from settings that were resolved against `schema` (the `sieve:` mapping itself), plug-ins
+  /// loaded and overrides applied: `setup.overrides` and `sieve.plugins` are not looked at again.
   static Sieve from_settings(const Settings& sieve, const std::shared_ptr<Communicator>& communicator,
                              const Setup& setup);
   /// The schema of the `sieve:` mapping, given the filters that it may name.
@@ -71,48 +89,48 @@ class Sieve {
   Sieve& operator=(Sieve&&) noexcept;
   ~Sieve();
 
-  /// Local. Measures and judges one micro-batch. Whatever goes wrong here (a filter or the null prediction
-  /// throws, the batch breaks the contract) is carried to end_step, which throws it on every rank; the rows
-  /// then weigh 1 and the update is skipped.
+  /// Local. Measures and judges one micro-batch. Whatever goes wrong here (a filter or the null prediction throws, the
+  /// batch breaks the contract) is carried to end_step, which throws it on every rank; the rows then weigh 1 and the
+  /// update is skipped.
   Plan inspect(const Batch& batch, const Clock& clock);
 
-  /// The held-out rows that this rank should observe in this step: always the same number, or none in the
-  /// steps between those that `held_out.every` names. Pure.
+  /// The held-out rows that this rank should observe in this step: always the same number, or none in the steps between
+  /// those that `held_out.every` names. Pure.
   std::vector<HeldOutVisit> held_out_visits(int64_t step) const;
   /// Local. Measures held-out rows: what "not memorised" looks like now. Call under no-grad, before end_step.
   void observe(const Batch& batch, const Clock& clock);
 
-  /// How many draws of each picture the starting model should be asked for, 0 = none. Draw d uses timestep
-  /// (d + 0.5) / draws * num_timesteps.
+  /// How many draws of each picture the starting model should be asked for, 0 = none. Draw d uses timestep (d + 0.5) /
+  /// draws * num_timesteps.
   int64_t reference_draws() const;
-  /// Local, before training. What the starting model finds easy. Every training sample and every held-out
-  /// picture (`held_out` = true, sample_id = picture index) once per draw, divided over the ranks in any way.
-  /// False: something went wrong, and the pass need not go on; finish_reference throws it on every rank. Does
-  /// nothing if the configuration asks for no reference.
+  /// Local, before training. What the starting model finds easy. Every training sample and every held-out picture
+  /// (`held_out` = true, sample_id = picture index) once per draw, divided over the ranks in any way. False: something
+  /// went wrong, and the pass need not go on; finish_reference throws it on every rank. Does nothing if the
+  /// configuration asks for no reference.
   bool reference(const Batch& batch, bool held_out);
-  /// COLLECTIVE. Ends the reference pass; does nothing if the configuration asks for none. Throws PeerError
-  /// for what went wrong in it, DataError if a picture was never drawn.
+  /// COLLECTIVE. Ends the reference pass; does nothing if the configuration asks for none. Throws PeerError for what
+  /// went wrong in it, DataError if a picture was never drawn.
   void finish_reference();
   bool has_reference() const;
 
-  /// COLLECTIVE: one gather of fixed size. Once per optimiser step, after the last micro-batch's inspect.
-  /// Throws PeerError or NonFiniteError on every rank at the same step: at once on a CPU; on a GPU two steps
-  /// later, that step's update and those between having been skipped on the device.
+  /// COLLECTIVE: one gather of fixed size. Once per optimiser step, after the last micro-batch's inspect. Throws
+  /// PeerError or NonFiniteError on every rank at the same step: at once on a CPU; on a GPU two steps later, that
+  /// step's update and those between having been skipped on the device.
   StepEnd end_step(const Clock& clock);
 
-  /// Reports of the steps that the host has caught up with since the last call, oldest first; the newest 10
-  /// 000 are kept.
+  /// Reports of the steps that the host has caught up with since the last call, oldest first; the newest 10 000
+  /// are kept.
   std::vector<StepReport> take_reports();
   /// Waits for outstanding steps, hands out their errors as end_step would, and writes the ledger to disk.
-  /// COLLECTIVE only in that every rank must call it at the same step. Throws DataError on rank 0 alone if
-  /// the ledger cannot be written.
+  /// COLLECTIVE only in that every rank must call it at the same step. Throws DataError on rank 0 alone if the
+  /// ledger cannot be written.
   void flush();
 
   /// Everything a resumed run needs, as named CPU tensors; identical on every rank. Call after flush().
   std::map<std::string, at::Tensor> state() const;
-  /// Local, on every rank, before the first step. Throws DataError naming a tensor that is missing or has the
-  /// wrong shape, and if the state is of other filters or the ledger cannot be continued (rank 0 alone). Rows
-  /// of the ledger beyond the state's offset are cut off, since the resumed run writes them anew.
+  /// Local, on every rank, before the first step. Throws DataError naming a tensor that is missing or has the wrong
+  /// shape, and if the state is of other filters or the ledger cannot be continued (rank 0 alone). Rows of the ledger
+  /// beyond the state's offset are cut off, since the resumed run writes them anew.
   void restore(const std::map<std::string, at::Tensor>& state);
 
   /// Names of the configured filters, in the order of the channels in the ledger: the registry's.

@@ -1,9 +1,9 @@
-// What the sieve refuses: batches that break the contract, configurations that could never act, a reference
-// pass with gaps, a state that does not belong.
+// What the sieve refuses: batches that break the contract, configurations that could never act, a reference pass with
+// gaps, a state that does not belong.
 #include <memsieve/error.h>
 
-#include "ranks.h"
-#include "toy.h"
+#include <support/thread_ranks.h>
+#include <support/toy.h>
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
@@ -13,9 +13,8 @@ using memsieve::Sieve;
 namespace {
 
 const std::string kPlain =
-    "filters: {prediction_error: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: "
-    "fixed, "
-    "drop: 100}";
+    "filters: {prediction_error: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, drop: "
+    "100}";
 
 Sieve make(const std::string& keys, const memsieve::Setup& setup) {
   return Sieve::from_text("sieve: {" + keys + "}", "test", std::make_shared<memsieve::SoloComm>(), setup);
@@ -40,8 +39,7 @@ memsieve::Setup with_held_out(int64_t dataset, int64_t rows, int64_t pictures) {
 memsieve::Batch good_batch() {
   static const toy::Model model;
   const memsieve::Batch batch = toy::batch_of(model, toy::make_step(8, 50, 1, 0), 0, 8);
-  return {batch.sample_id, batch.timestep,        batch.prediction.detach(),
-          batch.target,    batch.null_prediction, {}};
+  return {batch.sample_id, batch.timestep, batch.prediction.detach(), batch.target, batch.null_prediction, {}};
 }
 
 /// What end_step says after a batch.
@@ -84,8 +82,7 @@ TEST_CASE("a batch's shapes and ranges are checked, whatever their strides", "[c
 TEST_CASE("errors of torch come as one line", "[contract]") {
   auto setup = toy::setup(50, 8);
   auto sieve = make(
-      "filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, "
-      "drop: 1}",
+      "filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, drop: 1}",
       setup);
   auto batch = good_batch();
   batch.null_prediction = [](const at::Tensor&) { return at::ones({2}).matmul(at::ones({3})); };
@@ -94,8 +91,8 @@ TEST_CASE("errors of torch come as one line", "[contract]") {
     sieve.end_step({});
     FAIL("no error");
   } catch (const memsieve::PeerError& error) {
-    CHECK_THAT(error.what(), Contains("step 0: rank 0: inconsistent tensor size") && !Contains("\n") &&
-                                 !Contains("frame #"));
+    CHECK_THAT(error.what(),
+               Contains("step 0: rank 0: inconsistent tensor size") && !Contains("\n") && !Contains("frame #"));
   }
 }
 
@@ -111,9 +108,8 @@ TEST_CASE("configurations that could never drop anything are refused", "[contrac
              Contains("can never be reached with threshold.window: 10"));
   CHECK_THAT(refusal(held_out + "action: {max_fraction: 0.1}", setup),
              Contains("action.max_fraction: lets no row of a block of 8 rows be dropped"));
-  CHECK_THAT(refusal("filters: {prediction_error: {}}, standardise: {by: rms}, evidence: {kind: visit}, "
-                     "threshold: {kind: "
-                     "fixed, drop: 1}",
+  CHECK_THAT(refusal("filters: {prediction_error: {}}, standardise: {by: rms}, evidence: {kind: visit}, threshold: "
+                     "{kind: fixed, drop: 1}",
                      setup),
              Contains("rms is for the magnitude alone; prediction_error is no norm"));
 }
@@ -121,8 +117,7 @@ TEST_CASE("configurations that could never drop anything are refused", "[contrac
 TEST_CASE("a level that is no rate needs a release level of its own", "[contract]") {
   const auto setup = with_held_out(1000, 8, 64);
   for (const char* kind : {"kind: fixed, drop: 6", "kind: robust_z, drop: 3", "kind: quantile, drop: 0.99"}) {
-    const std::string keys =
-        std::string("filters: {prediction_error: {}}, held_out: {rows: 8}, threshold: {") + kind;
+    const std::string keys = std::string("filters: {prediction_error: {}}, held_out: {rows: 8}, threshold: {") + kind;
     CHECK_THAT(refusal(keys + "}", setup), Contains("needs threshold.release in the same unit"));
     CHECK(refusal(keys + ", release: 0.5}", setup).empty());
   }
@@ -160,16 +155,14 @@ TEST_CASE("a filter that cannot be built on one rank does not leave the others w
     setup.filters.add(
         {"picky", "", {}, [guilty](const memsieve::Settings&) { return std::make_unique<Picky>(guilty); }});
     Sieve::from_text(
-        "sieve: {filters: {picky: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: "
-        "fixed, "
+        "sieve: {filters: {picky: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, "
         "drop: 1}}",
         "test", comm, setup);
   });
   for (const auto& error : errors) CHECK_THAT(error, Contains("no such file"));
 }
 
-TEST_CASE("PeerError carries what was thrown on this rank, and nothing where another is guilty",
-          "[contract]") {
+TEST_CASE("PeerError carries what was thrown on this rank, and nothing where another is guilty", "[contract]") {
   const auto errors = toy::on_ranks(2, [&](auto comm) {
     auto sieve = Sieve::from_text("sieve: {" + kPlain + "}", "test", comm, toy::setup(50, 16, 2));
     auto batch = good_batch();
@@ -190,22 +183,19 @@ TEST_CASE("PeerError carries what was thrown on this rank, and nothing where ano
 }
 
 TEST_CASE("channels have the registry's order, not the file's", "[contract]") {
-  const std::string rest =
-      ", standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, drop: 1}";
+  const std::string rest = ", standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, drop: 1}";
   const auto one = make("filters: {magnitude: {}, prediction_error: {}}" + rest, toy::setup(50, 8));
   const auto other = make("filters: {prediction_error: {}, magnitude: {}}" + rest, toy::setup(50, 8));
   CHECK(one.channels() == other.channels());
 }
 
 TEST_CASE("a state of other filters, or one that comes too late, is refused", "[contract]") {
-  const std::string rest =
-      ", standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, drop: 100}";
+  const std::string rest = ", standardise: {by: none}, evidence: {kind: visit}, threshold: {kind: fixed, drop: 100}";
   auto sieve = make("filters: {prediction_error: {}}" + rest, toy::setup(50, 8));
   const auto state = sieve.state();
   auto other = make("filters: {magnitude: {}}" + rest, toy::setup(50, 8));
-  CHECK_THROWS_WITH(
-      other.restore(state),
-      Contains("belongs to the filters prediction_error, but this configuration has magnitude"));
+  CHECK_THROWS_WITH(other.restore(state),
+                    Contains("belongs to the filters prediction_error, but this configuration has magnitude"));
   sieve.inspect(good_batch(), {});
   sieve.end_step({});
   CHECK_THROWS_WITH(sieve.restore(state), Contains("restore() comes before the first step"));
@@ -214,8 +204,8 @@ TEST_CASE("a state of other filters, or one that comes too late, is refused", "[
 namespace {
 
 const std::string kReference =
-    "filters: {prediction_error: {}}, held_out: {rows: 8}, reference: {kind: start_model, draws: 1}, "
-    "threshold: {kind: held_out}";
+    "filters: {prediction_error: {}}, held_out: {rows: 8}, reference: {kind: start_model, draws: 1}, threshold: {kind: "
+    "held_out}";
 
 /// Samples or held-out pictures [0, count) at timestep 500, with errors of their own.
 memsieve::Batch pictures(int64_t count, double error = 1) {
@@ -235,8 +225,7 @@ TEST_CASE("a reference pass that leaves pictures out is refused, naming one", "[
   CHECK_THROWS_WITH(nothing.finish_reference(), Contains("reference pass: no draws"));
   auto half = make(kReference, setup);
   CHECK(half.reference(pictures(4), false));
-  CHECK_THROWS_WITH(half.finish_reference(),
-                    Contains("8 of 12 pictures were not drawn, the first of them sample 4"));
+  CHECK_THROWS_WITH(half.finish_reference(), Contains("8 of 12 pictures were not drawn, the first of them sample 4"));
   auto training_alone = make(kReference, setup);
   CHECK(training_alone.reference(pictures(8), false));
   CHECK_THROWS_WITH(training_alone.finish_reference(),
@@ -248,9 +237,8 @@ TEST_CASE("a reference pass that leaves pictures out is refused, naming one", "[
   CHECK(whole.has_reference());
 }
 
-TEST_CASE(
-    "a NaN of the starting model ends the reference pass at once with the sample's id, or does not count",
-    "[contract]") {
+TEST_CASE("a NaN of the starting model ends the reference pass at once with the sample's id, or does not count",
+          "[contract]") {
   for (const bool skip : {false, true}) {
     auto setup = with_held_out(8, 8, 4);
     setup.overrides = {std::string("sieve.on_nonfinite=") + (skip ? "skip" : "fail")};
@@ -274,9 +262,8 @@ TEST_CASE("without a reference the pass costs nothing and says nothing", "[contr
 }
 
 TEST_CASE("held-out rows in a step that observes none are an error", "[contract]") {
-  auto sieve =
-      make("filters: {prediction_error: {}}, held_out: {rows: 8, every: 2}, threshold: {kind: held_out}",
-           with_held_out(8, 8, 4));
+  auto sieve = make("filters: {prediction_error: {}}, held_out: {rows: 8, every: 2}, threshold: {kind: held_out}",
+                    with_held_out(8, 8, 4));
   sieve.observe(pictures(4), {1, 0});
   CHECK_THROWS_WITH(sieve.end_step({1, 0}), Contains("held-out: batch: step 1 observes no held-out rows"));
 }
@@ -286,8 +273,7 @@ TEST_CASE("a filter's name and options must leave room for the library's own", "
   const auto make_picky = [](const memsieve::Settings&) { return std::make_unique<Picky>(false); };
   memsieve::Schema weighted;
   weighted.real("weight", 1, 0, 2, "");
-  CHECK_THROWS_WITH(registry.add({"picky", "", weighted, make_picky}),
-                    Contains("has the option `weight` already"));
+  CHECK_THROWS_WITH(registry.add({"picky", "", weighted, make_picky}), Contains("has the option `weight` already"));
   CHECK_THROWS_WITH(registry.add({"a.b", "", {}, make_picky}), Contains("must not hold a dot"));
   CHECK(registry.find("picky") == nullptr);
 }

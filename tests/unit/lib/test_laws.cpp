@@ -6,8 +6,8 @@
 #include <mutex>
 #include <set>
 
-#include "ranks.h"
-#include "toy.h"
+#include <support/thread_ranks.h>
+#include <support/toy.h>
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
@@ -262,9 +262,8 @@ TEST_CASE("law 6: a filter's error on one rank is thrown on all, naming the guil
   const auto errors = toy::on_ranks(4, [&](auto comm) {
     auto setup = toy::setup(50, 16, 4);
     const bool guilty = comm->rank() == 2;
-    setup.filters.add({"thrower", "", {}, [guilty](const memsieve::Settings&) {
-                         return std::make_unique<Thrower>(guilty);
-                       }});
+    setup.filters.add(
+        {"thrower", "", {}, [guilty](const memsieve::Settings&) { return std::make_unique<Thrower>(guilty); }});
     auto sieve = Sieve::from_text(
         "sieve: {filters: {thrower: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: "
         "{kind: fixed, drop: 5}}",
@@ -323,8 +322,7 @@ TEST_CASE("ranks that are configured differently are refused on all ranks", "[la
     auto setup = toy::setup(comm->rank() == 1 ? 51 : 50, 15, 3);
     Sieve::from_text(published(2), "test", comm, setup);
   });
-  for (const auto& error : errors)
-    CHECK_THAT(error, Catch::Contains("rank 1 differs from rank 0 in the loop's setup"));
+  for (const auto& error : errors) CHECK_THAT(error, Catch::Contains("rank 1 differs from rank 0 in the loop's setup"));
 }
 
 TEST_CASE("a rank whose configuration is bad does not leave the others waiting", "[law]") {
@@ -336,13 +334,12 @@ TEST_CASE("a rank whose configuration is bad does not leave the others waiting",
   for (const int rank : {0, 2}) CHECK(errors[rank] == "rank 1: " + errors[1]);
 }
 
-TEST_CASE("configs/wen2024.yaml is the published rule: keep a row if its raw L2 magnitude is at most 2",
-          "[law]") {
+TEST_CASE("configs/wen2024.yaml is the published rule: keep a row if its raw L2 magnitude is at most 2", "[law]") {
   const auto step = toy::make_step(32, 50, 4, 0);
   const auto expected = published_weights(step, 2);
   REQUIRE((expected.sum().item<double>() > 0 && expected.sum().item<double>() < 32));
-  auto sieve = Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/wen2024.yaml",
-                                std::make_shared<memsieve::SoloComm>(), toy::setup(50, 32));
+  auto sieve = Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/wen2024.yaml", std::make_shared<memsieve::SoloComm>(),
+                                toy::setup(50, 32));
   const toy::Model model;
   CHECK(at::equal(sieve.inspect(toy::batch_of(model, step, 0, 32), {}).weight(), expected));
 }
@@ -350,6 +347,6 @@ TEST_CASE("configs/wen2024.yaml is the published rule: keep a row if its raw L2 
 TEST_CASE("configs/default.yaml is a whole configuration", "[law]") {
   auto setup = toy::setup(50, 32);
   setup.held_out_size = 16;
-  CHECK_NOTHROW(Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/default.yaml",
-                                 std::make_shared<memsieve::SoloComm>(), setup));
+  CHECK_NOTHROW(
+      Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/default.yaml", std::make_shared<memsieve::SoloComm>(), setup));
 }

@@ -1,5 +1,5 @@
 // The sieve as a whole on scripted signals: what it drops, when, and what a resumed run sees.
-#include "toy.h"
+#include <support/toy.h>
 
 #include <ATen/autocast_mode.h>
 #include <unistd.h>
@@ -72,9 +72,9 @@ void observe_held_out(Sieve& sieve, int64_t step,
   if (ids.empty()) return;
   const auto count = static_cast<int64_t>(ids.size());
   const auto offset = easiness(at::tensor(pictures, at::kLong)).to(at::kFloat);
-  sieve.observe(scripted(at::tensor(ids, at::kLong), at::tensor(t), errors_at(step + 100000, count, offset),
-                         at::ones({count})),
-                {step, 0});
+  sieve.observe(
+      scripted(at::tensor(ids, at::kLong), at::tensor(t), errors_at(step + 100000, count, offset), at::ones({count})),
+      {step, 0});
 }
 
 /// Pictures differ in easiness, training samples and held-out pictures alike.
@@ -83,26 +83,23 @@ at::Tensor every_fourth_is_easy(const at::Tensor& picture) {
 }
 
 /// The reference pass over 16 samples and 32 held-out pictures.
-void show_start_model(Sieve& sieve, int64_t draws,
-                      const std::function<at::Tensor(const at::Tensor&)>& easiness) {
+void show_start_model(Sieve& sieve, int64_t draws, const std::function<at::Tensor(const at::Tensor&)>& easiness) {
   for (int64_t draw = 0; draw < draws; ++draw) {
     for (const auto& [rows, held_out] : {std::pair<int64_t, bool>{16, false}, {32, true}}) {
       const auto t = at::full({rows}, (static_cast<double>(draw) + 0.5) / static_cast<double>(draws) * 1000);
-      const auto ids = at::arange(rows),
-                 errors = errors_at((held_out ? 6000 : 5000) + draw, rows, easiness(ids));
+      const auto ids = at::arange(rows), errors = errors_at((held_out ? 6000 : 5000) + draw, rows, easiness(ids));
       sieve.reference(scripted(ids, t, errors, at::ones({rows})), held_out);
     }
   }
   sieve.finish_reference();
 }
 
-/// One step: all 16 samples are visited; samples below `memorised` have an error lower by e^2 from step 10
-/// on.
+/// One step: all 16 samples are visited; samples below `memorised` have an error lower by e^2 from step 10 on.
 at::Tensor play(Sieve& sieve, int64_t step, int64_t memorised) {
   const auto ids = at::arange(16);
   const auto offset = (ids < memorised).to(at::kFloat) * (step >= 10 ? 2.0 : 0.0);
-  const auto plan = sieve.inspect(
-      scripted(ids, timesteps(step, 16), errors_at(step, 16, offset), at::ones({16})), {step, 0});
+  const auto plan =
+      sieve.inspect(scripted(ids, timesteps(step, 16), errors_at(step, 16, offset), at::ones({16})), {step, 0});
   observe_held_out(sieve, step);
   sieve.end_step({step, 0});
   return plan.weight();
@@ -157,16 +154,15 @@ struct Halved : memsieve::Filter {
 
 TEST_CASE("a filter of one's own that needs the magnitude goes with standardise.by: rms", "[sieve]") {
   auto setup = setup_for(4, 4, 0);
-  setup.filters.add({"halved", "half the magnitude", {}, [](const memsieve::Settings&) {
-                       return std::make_unique<Halved>();
-                     }});
+  setup.filters.add(
+      {"halved", "half the magnitude", {}, [](const memsieve::Settings&) { return std::make_unique<Halved>(); }});
   auto sieve = make(
       "  filters: {halved: {}}\n  standardise: {by: rms}\n  evidence: {kind: visit}\n"
       "  threshold: {kind: fixed, drop: 1.0}\n",
       setup);
   // 4 elements: score = magnitude / 2 / sqrt(4).
-  const auto plan = sieve.inspect(
-      scripted(at::arange(4), at::full({4}, 500), at::ones({4}), at::tensor({1.F, 3.9F, 4.1F, 9.F})), {});
+  const auto plan =
+      sieve.inspect(scripted(at::arange(4), at::full({4}, 500), at::ones({4}), at::tensor({1.F, 3.9F, 4.1F, 9.F})), {});
   CHECK(at::equal(plan.weight(), at::tensor({1.F, 1.F, 0.F, 0.F})));
   sieve.end_step({});
 }
@@ -222,8 +218,8 @@ TEST_CASE("samples of a group pool their evidence", "[sieve]") {
     for (int64_t step = 0; step < 52; ++step) {
       const auto ids = at::tensor({step % 4, 4 + step % 4, 8 + step % 4, 12 + step % 4}, at::kLong);
       const auto offset = (ids < 4).to(at::kFloat) * (step >= 40 ? 0.6 : 0.0);
-      const auto plan = sieve.inspect(
-          scripted(ids, timesteps(step, 4), errors_at(step, 4, offset), at::ones({4})), {step, 0});
+      const auto plan =
+          sieve.inspect(scripted(ids, timesteps(step, 4), errors_at(step, 4, offset), at::ones({4})), {step, 0});
       observe_held_out(sieve, step);
       sieve.end_step({step, 0});
       if (step >= 40) drops += plan.weight()[0].item<float>() == 0;
@@ -234,8 +230,7 @@ TEST_CASE("samples of a group pool their evidence", "[sieve]") {
   CHECK(early_drops(true) >= early_drops(false) + 2);
 }
 
-TEST_CASE("start-model reference: a picture that was always easy is not taken for a memorised one",
-          "[sieve]") {
+TEST_CASE("start-model reference: a picture that was always easy is not taken for a memorised one", "[sieve]") {
   const auto drops = [](bool reference) {
     auto setup = setup_for(16, 16, 32);
     setup.overrides = {std::string("sieve.reference.kind=") + (reference ? "start_model" : "none"),
@@ -248,8 +243,8 @@ TEST_CASE("start-model reference: a picture that was always easy is not taken fo
       const auto ids = at::arange(16);
       auto offset = easiness(ids);
       if (step >= 20) offset[5] = 0.6;  // one sample becomes memorised
-      const auto plan = sieve.inspect(
-          scripted(ids, timesteps(step, 16), errors_at(step, 16, offset), at::ones({16})), {step, 0});
+      const auto plan =
+          sieve.inspect(scripted(ids, timesteps(step, 16), errors_at(step, 16, offset), at::ones({16})), {step, 0});
       observe_held_out(sieve, step, easiness);
       sieve.end_step({step, 0});
       if (step < 40) continue;
@@ -260,8 +255,7 @@ TEST_CASE("start-model reference: a picture that was always easy is not taken fo
   };
   const auto [easy_with, found_with] = drops(true);
   const auto [easy_without, found_without] = drops(false);
-  // The memorised sample has become as easy as the easy pictures always were: only the correction tells them
-  // apart.
+  // The memorised sample has become as easy as the easy pictures always were: only the correction tells them apart.
   CHECK(easy_with < 0.15);
   CHECK(found_with > 0.9);
   CHECK(found_without - easy_without < 0.5);
@@ -298,8 +292,8 @@ TEST_CASE("the probe budget goes to suspicious rows", "[sieve]") {
 )",
                     setup);
   at::Tensor probed;
-  auto batch = scripted(at::arange(8), at::full({8}, 500),
-                        at::tensor({1.F, 1.F, 1e-3F, 1.F, 1.F, 1e-4F, 1.F, 1.F}), at::ones({8}));
+  auto batch = scripted(at::arange(8), at::full({8}, 500), at::tensor({1.F, 1.F, 1e-3F, 1.F, 1.F, 1e-4F, 1.F, 1.F}),
+                        at::ones({8}));
   const auto inner = batch.null_prediction;
   batch.null_prediction = [&](const at::Tensor& rows) {
     probed = rows;
@@ -329,10 +323,8 @@ TEST_CASE("without held-out pictures: training rows set z-scores and levels", "[
   CHECK(others < 0.25);
 }
 
-TEST_CASE("down-weighting takes less from a memorised sample than dropping, and more than nothing",
-          "[sieve]") {
-  auto sieve =
-      make(kHeldOut + "  action: {kind: downweight, power: 1, floor: 0.05}\n", setup_for(16, 16, 32));
+TEST_CASE("down-weighting takes less from a memorised sample than dropping, and more than nothing", "[sieve]") {
+  auto sieve = make(kHeldOut + "  action: {kind: downweight, power: 1, floor: 0.05}\n", setup_for(16, 16, 32));
   at::Tensor last;
   for (int64_t step = 0; step < 40; ++step) last = play(sieve, step, 4);
   CHECK(last.slice(0, 0, 4).max().item<float>() < 0.9F);

@@ -1,0 +1,23 @@
+#include <diffusion/io/json_text.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+namespace memsieve::diffusion {
+
+namespace {
+
+bool deeper_than(int levels, const nlohmann::json& value) {
+  if (!value.is_structured()) return false;
+  return levels == 0 ||
+         std::any_of(value.begin(), value.end(), [&](const auto& item) { return deeper_than(levels - 1, item); });
+}
+
+}  // namespace
+
+std::string json_text(const nlohmann::json& value) {
+  if (deeper_than(16, value)) return "(nested too deeply)";
+  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace memsieve::diffusion

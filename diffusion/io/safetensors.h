@@ -1,0 +1,30 @@
+#pragma once
+// Own reader and writer of the safetensors format: 8 bytes little-endian header length, JSON header, raw tensors.
+// Format: https://huggingface.co/docs/safetensors
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <string>
+
+namespace memsieve::diffusion {
+
+using TensorMap = std::map<std::string, at::Tensor>;
+using Metadata = std::map<std::string, std::string>;
+
+/// Reads all tensors of a file to the CPU: F64, F32, F16, BF16, I64, I32, I16, I8, U8, BOOL. DataError naming file and
+/// tensor for anything wrong: truncated, offsets that overlap, leave holes, lie outside the file or do not fit the
+/// shape, unknown dtype, a key twice. Memory is only ever asked for what the file really holds. `metadata`, if given,
+/// receives __metadata__.
+TensorMap load_safetensors(const std::string& path, Metadata* metadata = nullptr);
+
+/// What a file says, for an error's one line: control characters as '?', cut if it is very long.
+std::string printable(const std::string& text);
+std::string in_quotes(const std::string& text);
+
+/// Writes to a temporary name in the same folder, fsyncs, renames: `path` is the old file or the whole new one.
+/// Tensors may lie on any device (one copy to the host each). DataError if it cannot be written or a dtype is not in
+/// the list above.
+void save_safetensors(const std::string& path, const TensorMap& tensors, const Metadata& metadata = {});
+
+}  // namespace memsieve::diffusion

@@ -1,0 +1,112 @@
+#include <memsieve/error.h>
+#include <diffusion/io/json_text.h>
+#include <diffusion/models/diffusers/model_folder.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
+
+namespace memsieve::diffusion {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// What diffusers calls the weights, and the index of their shards; the second pair for variant="fp16".
+const std::pair<const char*, const char*> names[] = {
+    {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"},
+    {"diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"}};
+
+// A name in the folder itself: a path would read whatever file its author liked.
+bool is_shard_name(const nlohmann::json& name) {
+  if (!name.is_string()) return false;
+  const auto text = name.get<std::string>();
+  const auto odd = [](unsigned char c) { return c < 32 || c == '/' || c == '\\'; };
+  return text.size() > 12 && text.ends_with(".safetensors") && std::none_of(text.begin(), text.end(), odd);
+}
+
+// The files named by the index's weight_map.
+std::set<std::string> shards_of(const fs::path& index) {
+  std::ifstream file(index);
+  const auto json = nlohmann::json::parse(file, nullptr, false);
+  if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object())
+    throw DataError(index.string() + ": not a JSON object with a weight_map");
+  std::set<std::string> shards;
+  for (const auto& [tensor, name] : json["weight_map"].items()) {
+    if (!is_shard_name(name))
+      throw DataError(index.string() + ": tensor " + in_quotes(tensor) + ": " + printable(json_text(name)) +
+                      " is not the name of a .safetensors file");
+    shards.insert(name.get<std::string>());
+  }
+  return shards;
+}
+
+FolderWeights read_shards(const fs::path& folder, const fs::path& index) {
+  FolderWeights weights{{}, index.string()};
+  for (const std::string& name : shards_of(index))
+    for (auto& [key, tensor] : load_safetensors((folder / name).string()))
+      if (!weights.tensors.emplace(key, tensor).second)
+        throw DataError((folder / name).string() + ": tensor " + in_quotes(key) + ": stands in another shard too");
+  return weights;
+}
+
+std::string shape_text(at::IntArrayRef shape) {
+  std::ostringstream out;
+  out << shape;
+  return out.str();
+}
+
+std::string others(std::size_t count) {
+  return count > 1 ? ", and so are " + std::to_string(count - 1) + " more" : "";
+}
+
+}  // namespace
+
+FolderWeights read_weights(const std::string& folder) {
+  const fs::path in(folder);
+  for (const auto& [whole, index] : names) {
+    if (fs::exists(in / whole)) return {load_safetensors((in / whole).string()), (in / whole).string()};
+    if (fs::exists(in / index)) return read_shards(in, in / index);
+  }
+  throw DataError(weights_path(folder) + ": cannot be opened" +
+                  (fs::exists(in / "diffusion_pytorch_model.bin")
+                       ? "; the folder holds a .bin file: save the model again with diffusers, safe_serialization=True"
+                       : ""));
+}
+
+void fill_parameters(torch::nn::Module& model, FolderWeights&& weights) {
+  auto& [tensors, where] = weights;
+  std::vector<std::string> missing;
+  for (auto& item : model.named_parameters()) {
+    const auto found = tensors.find(item.key());
+    if (found == tensors.end()) {
+      missing.push_back(item.key());
+      continue;
+    }
+    if (found->second.sizes() != item->sizes())
+      throw DataError(where + ": tensor " + in_quotes(item.key()) + " is " + shape_text(found->second.sizes()) +
+                      ", config.json asks for " + shape_text(item->sizes()));
+    item->set_data(found->second.to(at::kFloat));
+    tensors.erase(found);  // so that a file in half precision is never in memory twice
+  }
+  if (!missing.empty())
+    throw DataError(where + ": tensor " + in_quotes(missing.front()) + " is missing" + others(missing.size()) +
+                    "; config.json asks for it");
+  if (!tensors.empty())
+    throw DataError(where + ": tensor " + in_quotes(tensors.begin()->first) +
+                    " has no place in the model of config.json" +
+                    (tensors.size() > 1 ? ", nor have " + std::to_string(tensors.size() - 1) + " others" : ""));
+}
+
+std::string config_path(const std::string& folder) {
+  return (fs::path(folder) / "config.json").string();
+}
+
+std::string weights_path(const std::string& folder) {
+  return (fs::path(folder) / names[0].first).string();
+}
+
+}  // namespace memsieve::diffusion

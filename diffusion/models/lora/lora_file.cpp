@@ -1,0 +1,174 @@
+#include <ATen/core/grad_mode.h>
+#include <memsieve/error.h>
+#include <diffusion/io/json_text.h>
+#include <diffusion/io/safetensors.h>
+#include <diffusion/models/lora/lora.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <sstream>
+
+namespace memsieve::diffusion {
+
+const char* const lora_file_name = "pytorch_lora_weights.safetensors";
+
+namespace {
+
+using Json = nlohmann::json;
+
+const char* const metadata_key = "lora_adapter_metadata";  // diffusers' name
+const char* const prefix = "unet.";
+
+struct AdapterFile {
+  /// `LAYER.lora_A.weight`, without the prefix
+  TensorMap tensors;
+  /// as the header says
+  std::optional<double> alpha;
+};
+
+std::string shape_text(at::IntArrayRef shape) {
+  std::ostringstream out;
+  out << shape;
+  return out.str();
+}
+
+std::string without_prefix(const std::string& name) {
+  return name.rfind(prefix, 0) == 0 ? name.substr(std::char_traits<char>::length(prefix)) : name;
+}
+
+bool ends_with(const std::string& name, const std::string& tail) {
+  return name.size() > tail.size() && name.compare(name.size() - tail.size(), tail.size(), tail) == 0;
+}
+
+std::string tensor_in(const std::string& path, const std::string& name) {
+  return path + ": tensor '" + name + "'";
+}
+
+std::string value_in(const std::string& where, const std::string& key, const Json& value) {
+  return where + ": " + key + " is " + json_text(value);
+}
+
+// Of what peft's LoraConfig can ask for, only what is computed here may be in the file.
+std::optional<double> read_alpha(const std::string& path, const std::string& text) {
+  const std::string where = path + ": " + metadata_key;
+  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) throw DataError(where + " is not a JSON object");
+  std::optional<double> alpha;
+  for (const auto& [key, value] : json.items()) {
+    const std::string name = without_prefix(key);
+    if (name == "lora_alpha") {
+      if (!value.is_number() || !(value.get<double>() > 0))
+        throw DataError(value_in(where, key, value) + ", must be a number above 0");
+      alpha = value.get<double>();
+    }
+    static const std::set<std::string> switches = {"use_dora", "use_rslora", "lora_bias", "fan_in_fan_out"};
+    const bool asks = value.is_boolean() && value.get<bool>();
+    const bool differs_by_layer =
+        (name == "alpha_pattern" || name == "rank_pattern") && value.is_object() && !value.empty();
+    if ((switches.count(name) > 0 && asks) || differs_by_layer)
+      throw DataError(value_in(where, key, value) + ", which is not supported");
+  }
+  return alpha;
+}
+
+// diffusers' training scripts save `lora.down` and `lora.up`, peft `lora_A` and `lora_B`.
+std::string as_peft_names_it(const std::string& name) {
+  for (const auto& [theirs, peft] :
+       {std::pair{".lora.down.weight", ".lora_A.weight"}, {".lora.up.weight", ".lora_B.weight"}})
+    if (ends_with(name, theirs)) return name.substr(0, name.size() - std::strlen(theirs)) + peft;
+  return name;
+}
+
+AdapterFile read_file(const std::string& path) {
+  Metadata metadata;
+  AdapterFile file;
+  for (auto& [name, tensor] : load_safetensors(path, &metadata)) {
+    const std::string own = as_peft_names_it(without_prefix(name));
+    if (!ends_with(own, ".lora_A.weight") && !ends_with(own, ".lora_B.weight"))
+      throw DataError(tensor_in(path, name) +
+                      " is not named unet.LAYER.lora_A.weight or .lora_B.weight: not a UNet's adapter in diffusers' "
+                      "form; load and save it with diffusers");
+    if (!file.tensors.emplace(own, tensor).second)
+      throw DataError(tensor_in(path, name) + " stands there twice: with and without '" + prefix +
+                      "', or under an older name");
+  }
+  if (file.tensors.empty()) throw DataError(path + ": holds no tensor");
+  const auto found = metadata.find(metadata_key);
+  if (found != metadata.end()) file.alpha = read_alpha(path, found->second);
+  return file;
+}
+
+void copy_values(const std::string& path, TensorMap tensors,
+                 const std::vector<std::pair<std::string, at::Tensor>>& parameters) {
+  at::NoGradGuard no_grad;
+  for (auto [name, parameter] : parameters) {
+    const auto found = tensors.find(name);
+    if (found == tensors.end()) throw DataError(tensor_in(path, name) + " is missing");
+    if (found->second.sizes() != parameter.sizes())
+      throw DataError(tensor_in(path, name) + " is " + shape_text(found->second.sizes()) +
+                      ", this model and rank ask for " + shape_text(parameter.sizes()));
+    parameter.copy_(found->second);
+    tensors.erase(found);
+  }
+  if (!tensors.empty())
+    throw DataError(tensor_in(path, tensors.begin()->first) + " belongs to no layer that has an adapter here");
+}
+
+Json number(double value) {
+  if (value == std::floor(value) && std::abs(value) < 1e15) return static_cast<int64_t>(value);
+  return value;
+}
+
+}  // namespace
+
+Lora Lora::load(UNet2DConditionModel& unet, const std::string& path) {
+  const AdapterFile file = read_file(path);
+  const auto modules = unet->named_modules("", /*include_self=*/false);
+  LoraConfig config;
+  config.target_modules.clear();
+  for (const auto& [name, tensor] : file.tensors) {
+    if (!ends_with(name, ".lora_A.weight")) continue;
+    const std::string layer = name.substr(0, name.rfind(".lora_A.weight"));
+    const auto* found = modules.find(layer);
+    if (found == nullptr || dynamic_cast<Adaptable*>(found->get()) == nullptr)
+      throw DataError(tensor_in(path, name) + ": this UNet has no such layer");
+    if (tensor.dim() < 2 || tensor.size(0) < 1)
+      throw DataError(tensor_in(path, name) + " is " + shape_text(tensor.sizes()) + ", no adapter's");
+    if (config.target_modules.empty()) config.rank = tensor.size(0);
+    config.target_modules.push_back(layer);
+  }
+  if (config.target_modules.empty())
+    throw DataError(tensor_in(path, file.tensors.begin()->first) + " has no lora_A beside it");
+  config.alpha = file.alpha.value_or(static_cast<double>(config.rank));
+  Lora lora(unet, config, 0, path);
+  copy_values(path, file.tensors, lora.parameters());
+  return lora;
+}
+
+void Lora::restore(const std::string& path) {
+  const AdapterFile file = read_file(path);
+  const double alpha = file.alpha.value_or(static_cast<double>(config_.rank));
+  if (alpha != config_.alpha)
+    throw DataError(path + ": alpha is " + number(alpha).dump() + ", here it is " + number(config_.alpha).dump() +
+                    "; set lora.alpha to that of the file");
+  copy_values(path, file.tensors, parameters());
+}
+
+void Lora::save(const std::string& folder) const {
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) throw DataError(folder + ": cannot be made: " + error.message());
+  TensorMap tensors;
+  for (const auto& [name, tensor] : parameters()) tensors.emplace(prefix + name, tensor);
+  const Json config = {{prefix + std::string("r"), config_.rank},
+                       {prefix + std::string("lora_alpha"), number(config_.alpha)},
+                       {prefix + std::string("target_modules"), config_.target_modules}};
+  save_safetensors((std::filesystem::path(folder) / lora_file_name).string(), tensors,
+                   {{"format", "pt"}, {metadata_key, config.dump(2)}});
+}
+
+}  // namespace memsieve::diffusion

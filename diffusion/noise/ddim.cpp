@@ -1,0 +1,146 @@
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <memsieve/error.h>
+#include <diffusion/noise/ddim.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+namespace memsieve::diffusion {
+
+namespace {
+
+/// How much of x0 and how much noise there is at one timestep.
+struct Level {
+  double signal, noise;
+};
+
+struct Step {
+  double timestep;
+  Level from, to;
+};
+
+// What the model says at (x, t), guided, as float32.
+at::Tensor guided_prediction(const Denoiser& model, const at::Tensor& x, const at::Tensor& timestep,
+                             const Conditioning& condition, double guidance) {
+  const bool guided = guidance > 1;
+  const int64_t rows = x.size(0);
+  at::Tensor answer =
+      model(guided ? at::cat({x, x}) : x, timestep.expand({guided ? 2 * rows : rows}), condition).to(at::kFloat);
+  if (!guided) return answer;
+  const at::Tensor null = answer.narrow(0, 0, rows), captioned = answer.narrow(0, rows, rows);
+  return null + guidance * (captioned - null);
+}
+
+at::Tensor previous_sample(Prediction kind, const at::Tensor& x, const at::Tensor& prediction, const Step& step,
+                           const DdimOptions& options) {
+  const auto [a, s] = step.from;
+  at::Tensor x0, noise;
+  switch (kind) {
+    case Prediction::epsilon:
+      noise = prediction;
+      x0 = (x - s * noise) / a;
+      break;
+    case Prediction::v:
+      x0 = a * x - s * prediction;
+      noise = a * prediction + s * x;
+      break;
+    case Prediction::sample:
+      x0 = prediction;
+      noise = (x - a * x0) / s;
+      break;
+    case Prediction::flow:
+      x0 = x - s * prediction;
+      noise = x + a * prediction;
+      break;
+  }
+  if (options.clip_sample) x0 = x0.clamp(-options.clip_sample_range, options.clip_sample_range);
+  return step.to.signal * x0 + step.to.noise * noise;
+}
+
+std::vector<Step> ddim_steps(const NoiseSchedule& schedule, const DdimOptions& options) {
+  const double* alpha = schedule.alphas_cumprod().const_data_ptr<double>();
+  const auto level = [](double a) { return Level{std::sqrt(a), std::sqrt(1 - a)}; };
+  const int64_t stride = schedule.num_timesteps() / options.steps;
+  std::vector<Step> steps;
+  for (const int64_t t : ddim_timesteps(schedule.num_timesteps(), options)) {
+    const double last = options.set_alpha_to_one ? 1 : alpha[0];
+    steps.push_back({static_cast<double>(t), level(alpha[t]), level(t >= stride ? alpha[t - stride] : last)});
+  }
+  return steps;
+}
+
+// Noise levels evenly from 1 to 1 / T, then 0.
+std::vector<Step> euler_steps(const NoiseSchedule& schedule, const DdimOptions& options) {
+  const auto count = static_cast<double>(schedule.num_timesteps());
+  std::vector<double> levels;
+  for (int64_t i = 0; i < options.steps; ++i) {
+    const double part = options.steps > 1 ? static_cast<double>(i) / static_cast<double>(options.steps - 1) : 0;
+    levels.push_back(1 + part * (1 / count - 1));
+  }
+  levels.push_back(0);
+  std::vector<Step> steps;
+  for (size_t i = 0; i + 1 < levels.size(); ++i) {
+    const double s = levels[i], next = levels[i + 1];
+    steps.push_back({s * count - static_cast<double>(schedule.first_timestep()), {1 - s, s}, {1 - next, next}});
+  }
+  return steps;
+}
+
+// numpy's arange(T, 0, -T / steps), rounded half to even as numpy does, minus 1. numpy takes the difference of its
+// first two values for the stride, which decides what half is.
+std::vector<int64_t> trailing_timesteps(int64_t count, int64_t steps) {
+  std::vector<int64_t> timesteps;
+  const auto first = static_cast<double>(count);
+  const double stride = (first - first / static_cast<double>(steps)) - first;
+  for (int64_t i = 0; i < steps; ++i)
+    timesteps.push_back(static_cast<int64_t>(std::nearbyint(first + static_cast<double>(i) * stride)) - 1);
+  return timesteps;
+}
+
+std::vector<int64_t> linspace_timesteps(int64_t count, int64_t steps) {
+  std::vector<int64_t> timesteps;
+  const double step = steps > 1 ? static_cast<double>(count - 1) / static_cast<double>(steps - 1) : 0;
+  for (int64_t i = steps - 1; i >= 0; --i)
+    timesteps.push_back(static_cast<int64_t>(std::nearbyint(static_cast<double>(i) * step)));
+  return timesteps;
+}
+
+}  // namespace
+
+std::vector<int64_t> ddim_timesteps(int64_t num_train_timesteps, const DdimOptions& options, const std::string& where) {
+  if (options.steps < 1 || options.steps > num_train_timesteps)
+    throw ConfigError(where + ": steps is " + std::to_string(options.steps) + "; it must be between 1 and " +
+                      std::to_string(num_train_timesteps));
+  if (options.timestep_spacing == "trailing") return trailing_timesteps(num_train_timesteps, options.steps);
+  if (options.timestep_spacing == "linspace") return linspace_timesteps(num_train_timesteps, options.steps);
+  if (options.timestep_spacing != "leading")
+    throw ConfigError(where + ": unknown timestep_spacing '" + options.timestep_spacing +
+                      "'; use leading, trailing or linspace");
+  const int64_t ratio = num_train_timesteps / options.steps;
+  const int64_t last = (options.steps - 1) * ratio + options.steps_offset;
+  if (options.steps_offset < 0 || last >= num_train_timesteps)
+    throw ConfigError(where + ": steps " + std::to_string(options.steps) + " with steps_offset " +
+                      std::to_string(options.steps_offset) + " begins at timestep " + std::to_string(last) +
+                      ", but the schedule ends at " + std::to_string(num_train_timesteps - 1) + "; use fewer steps");
+  std::vector<int64_t> timesteps;
+  for (int64_t i = options.steps - 1; i >= 0; --i) timesteps.push_back(i * ratio + options.steps_offset);
+  return timesteps;
+}
+
+at::Tensor ddim_sample(const NoiseSchedule& schedule, const Denoiser& model, const at::Tensor& noise,
+                       const Conditioning& condition, const Conditioning& null, const DdimOptions& options) {
+  c10::NoGradGuard no_grad;
+  const bool flow = schedule.prediction() == Prediction::flow;
+  const Conditioning both = options.guidance > 1 ? cat(condition.uncaptioned(null), condition) : condition;
+  at::Tensor x = noise.to(at::kFloat);
+  for (const Step& step : flow ? euler_steps(schedule, options) : ddim_steps(schedule, options)) {
+    const at::Tensor timestep = at::full({1}, step.timestep, x.options().dtype(flow ? at::kFloat : at::kLong));
+    x = previous_sample(schedule.prediction(), x, guided_prediction(model, x, timestep, both, options.guidance), step,
+                        options);
+  }
+  return x;
+}
+
+}  // namespace memsieve::diffusion

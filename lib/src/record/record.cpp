@@ -1,0 +1,73 @@
+#include "record/record.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <limits>
+
+namespace memsieve {
+
+RecordBuilder::RecordBuilder(const RecordShape& shape, at::Device device) : shape_(shape) {
+  blank_ = at::full({shape.length()}, std::numeric_limits<double>::quiet_NaN(), at::device(device).dtype(at::kDouble));
+  blank_.slice(0, 0, RecordShape::kHeader + RecordShape::kMessage).zero_();
+  auto lines = blank_.slice(0, RecordShape::kHeader + RecordShape::kMessage).view({-1, shape.width()});
+  lines.slice(1, 0, RecordShape::first_channel).zero_();
+  flat_ = blank_.clone();
+  lines = flat_.slice(0, RecordShape::kHeader + RecordShape::kMessage).view({-1, shape.width()});
+  training_ = lines.slice(0, 0, shape.training_lines()).view({shape.micro_batches, shape.rows, shape.width()});
+  held_out_ = lines.slice(0, shape.training_lines());
+}
+
+void RecordBuilder::clear() {
+  flat_.copy_(blank_);
+  failed_ = false;
+}
+
+void RecordBuilder::put_training(int64_t micro, const at::Tensor& lines) {
+  training_.select(0, micro).slice(0, 0, lines.size(0)).copy_(lines);
+}
+
+void RecordBuilder::put_held_out(int64_t from, const at::Tensor& lines) {
+  held_out_.slice(0, from, from + lines.size(0)).copy_(lines);
+}
+
+void RecordBuilder::mark_nonfinite(int64_t micro, const at::Tensor& bad) {
+  auto column = training_.select(0, micro).select(1, RecordShape::nonfinite).slice(0, 0, bad.size(0));
+  column.copy_(at::maximum(column, bad.to(at::kDouble)));
+}
+
+void RecordBuilder::fail(const std::string& message) {
+  if (failed_) return;
+  failed_ = true;
+  const auto length = std::min<int64_t>(RecordShape::kMessage, static_cast<int64_t>(message.size()));
+  at::Tensor text = at::zeros({RecordShape::kHeader + length}, at::kDouble);
+  auto values = text.accessor<double, 1>();
+  values[0] = 1;
+  values[1] = static_cast<double>(length);
+  for (int64_t i = 0; i < length; ++i) values[RecordShape::kHeader + i] = static_cast<unsigned char>(message[i]);
+  flat_.slice(0, 0, text.size(0)).copy_(text);
+}
+
+Gathered split(const at::Tensor& all, const RecordShape& shape) {
+  const int64_t ranks = all.size(0), width = shape.width();
+  const auto lines = all.slice(1, RecordShape::kHeader + RecordShape::kMessage).reshape({ranks, -1, width});
+  const auto training =
+      lines.slice(1, 0, shape.training_lines()).reshape({ranks, shape.micro_batches, shape.rows, width});
+  return {all.select(1, 0), training.transpose(0, 1).reshape({-1, width}),
+          lines.slice(1, shape.training_lines()).reshape({-1, width})};
+}
+
+std::string first_error(const at::Tensor& all) {
+  const auto values = all.accessor<double, 2>();
+  for (int64_t rank = 0; rank < all.size(0); ++rank) {
+    if (values[rank][0] == 0) continue;
+    std::string message = "rank " + std::to_string(rank) + ": ";
+    for (int64_t i = 0; i < static_cast<int64_t>(values[rank][1]); ++i) {
+      message.push_back(static_cast<char>(static_cast<int>(values[rank][RecordShape::kHeader + i])));
+    }
+    return message;
+  }
+  return "";
+}
+
+}  // namespace memsieve

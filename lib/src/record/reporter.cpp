@@ -1,0 +1,200 @@
+#include "record/reporter.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <memsieve/error.h>
+
+#include <cmath>
+#include <limits>
+
+namespace memsieve {
+
+namespace {
+constexpr int64_t kLagOnGpu = 2;  // steps; long enough that waiting for the copy never stalls the queue of kernels
+
+constexpr size_t kReportsKept = 10000;  // of a loop that never asks for them
+
+bool any_set(const at::Tensor& column) {
+  const auto values = column.accessor<double, 1>();
+  for (int64_t i = 0; i < column.size(0); ++i) {
+    if (values[i] > 0) return true;
+  }
+  return false;
+}
+
+bool broken(const Gathered& host) {
+  return any_set(host.failed) || any_set(host.training.select(1, RecordShape::nonfinite)) ||
+         any_set(host.held_out.select(1, RecordShape::nonfinite));
+}
+
+}  // namespace
+
+struct Reporter::Pending {
+  Clock clock;
+  at::Tensor host;
+  /// null when the copy was immediate
+  std::shared_ptr<c10::Event> copied;
+};
+
+Reporter::Reporter(const SieveOptions& options, const Setup& setup, const RecordShape& shape, int64_t rank,
+                   const std::string& configuration)
+    : options_(options),
+      shape_(shape),
+      held_out_size_(setup.held_out_size),
+      lag_(setup.device.is_cpu() ? 0 : kLagOnGpu),
+      group_id_(setup.group_id),
+      path_(setup.ledger_path),
+      rank_(rank),
+      writes_ledger_(rank == 0 && !setup.ledger_path.empty()) {
+  header_.run_id = setup.run_id;
+  header_.configuration = configuration;
+  for (const auto& channel : options.channels) header_.channels.push_back(channel.name);
+}
+
+Reporter::~Reporter() {
+  try {
+    if (ledger_ && !rows_.empty()) ledger_->append(std::move(rows_));  // a loop that ends without flush()
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): an earlier write failed and was reported then
+  }
+}
+
+void Reporter::push(const Clock& clock, const at::Tensor& all) {
+  begun_ = true;
+  Pending step{clock, {}, nullptr};
+  if (all.device().is_cpu()) {
+    step.host = all;
+  } else {
+    step.host = at::empty(all.sizes(), all.options().device(at::kCPU).pinned_memory(true));
+    step.host.copy_(all, /*non_blocking=*/true);
+    step.copied = std::make_shared<c10::Event>(all.device().type());
+    step.copied->record(c10::impl::VirtualGuardImpl(all.device().type()).getStream(all.device()));
+  }
+  pending_.push_back(std::move(step));
+}
+
+void Reporter::catch_up(bool everything) {
+  const int64_t keep = everything ? 0 : lag_;
+  while (static_cast<int64_t>(pending_.size()) > keep) {
+    const Pending step = std::move(pending_.front());
+    pending_.pop_front();
+    if (step.copied) step.copied->synchronize();
+    digest(step);
+  }
+}
+
+void Reporter::digest(const Pending& step) {
+  const Gathered host = split(step.host, shape_);
+  if (reports_.size() >= kReportsKept) reports_.pop_front();
+  reports_.push_back(report(step, host));
+  add_rows(step, host.training, 0);
+  add_rows(step, host.held_out, 1);
+  if (ledger_ && (step.clock.step + 1) % options_.flush_every == 0) {
+    try {
+      ledger_->append(std::exchange(rows_, {}));
+    } catch (const std::exception&) {
+      write_error_ = std::current_exception();
+    }
+  }
+  throw_errors(step, host);
+}
+
+void Reporter::blame(const std::exception_ptr& error) {
+  if (!own_error_) own_error_ = error;
+}
+
+StepReport Reporter::report(const Pending& step, const Gathered& host) const {
+  StepReport r;
+  r.step = step.clock.step;
+  r.raw.resize(shape_.channels);
+  double sum = 0;
+  int64_t scored = 0;
+  const auto lines = host.training.accessor<double, 2>();
+  for (int64_t i = 0; i < host.training.size(0); ++i) {
+    if (lines[i][RecordShape::present] == 0) continue;
+    const double weight = lines[i][RecordShape::weight], score = lines[i][RecordShape::score];
+    ++r.rows;
+    r.weight += weight;
+    r.dropped += weight == 0;
+    r.downweighted += weight > 0 && weight < 1;
+    r.probed += lines[i][RecordShape::probed] > 0;
+    r.nonfinite += lines[i][RecordShape::nonfinite] > 0;
+    r.drop_level = lines[i][RecordShape::threshold];
+    if (std::isfinite(score)) r.scores.push_back(static_cast<float>(score));
+    for (int64_t c = 0; c < shape_.channels; ++c) {
+      const double raw = lines[i][RecordShape::first_channel + c];
+      if (std::isfinite(raw)) r.raw[c].push_back(static_cast<float>(raw));
+    }
+    if (!std::isnan(score)) {
+      sum += score;
+      ++scored;
+    }
+  }
+  r.mean_score = scored > 0 ? sum / static_cast<double>(scored) : std::numeric_limits<double>::quiet_NaN();
+  r.skipped = r.weight == 0 || broken(host);
+  return r;
+}
+
+void Reporter::add_rows(const Pending& step, const at::Tensor& lines, uint8_t kind) {
+  const auto a = lines.accessor<double, 2>();
+  const int64_t channels = shape_.channels;
+  for (int64_t i = 0; i < lines.size(0); ++i) {
+    if (a[i][RecordShape::present] == 0) continue;
+    ++ledger_rows_;
+    if (!writes_ledger_) continue;
+    LedgerRow row;
+    row.step = step.clock.step;
+    row.epoch = static_cast<uint32_t>(step.clock.epoch);
+    row.sample = static_cast<int64_t>(a[i][RecordShape::id]);
+    if (kind == 1) row.sample %= held_out_size_;
+    row.group = kind == 0 && !group_id_.empty() ? group_id_[row.sample] : row.sample;
+    row.timestep = static_cast<float>(a[i][RecordShape::timestep]);
+    row.kind = kind;
+    row.captioned = a[i][RecordShape::captioned] > 0;
+    row.flagged = a[i][RecordShape::flagged] > 0;
+    row.weight = static_cast<float>(a[i][RecordShape::weight]);
+    row.score = static_cast<float>(a[i][RecordShape::score]);
+    row.threshold = static_cast<float>(a[i][RecordShape::threshold]);
+    for (int64_t c = 0; c < channels; ++c) {
+      row.raw.push_back(static_cast<float>(a[i][RecordShape::first_channel + c]));
+      row.z.push_back(static_cast<float>(a[i][RecordShape::first_channel + channels + c]));
+    }
+    rows_.push_back(std::move(row));
+  }
+}
+
+void Reporter::throw_peer_error(const std::string& where, const at::Tensor& all) const {
+  const std::string error = first_error(all);
+  if (error.empty()) return;
+  const bool mine = all[rank_][0].item<double>() > 0;
+  throw PeerError(where + error, mine ? own_error_ : nullptr);
+}
+
+void Reporter::throw_errors(const Pending& step, const Gathered& host) const {
+  throw_peer_error("step " + std::to_string(step.clock.step) + ": ", step.host);
+  if (!options_.fail_on_nonfinite) return;
+  for (const auto* lines : {&host.training, &host.held_out}) {
+    const auto a = lines->accessor<double, 2>();
+    for (int64_t i = 0; i < lines->size(0); ++i) {
+      if (a[i][RecordShape::nonfinite] == 0) continue;
+      const auto id = static_cast<int64_t>(a[i][RecordShape::id]);
+      const std::string who = lines == &host.training ? "sample " + std::to_string(id)
+                                                      : "held-out picture " + std::to_string(id % held_out_size_);
+      throw NonFiniteError("step " + std::to_string(step.clock.step) + ": " + who +
+                           ": NaN or Inf in its prediction, magnitude or loss; the update was skipped (look at the "
+                           "sample, lower the learning rate, or set on_nonfinite: skip)");
+    }
+  }
+}
+
+void Reporter::open_ledger(int64_t keep_rows) {
+  if (writes_ledger_ && !ledger_) ledger_ = std::make_unique<Ledger>(path_, header_, keep_rows);
+}
+
+void Reporter::write_out() {
+  if (!ledger_) return;
+  ledger_->append(std::exchange(rows_, {}));
+  ledger_->flush();
+}
+
+}  // namespace memsieve

@@ -1,0 +1,83 @@
+#pragma once
+// The host side of the sieve: what follows later through pinned memory. Private to the library.
+
+#include <ATen/core/Tensor.h>
+#include <memsieve/sieve.h>
+
+#include <deque>
+#include <exception>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "record/ledger.h"
+#include "config/options.h"
+#include "record/record.h"
+
+namespace c10 {
+struct Event;
+}
+
+namespace memsieve {
+
+class Reporter {
+ public:
+  Reporter(const SieveOptions& options, const Setup& setup, const RecordShape& shape, int64_t rank,
+           const std::string& configuration);
+  ~Reporter();
+
+  /// Starts the copy of a step's gathered records [ranks, length] to the host.
+  void push(const Clock& clock, const at::Tensor& all);
+  /// Works through the steps that are due: all on a CPU, all but the newest two on a GPU; every one with `everything`.
+  /// Throws what those steps brought: PeerError, NonFiniteError.
+  void catch_up(bool everything);
+  /// Keeps the first error of this rank, to be the cause of the PeerError that its record will bring.
+  void blame(const std::exception_ptr& error);
+  /// Throws PeerError, `where` in front, if any rank's record (at least its head; [ranks, ...] on the CPU) carries
+  /// an error.
+  void throw_peer_error(const std::string& where, const at::Tensor& all) const;
+  /// Why the ledger could not be written since the last call, or null. It is for all ranks to know, so catch_up does
+  /// not throw it.
+  std::exception_ptr take_write_error() { return std::exchange(write_error_, nullptr); }
+  /// Hands buffered ledger rows to the writer and waits until they are on disk. Throws DataError (rank 0).
+  void write_out();
+  /// Opens the ledger; `keep_rows` >= 0 continues an existing one there.
+  void open_ledger(int64_t keep_rows);
+  bool ledger_is_open() const { return ledger_ != nullptr; }
+  bool wants_ledger() const { return writes_ledger_; }
+  /// a step was pushed
+  bool has_begun() const { return begun_; }
+  /// Rows of the ledger on all ranks' account (kept by every rank, so that checkpoints agree).
+  int64_t ledger_rows() const { return ledger_rows_; }
+  void set_ledger_rows(int64_t rows) { ledger_rows_ = rows; }
+  std::string channel_names() const { return header_.channel_names(); }
+  std::vector<StepReport> take() {
+    const auto taken = std::exchange(reports_, {});
+    return {taken.begin(), taken.end()};
+  }
+
+ private:
+  struct Pending;
+  void digest(const Pending& step);
+  StepReport report(const Pending& step, const Gathered& host) const;
+  void add_rows(const Pending& step, const at::Tensor& lines, uint8_t kind);
+  void throw_errors(const Pending& step, const Gathered& host) const;
+
+  const SieveOptions& options_;
+  RecordShape shape_;
+  int64_t held_out_size_, lag_;
+  std::vector<int64_t> group_id_;
+  std::string path_;
+  LedgerHeader header_;
+  int64_t rank_;
+  bool writes_ledger_, begun_ = false;
+  std::exception_ptr own_error_, write_error_;
+  std::deque<Pending> pending_;
+  std::deque<StepReport> reports_;
+  std::vector<LedgerRow> rows_;
+  int64_t ledger_rows_ = 0;
+  std::unique_ptr<Ledger> ledger_;
+};
+
+}  // namespace memsieve

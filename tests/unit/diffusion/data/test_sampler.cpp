@@ -1,0 +1,75 @@
+// The sampler: a pure function of seed and step that every number of ranks agrees on.
+#include <memsieve/error.h>
+#include <diffusion/data/sampler.h>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <numeric>
+#include <set>
+
+using namespace memsieve::diffusion;
+
+TEST_CASE("N ranks see the same global batch as one") {
+  const Sampler one(101, 1, 12, 1, 9);
+  for (const auto& [world, rows, micro] :
+       std::vector<std::tuple<int, int, int>>{{1, 6, 2}, {2, 6, 1}, {2, 3, 2}, {4, 3, 1}, {3, 1, 4}}) {
+    const Sampler many(101, world, rows, micro, 9);
+    for (int64_t step = 0; step < 30; ++step) {
+      std::vector<int64_t> together;
+      for (int64_t m = 0; m < micro; ++m)
+        for (int64_t rank = 0; rank < world; ++rank) {
+          REQUIRE(many.place(m, rank, 0) == static_cast<int64_t>(together.size()));
+          for (const int64_t id : many.rows(step, m, rank)) together.push_back(id);
+        }
+      REQUIRE(together == one.global_batch(step));
+      REQUIRE(many.epoch(step) == one.epoch(step));
+    }
+  }
+}
+
+TEST_CASE("epochs leave out no row and repeat none") {
+  const Sampler sampler(29, 2, 2, 2, 3);
+  std::vector<int64_t> walked;
+  for (int64_t step = 0; step < 29; ++step)
+    for (const int64_t id : sampler.global_batch(step)) walked.push_back(id);
+  REQUIRE(walked.size() == 8 * 29);
+  std::set<std::vector<int64_t>> orders;
+  for (int epoch = 0; epoch < 8; ++epoch) {
+    const std::vector<int64_t> order(walked.begin() + epoch * 29, walked.begin() + (epoch + 1) * 29);
+    orders.insert(order);
+    auto sorted = order;
+    std::sort(sorted.begin(), sorted.end());
+    std::vector<int64_t> all(29);
+    std::iota(all.begin(), all.end(), 0);
+    REQUIRE(sorted == all);
+  }
+  REQUIRE(orders.size() == 8);
+}
+
+TEST_CASE("steps may be asked for in any order, and a seed changes them") {
+  const Sampler forward(50, 1, 8, 1, 1), backward(50, 1, 8, 1, 1), other(50, 1, 8, 1, 2);
+  std::vector<std::vector<int64_t>> batches;
+  for (int64_t step = 0; step < 40; ++step) batches.push_back(forward.global_batch(step));
+  for (int64_t step = 39; step >= 0; --step) REQUIRE(backward.global_batch(step) == batches[step]);
+  REQUIRE(other.global_batch(0) != batches[0]);
+}
+
+TEST_CASE("shuffles are fair: every row reaches every place equally often") {
+  std::vector<int> counts(5 * 5, 0);
+  for (int64_t epoch = 0; epoch < 5000; ++epoch) {
+    const auto order = epoch_permutation(5, 17, epoch);
+    for (int place = 0; place < 5; ++place) ++counts[place * 5 + order[place]];
+  }
+  for (const int count : counts) REQUIRE(std::abs(count - 1000) < 5 * 29);  // binomial sd is 28.3
+}
+
+TEST_CASE("impossible batches are refused") {
+  REQUIRE_THROWS_WITH(Sampler(10, 2, 3, 2, 0),
+                      "sampler: a global batch of 2 ranks x 3 rows x 2 micro-batches is larger than the data set of 10 "
+                      "rows; lower train_batch_size or gradient_accumulation_steps");
+  REQUIRE_NOTHROW(Sampler(12, 2, 3, 2, 0));
+  REQUIRE_THROWS_AS(Sampler(10, 1, int64_t{1} << 62, 8, 0), memsieve::ConfigError);
+  REQUIRE_THROWS_AS(Sampler(10, 1, 0, 1, 0), memsieve::ConfigError);
+  REQUIRE_THROWS_AS(Sampler(10, 1, 1, -1, 0), memsieve::ConfigError);
+  REQUIRE_THROWS_AS(Sampler(0, 1, 1, 1, 0), memsieve::ConfigError);
+}

@@ -1,0 +1,118 @@
+#include <memsieve/memsieve.h>
+
+#include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
+
+using memsieve::ConfigError;
+using memsieve::resolve;
+using memsieve::Schema;
+
+namespace {
+
+Schema sample() {
+  Schema filter, root;
+  filter.real("threshold", 2, 0, 10, "level").choice("norm", "l2", {"l2", "rms"}, "norm");
+  Schema filters;
+  filters.optional_section("magnitude", filter, "a filter");
+  root.integer("seed", 7, 0, 100, "seed")
+      .boolean("ema", true, "average")
+      .text("name", "", "a name")
+      .texts("files", {}, "files")
+      .reals("betas", {0.9, 0.999}, "betas")
+      .section("filters", filters, "filters");
+  return root;
+}
+
+std::string error_of(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+  try {
+    resolve(yaml, "run.yaml", sample(), overrides);
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("errors name file, line, key and remedy", "[schema]") {
+  CHECK(error_of("seed: 1\nfilters:\n  magnitude:\n    treshold: 3\n") ==
+        "run.yaml:4: filters.magnitude.treshold: unknown key; did you mean 'threshold'?");
+  CHECK(error_of("seed: 101") == "run.yaml:1: seed: 101 is out of range; it must lie in [0, 100]");
+  CHECK(error_of("\nseed: many") == "run.yaml:2: seed: expected integer, got 'many'");
+  CHECK(error_of("filters: {magnitude: {norm: l1}}") ==
+        "run.yaml:1: filters.magnitude.norm: unknown value 'l1'; did you mean 'l2'?");
+  CHECK(error_of("filters: {magnitude: {threshold: .nan}}").find("out of range") != std::string::npos);
+  CHECK(error_of("filters: 3") == "run.yaml:1: filters: expected a mapping");
+  CHECK(error_of("- a") == "run.yaml:1: expected a mapping of keys to values");
+  CHECK(error_of("seed: 1\nseed: 2").find("key given twice") != std::string::npos);
+  CHECK(error_of("a: [").find("run.yaml:1: not valid YAML") == 0);
+  CHECK(error_of("seed: [1]") == "run.yaml:1: seed: expected integer, got a list or mapping");
+  CHECK(error_of("zzzzzzz: 1").find("known keys: seed, ema") != std::string::npos);
+}
+
+TEST_CASE("overrides win over the file and are named in errors", "[schema]") {
+  const auto s = resolve("seed: 1", "run.yaml", sample(), {"seed=5", "filters.magnitude.norm=rms", "files=[a, b]"});
+  CHECK(s.integer("seed") == 5);
+  CHECK(s.section("filters").section("magnitude").text("norm") == "rms");
+  CHECK(s.texts("files") == std::vector<std::string>{"a", "b"});
+  CHECK(error_of("seed: 1", {"filters.magnitude.nrm=l2"}) ==
+        "--set filters.magnitude.nrm=l2: filters.magnitude.nrm: unknown key; did you mean 'norm'?");
+  CHECK(error_of("seed: 1", {"seed"}) == "--set seed: expected key.subkey=value");
+  CHECK(error_of("seed: 1", {"seed.x=1"}) == "--set seed.x=1: seed is not a mapping");
+}
+
+TEST_CASE("optional sections are there only if named; defaults fill the rest", "[schema]") {
+  const auto without = resolve("", "run.yaml", sample());
+  CHECK(without.section("filters").present().empty());
+  CHECK(without.integer("seed") == 7);
+  CHECK_FALSE(without.has("seed"));
+  const auto with = resolve("filters: {magnitude: }", "run.yaml", sample());
+  CHECK(with.section("filters").present() == std::vector<std::string>{"magnitude"});
+  CHECK(with.real("filters.magnitude.threshold") == 2);
+  CHECK_THROWS_AS(with.real("filters.magnitude.nothing"), std::logic_error);
+}
+
+TEST_CASE("the printed configuration resolves to itself", "[schema]") {
+  const auto s = resolve("seed: 3\nname: 'a: b'\nfilters: {magnitude: {threshold: 0.1}}", "run.yaml", sample());
+  const auto again = resolve(s.yaml(), "printed", sample());
+  CHECK(again.yaml() == s.yaml());
+  CHECK(again.text("name") == "a: b");
+  CHECK(again.real("filters.magnitude.threshold") == 0.1);
+}
+
+TEST_CASE("the sieve refuses combinations that cannot work, naming the key", "[schema]") {
+  const auto refusal = [](const std::string& sieve) {
+    memsieve::Setup setup;
+    setup.filters = memsieve::builtin_filters();
+    setup.dataset_size = 10;
+    setup.rows_per_micro_batch = 4;
+    try {
+      memsieve::Sieve::from_text("sieve:\n  " + sieve, "run.yaml", std::make_shared<memsieve::SoloComm>(), setup);
+    } catch (const ConfigError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  CHECK(refusal("filters: {}").find("sieve.filters: names no filter") != std::string::npos);
+  CHECK(refusal("filters: {prediction_error: {}}").find("sieve.held_out.rows: is 0") != std::string::npos);
+  const std::string base = "{filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: ";
+  const auto whole = [&](const std::string& threshold, const std::string& more = "") {
+    memsieve::Setup setup;
+    setup.filters = memsieve::builtin_filters();
+    setup.dataset_size = 10;
+    setup.rows_per_micro_batch = 4;
+    try {
+      memsieve::Sieve::from_text("sieve: " + base + threshold + more + "}", "run.yaml",
+                                 std::make_shared<memsieve::SoloComm>(), setup);
+    } catch (const ConfigError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  CHECK(whole("{kind: fixed, drop: 2}").empty());
+  CHECK(whole("{kind: quantile, drop: 2}").find("run.yaml:1: sieve.threshold.drop: with `kind: quantile`") == 0);
+  CHECK(whole("{kind: fixed, drop: 2, release: 1}").find("needs `evidence.kind: ledger`") != std::string::npos);
+  CHECK(whole("{kind: fixed, drop: 2}", ", block_rows: 5").find("larger than the micro-batch of 4 rows") !=
+        std::string::npos);
+  CHECK(whole("{kind: fixed, drop: 2}", ", reference: {kind: start_model}").find("set standardise.by: timestep") !=
+        std::string::npos);
+}

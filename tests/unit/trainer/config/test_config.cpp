@@ -1,0 +1,168 @@
+// Configuration: what is refused, and with which words; which settings a resumed run must keep.
+#include <memsieve/builtin.h>
+#include <memsieve/error.h>
+#include <trainer/config/train_config.h>
+
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <filesystem>
+#include <fstream>
+
+namespace fs = std::filesystem;
+using namespace memsieve;
+using namespace memsieve::trainer;
+
+namespace {
+
+const std::string kGood = R"(seed: 3
+data:
+  train: train.h5
+model:
+  config: unet.json
+max_train_steps: 100
+lr_scheduler: linear
+)";
+
+TrainConfig read(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+  return read_config_text(yaml, "run.yaml", builtin_filters(), overrides);
+}
+
+std::string refusal(const std::string& yaml, const std::vector<std::string>& overrides = {}) {
+  try {
+    read(yaml, overrides);
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("a configuration becomes plain values") {
+  const TrainConfig c = read(kGood, {"learning_rate=0.25", "validation.every=0", "mixed_precision=bf16"});
+  CHECK(c.seed == 3);
+  CHECK(c.train_data == "train.h5");
+  CHECK(c.optimizer.learning_rate == 0.25);
+  CHECK(c.optimizer.lr_scheduler == "linear");
+  CHECK(c.autocast == at::kBFloat16);
+  CHECK_FALSE(c.sieve);
+}
+
+TEST_CASE("the sieve is on if its section is there and the filter is not off") {
+  const std::string with = kGood + "sieve:\n  filters:\n    magnitude: {}\n";
+  CHECK(read(with).sieve);
+  CHECK_FALSE(read(with, {"filter=off"}).sieve);
+  CHECK(read(kGood, {"sieve.filters.magnitude.norm=rms"}).sieve);
+}
+
+TEST_CASE("contradictions are refused with the key and a remedy") {
+  using Catch::Contains;
+  CHECK_THAT(refusal("data: {train: a.h5}\n"), Contains("model.pretrained") && Contains("model.config"));
+  CHECK_THAT(refusal("model: {config: a}\n"), Contains("data.train"));
+  CHECK_THAT(refusal(kGood, {"model.pretrained=folder"}), Contains("run.yaml:5: model.config") && Contains("keep one"));
+  CHECK_THAT(refusal(kGood, {"validation.every=10"}),
+             Contains("--set validation.every=10") && Contains("data.validation"));
+  CHECK_THAT(refusal(kGood, {"sampling.every=10"}), Contains("data.prompts"));
+  CHECK_THAT(refusal(kGood, {"lr_warmup_steps=100"}), Contains("lr_warmup_steps") && Contains("100"));
+  CHECK_THAT(refusal(kGood, {"beta_start=0.5"}), Contains("beta_start"));
+  CHECK_THAT(refusal(kGood, {"rescale_betas_zero_snr=true"}),
+             Contains("--set rescale_betas_zero_snr=true") && Contains("v_prediction"));
+  CHECK_THAT(refusal(kGood, {"sampling.every=5", "data.prompts=p.h5", "sampling.num_inference_steps=1000"}),
+             Contains("sampling.num_inference_steps") && Contains("fewer"));
+  CHECK_THAT(refusal(kGood + "output_dir: ''\n"), Contains("run.yaml:8: output_dir"));
+  CHECK_THAT(refusal(kGood + "lerning_rate: 1\n"), Contains("run.yaml:8") && Contains("did you mean 'learning_rate'?"));
+}
+
+namespace {
+
+/// A pipeline's folder with nothing in it but what the configuration looks at.
+class Pipeline {
+ public:
+  explicit Pipeline(const std::string& scheduler) {
+    path_ = (fs::temp_directory_path() / "memsieve-pipeline-XXXXXX").string();
+    REQUIRE(mkdtemp(path_.data()) != nullptr);
+    fs::create_directories(path_ + "/unet");
+    fs::create_directories(path_ + "/scheduler");
+    std::ofstream(path_ + "/unet/config.json") << "{}";
+    std::ofstream(path_ + "/scheduler/scheduler_config.json") << scheduler;
+  }
+  ~Pipeline() { fs::remove_all(path_); }
+  std::string path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+const std::string kNoModel = "data: {train: train.h5}\n";
+
+}  // namespace
+
+TEST_CASE("a pipeline's scheduler gives the defaults, and the YAML overrides them") {
+  const Pipeline pipeline(
+      R"({"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "beta_schedule": "scaled_linear",
+          "beta_end": 0.012, "rescale_betas_zero_snr": true, "timestep_spacing": "trailing", "clip_sample": true})");
+  for (const std::string& pretrained : {pipeline.path(), pipeline.path() + "/unet", pipeline.path() + "/unet/"}) {
+    INFO(pretrained);
+    const TrainConfig c = read(kNoModel, {"model.pretrained=" + pretrained});
+    CHECK(c.diffusion.schedule.prediction_type == "v_prediction");
+    CHECK(c.diffusion.schedule.beta_start == 0.0001);  // diffusers' default, as the file has none
+    CHECK(c.diffusion.schedule.beta_end == 0.012);
+    CHECK(c.diffusion.schedule.rescale_betas_zero_snr);
+    CHECK(c.diffusion.draw.timestep_spacing == "trailing");
+    CHECK(c.diffusion.draw.clip_sample);
+    CHECK(c.notes.empty());
+    CHECK(read(c.settings.yaml()).settings.yaml() == c.settings.yaml());
+  }
+  CHECK(read(kNoModel, {"model.pretrained=" + pipeline.path(), "sampling.every=1", "data.prompts=p.h5"}).notes.empty());
+  const TrainConfig leading = read(kNoModel, {"model.pretrained=" + pipeline.path(), "sampling.every=1",
+                                              "data.prompts=p.h5", "sampling.timestep_spacing=leading"});
+  REQUIRE(leading.notes.size() == 1);
+  CHECK_THAT(leading.notes[0], Catch::Contains("timestep_spacing") && Catch::Contains("trailing"));
+  const TrainConfig other =
+      read(kNoModel + "beta_end: 0.02\n",
+           {"model.pretrained=" + pipeline.path(), "prediction_type=sample", "rescale_betas_zero_snr=true"});
+  CHECK(other.diffusion.schedule.prediction_type == "sample");
+  REQUIRE(other.notes.size() == 2);
+  CHECK_THAT(other.notes[0], Catch::Contains("prediction_type: is sample") &&
+                                 Catch::Contains("scheduler_config.json says v_prediction"));
+  CHECK_THAT(other.notes[1], Catch::Contains("run.yaml:2: beta_end: is 0.02"));
+  const TrainConfig without = read(kNoModel, {"model.pretrained=" + pipeline.path(), "model.scheduler=none"});
+  CHECK(without.diffusion.schedule.prediction_type == "epsilon");
+  CHECK_FALSE(without.diffusion.draw.clip_sample);
+  // beside a model.config
+  const TrainConfig named = read(kGood, {"model.scheduler=" + pipeline.path() + "/scheduler"});
+  CHECK(named.diffusion.schedule.prediction_type == "v_prediction");
+  CHECK(unet_folder(pipeline.path()) == pipeline.path() + "/unet");
+  CHECK(unet_folder(pipeline.path() + "/unet") == pipeline.path() + "/unet");
+  // The file's mistakes are named with the file, the configuration's with the key.
+  CHECK_THAT(refusal(kNoModel, {"model.pretrained=" + pipeline.path(), "prediction_type=epsilon"}),
+             Catch::Contains("prediction_type") && Catch::Contains("pure noise"));
+  CHECK_THAT(refusal(kNoModel, {"model.scheduler=nowhere.json"}), Catch::Contains("nowhere.json"));
+}
+
+TEST_CASE("a configuration printed in full means the same") {
+  const TrainConfig c = read(kGood, {"sieve.filters.magnitude.norm=rms"});
+  CHECK(read(c.settings.yaml()).settings.yaml() == c.settings.yaml());
+}
+
+TEST_CASE("a resumed run may change where it writes, not what it computes") {
+  const auto meaning = [](const std::vector<std::string>& overrides) {
+    return meaning_of(read(kGood, overrides).settings.yaml());
+  };
+  const std::string base = meaning({});
+  for (const char* free :
+       {"output_dir=elsewhere", "max_train_steps=7", "log_every=3", "checkpointing_steps=1", "device=cpu",
+        "sampling.guidance_scale=3", "train_batch_size=2", "resume_from_checkpoint=latest", "data.train=moved.h5",
+        "data.held_out=moved.h5", "data.prompts=p.h5", "data.validation=v.h5", "data.prefetch=0"}) {
+    INFO(free);
+    CHECK(meaning({free}) == base);
+  }
+  for (const char* bound : {"seed=4", "learning_rate=0.5", "data.random_flip=true", "snr_gamma=5", "use_ema=true",
+                            "sieve.filters.magnitude.norm=rms", "filter=off"}) {
+    INFO(bound);
+    CHECK(meaning({bound}) != base);
+  }
+  CHECK(first_difference(meaning({"seed=4"}), base) == "`seed: 4` / `seed: 3`");
+  CHECK(first_difference(base, base).empty());
+}

@@ -1,0 +1,57 @@
+#pragma once
+// Checkpoints: a folder that appears whole or not at all.
+//
+//   step-000880/unet/            diffusers folder; with LoRA instead lora/, which holds the adapter file
+//               unet_ema/        the same with the averaged weights, if use_ema; or lora_ema/
+//               scheduler/       scheduler_config.json: the noise that was trained with, for diffusers
+//               optimizer.safetensors
+//               sieve.safetensors, if there is a sieve
+//               state.json       written last; lists every other file with its size
+
+#include <diffusion/io/safetensors.h>
+#include <diffusion/models/unet/unet.h>
+#include <trainer/rooms.h>
+
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace memsieve::trainer {
+
+/// What state.json holds.
+struct CheckpointState {
+  /// optimiser steps done
+  int64_t step = 0;
+  uint64_t seed = 0;
+  int64_t world_size = 1, global_batch = 0, nonfinite_in_a_row = 0;
+  std::string run_id;
+  /// meaning_of(configuration): what must not change when resuming
+  std::string meaning;
+  /// the UNet that the adapters belong to (diffusion/models/lora/lora.h), "" without LoRA
+  std::string base;
+  /// what the training and held-out data were
+  std::string data;
+  bool has_ema = false, has_sieve = false;
+};
+
+/// What goes into a checkpoint besides its state.
+struct CheckpointParts {
+  /// "unet" or "lora"
+  std::string weights_name;
+  std::function<void(const std::string& folder)> save_weights;
+  /// empty = no EMA
+  std::function<void(const std::string& folder)> save_weights_ema;
+  /// text of scheduler_config.json
+  std::string scheduler;
+  TensorMap optimizer;
+  std::optional<TensorMap> sieve;
+};
+
+/// Writes to `folder`.tmp, syncs everything to disk and renames. If `folder` exists it is replaced. Throws DataError.
+void write_checkpoint(const std::string& folder, const CheckpointState& state, const CheckpointParts& parts);
+
+/// Reads state.json and checks that every file it lists is there with its size. Throws DataError saying which piece is
+/// missing or torn and what to do.
+CheckpointState read_checkpoint_state(const std::string& folder);
+
+}  // namespace memsieve::trainer

@@ -1,0 +1,60 @@
+#pragma once
+// The folder a run writes to. One run each; nothing in it is ever overwritten without being asked for.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace memsieve::trainer {
+
+/// "step-000880".
+std::string step_name(int64_t step);
+
+class RunFolder {
+ public:
+  explicit RunFolder(std::string path) : path_(std::move(path)) {}
+
+  const std::string& path() const { return path_; }
+  std::string file(const std::string& name) const { return path_ + "/" + name; }
+  std::string checkpoint(int64_t step) const { return file("checkpoints/" + step_name(step)); }
+
+  /// Throws ConfigError if the folder holds a run. `where` ("run.yaml:3: output_dir") begins the message.
+  void refuse_if_used(const std::string& where) const;
+  /// Makes the folder and tries whether it can be written to. Throws ConfigError.
+  void make(const std::string& where) const;
+  /// The run_id in run.json, or nullopt if there is no (readable) run.json.
+  std::optional<std::string> run_id() const;
+  /// Writes run.json and config.yaml.
+  void describe(const std::string& run_id, int world_size, const std::string& device,
+                const std::string& config_yaml) const;
+  /// Notes in run.json that the run has done all its steps and what comes after them.
+  void finish(int64_t steps) const;
+  /// What finish() noted since the last describe(), or 0.
+  int64_t finished_steps() const;
+
+  /// Steps of the checkpoints there, ascending. Folders still under a temporary name do not count.
+  std::vector<int64_t> checkpoints() const;
+  /// When resuming from step `from`: later checkpoints belong to a part of the run that is given up. They get the
+  /// ending ".abandoned", so that "latest" does not go back to them.
+  void abandon_after(int64_t from) const;
+  /// After checkpoint `newest` was written: removes all older ones but limit - 1, and abandoned ones. `limit` 0 =
+  /// removes none.
+  void rotate(int64_t limit, int64_t newest) const;
+  /// Removes temporary folders that a crash has left.
+  void tidy() const;
+  /// Removes what a run has written that ended before its first checkpoint.
+  void forget() const;
+  /// Keeps the lines of metrics.jsonl of steps before `step`; the resumed run writes the others anew.
+  void trim_metrics(int64_t step) const;
+
+ private:
+  void remove_checkpoints_ending(const std::string& ending) const;
+
+  std::string path_;
+};
+
+/// 16 random hexadecimal digits.
+std::string make_run_id();
+
+}  // namespace memsieve::trainer

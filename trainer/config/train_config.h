@@ -1,0 +1,105 @@
+#pragma once
+// The configuration of memsieve-train. YAML is the truth: names are those that users of diffusers know, and every key's
+// documentation, default and range stand in train_schema().
+
+#include <memsieve/filter.h>
+#include <memsieve/schema.h>
+#include <trainer/config/diffusion_config.h>
+#include <trainer/optim/loss_scale.h>
+#include <diffusion/models/lora/lora_config.h>
+#include <trainer/rooms.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace memsieve::trainer {
+
+struct OptimizerConfig {
+  double learning_rate = 1e-4;
+  std::string lr_scheduler = "constant";
+  int64_t lr_warmup_steps = 0;
+  double lr_decay_fraction = 1;
+  /// of cosine_with_restarts
+  int64_t lr_num_cycles = 1;
+  /// of polynomial
+  double lr_power = 1;
+  double beta1 = 0.9, beta2 = 0.999, weight_decay = 0.01, epsilon = 1e-8;
+  /// 0 = no clipping
+  double max_grad_norm = 1;
+};
+
+struct DrawConfig {
+  int64_t every = 0;
+  int64_t per_prompt = 1;
+  /// folder; "" = none
+  std::string vae;
+};
+
+struct ValidationConfig {
+  int64_t every = 0;
+  int64_t draws = 4;
+};
+
+/// A validated configuration, as plain values. `settings` is the same, complete, with the places of its keys.
+struct TrainConfig {
+  Settings settings;
+  /// that `sieve.filters` may name, plug-ins included
+  FilterRegistry filters;
+  /// the file it came from, for messages
+  std::string source;
+  /// what the user should be told when the run starts, a line each
+  std::vector<std::string> notes;
+
+  uint64_t seed = 0;
+  std::string output_dir, device;
+  /// a `sieve:` section is there and `filter` is on
+  bool sieve = false;
+  std::string train_data, held_out_data, validation_data, prompts_data;
+  int64_t cache_mb = 256, prefetch = 2;
+  std::string model_pretrained, model_config;
+  /// nothing = the UNet's own weights are trained
+  std::optional<LoraConfig> lora;
+  /// adapter file to start from, or ""
+  std::string lora_pretrained;
+  DiffusionConfig diffusion;
+  double proportion_empty_prompts = 0;
+  int64_t max_train_steps = 0, train_batch_size = 0, accumulation = 1;
+  /// half or bfloat16, or float32 throughout
+  std::optional<at::ScalarType> autocast;
+  bool gradient_checkpointing = false, allow_tf32 = false;
+  /// of half
+  LossScaleOptions loss_scale;
+  OptimizerConfig optimizer;
+  bool use_ema = false;
+  double ema_decay = 0;
+  int64_t checkpointing_steps = 0, checkpoints_total_limit = 0;
+  /// "" = a new run, "auto", "latest", or a checkpoint folder
+  std::string resume_from;
+  ValidationConfig validation;
+  DrawConfig draw;
+  bool tensorboard = true;
+  int64_t log_every = 0, max_nonfinite_steps = 0;
+  double collective_seconds = 0, bucket_mb = 0;
+};
+
+/// Every key of the YAML file, given the filters that `sieve:` may name and the scheduler file that defaults come from.
+Schema train_schema(const FilterRegistry& filters, const SchedulerFile& scheduler = {});
+
+/// Built-in filters and those of the plug-ins that `sieve.plugins` names. Throws ConfigError.
+FilterRegistry registry_for(const std::string& yaml, const std::string& source,
+                            const std::vector<std::string>& overrides);
+
+/// Reads, validates and checks for contradictions. Throws ConfigError naming file, line, key and remedy.
+TrainConfig read_config(const std::string& path, const std::vector<std::string>& overrides);
+TrainConfig read_config_text(const std::string& yaml, const std::string& source, const FilterRegistry& filters,
+                             const std::vector<std::string>& overrides);
+
+/// The part of a resolved configuration that decides what a run computes: without folders, logging, checkpoints and the
+/// like. Two runs with equal texts (and the same number of ranks) compute the same.
+std::string meaning_of(const std::string& resolved_yaml);
+/// The first line in which two such texts differ, as "now / then", or "" if they are equal.
+std::string first_difference(const std::string& now, const std::string& then);
+
+}  // namespace memsieve::trainer
