@@ -4,10 +4,12 @@
 one JSON object; its ratios are medians over rounds of images/s of ours over Python's.
 
   compare_python.py [--cases demo,sd15_quarter] [--rounds 5] [--compile none|demo|all] [--precision no|bf16] [--batch N] [--apart]
+                    [--variants published,plain,ours] [--steps N] [--compile-seconds 240]
 """
 import argparse
 import json
 import select
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,7 +23,6 @@ CASES = {"demo": (None, 16, 32), "sd15_quarter": ("sd15_quarter", 32, 4), "sd15_
          "sd15": ("sd15", 64, 8)}
 APART = {"sd15"}        # several at a time do not fit into a GPU's memory
 SECONDS = 2.5           # about what one measurement of a round takes
-COMPILE_SECONDS = 240   # a compilation that takes longer is given up
 
 
 class Worker:
@@ -88,6 +89,7 @@ def prepare(name, batch):
         case |= {"configs": {"published": "configs/demo_published.yaml", "ours": "configs/demo.yaml"}}
     else:
         folder = ROOT / "data" / "bench" / f"{name}-{case['batch']}"
+        shutil.rmtree(folder / "unet", ignore_errors=True)   # weights of an earlier call
         subprocess.run([sys.executable, ROOT / "bench" / "make_case.py", "--unet", unet, "--latents", str(side), "--batch",
                         str(case["batch"]), "--out", folder], check=True)
         case |= {"configs": {kind: str(folder / f"{kind}.yaml") for kind in ("published", "ours")}, "made": str(folder)}
@@ -146,12 +148,12 @@ def compare_compiled(case, ours, steps, args):
     compiled = Variant(lambda: start_python(case, args.precision, "--compiled"), ours.apart, "published")
     try:
         began = time.monotonic()
-        compiled.ask("published", 2, seconds=COMPILE_SECONDS)
+        compiled.ask("published", 2, seconds=args.compile_seconds)
         seconds = time.monotonic() - began
         answers = measure(case, {"ours": ours, "compiled": compiled}, steps, args.rounds)
         return {"speedup": ratio(answers, "ours", "compiled"), "compilation_s": round(seconds, 1)}
     except TimeoutError:
-        return f"not measured: compilation takes more than {COMPILE_SECONDS} s"
+        return f"not measured: compilation takes more than {args.compile_seconds} s"
     except RuntimeError as error:
         return f"not measured: {error}"
     finally:
@@ -173,17 +175,23 @@ def compare(name, args):
         return Variant(lambda: start_ours(case, kind, about["threshold"], args.precision, folder / f"{kind}.safetensors"), apart)
 
     mine, other = "ours, published rule", "Python, published rule"
-    variants = {mine: ours("published"), other: python("published"), "ours, plain": ours("plain"), "Python, plain": python("plain"),
-                "ours, our rule": ours("ours")}
+    variants = {mine: ours("published"), other: python("published")}
+    if "plain" in args.variants:
+        variants |= {"ours, plain": ours("plain"), "Python, plain": python("plain")}
+    if "ours" in args.variants:
+        variants["ours, our rule"] = ours("ours")
     try:
         about = variants[other].ask()
         found, expected = variants[mine].ask(1), variants[other].ask("check", rows, about["threshold"])
         difference = difference_of(case, found, expected, tolerances(args.precision, about["device"]))
-        warm = measure(case | {"name": f"{name} warm-up"}, variants, 2, 1)
-        steps = max(1, min(50, round(1000 * SECONDS / warm[mine][0]["wall_ms"])))
+        steps = args.steps
+        if not steps:
+            warm = measure(case | {"name": f"{name} warm-up"}, variants, 2, 1)
+            steps = max(1, min(50, round(1000 * SECONDS / warm[mine][0]["wall_ms"])))
         answers = measure(case, variants, steps, args.rounds)
-        result = {"speedup": ratio(answers, mine, other), "speedup_plain": ratio(answers, "ours, plain", "Python, plain"),
-                  "speedup_our_rule": ratio(answers, "ours, our rule", other),
+        result = {"speedup": ratio(answers, mine, other),
+                  **({"speedup_plain": ratio(answers, "ours, plain", "Python, plain")} if "plain" in args.variants else {}),
+                  **({"speedup_our_rule": ratio(answers, "ours, our rule", other)} if "ours" in args.variants else {}),
                   "speedup_cpu_time": ratio(answers, mine, other, "cpu_ms"),
                   "range": [round(f(b["wall_ms"] / a["wall_ms"] for a, b in zip(answers[mine], answers[other])), 3) for f in (min, max)],
                   "images_per_s": {kind: round(1000 * case["batch"] / statistics.median(a["wall_ms"] for a in answers[kind]), 2)
@@ -191,11 +199,22 @@ def compare(name, args):
                   "batch": case["batch"], "steps": steps, "first_step_difference": difference, "threads": about["threads"],
                   "device": about["device"]}
         if args.compile == "all" or args.compile == name:
+            print(json.dumps(summary({name: result}, args)), flush=True)   # should the compilation never end
             result["torch_compile"] = compare_compiled(case, variants[mine], steps, args)
         return result
     finally:
         for variant in variants.values():
             variant.end()
+
+
+def summary(results, args):
+    """The line of JSON: figures by name, then by case."""
+    out = {key: {name: result[key] for name, result in results.items() if key in result}
+           for key in ("speedup", "speedup_plain", "speedup_our_rule", "speedup_cpu_time", "torch_compile", "range", "images_per_s",
+                       "batch", "steps", "first_step_difference")}
+    first = next(iter(results.values()))
+    return out | {"filter": "published", "precision": args.precision, "rounds": args.rounds, "threads": first["threads"],
+                  "device": first["device"]}
 
 
 # The Python side.
@@ -209,10 +228,11 @@ class Loop:
         torch.manual_seed(1)
         self.torch, self.case, self.precision = torch, case, precision
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if "made" in case and not compiled:
+        if "made" in case and not (Path(case["unet"]) / "config.json").exists():
             config = json.loads((Path(case["made"]) / "unet.json").read_text())
             UNet2DConditionModel.from_config(config).save_pretrained(case["unet"])
         self.unet = UNet2DConditionModel.from_pretrained(case["unet"], torch_dtype=torch.float32).to(self.device).train()
+        torch.manual_seed(1)   # whoever has made the weights
         self.called = torch.compile(self.unet) if compiled else self.unet
         self.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
                                        prediction_type=case["prediction_type"])
@@ -328,24 +348,25 @@ def main():
     parser.add_argument("--batch", type=int, help="rows of a batch instead of each case's own")
     parser.add_argument("--apart", action="store_true", help="start every variant anew in each round, for UNets of which memory holds "
                         "only one; always so for sd15")
+    parser.add_argument("--variants", default="published,plain,ours", help="what is compared beside the published rule")
+    parser.add_argument("--steps", type=int, default=0, help=f"of each variant in a round (default: as many as take {SECONDS} s, which "
+                        "a round of warming up finds)")
+    parser.add_argument("--compile-seconds", type=int, default=240, help="a compilation that takes longer is given up")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return work(args)
-    names = args.cases.split(",")
+    names, args.variants = args.cases.split(","), args.variants.split(",")
     unknown = [name for name in names if name not in CASES]
     if args.batch is not None and args.batch < 2:
         parser.error("--batch must be at least 2: of the rows that both sides are compared on some must be dropped, some not")
-    if unknown or args.rounds < 1:
-        parser.error(f"unknown case {unknown[0]}; there are {', '.join(CASES)}" if unknown else "--rounds must be at least 1")
-    results = {name: compare(name, args) for name in names}
-    out = {key: {name: result[key] for name, result in results.items() if key in result}
-           for key in ("speedup", "speedup_plain", "speedup_our_rule", "speedup_cpu_time", "torch_compile", "range", "images_per_s",
-                       "batch", "steps", "first_step_difference")}
-    first = next(iter(results.values()))
-    print(json.dumps(out | {"filter": "published", "precision": args.precision, "rounds": args.rounds, "threads": first["threads"],
-                            "device": first["device"]}))
+    if unknown or args.rounds < 1 or args.steps < 0:
+        parser.error(f"unknown case {unknown[0]}; there are {', '.join(CASES)}" if unknown else
+                     "--rounds must be at least 1, --steps at least 0")
+    if set(args.variants) - {"published", "plain", "ours"}:
+        parser.error(f"--variants {','.join(args.variants)}: give some of published,plain,ours")
+    print(json.dumps(summary({name: compare(name, args) for name in names}, args)))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,22 @@ UNETS = {
     "sd15": SD15,
     # A quarter of the width; 80 channels are not divided by 32 groups.
     "sd15_quarter": SD15 | {"block_out_channels": [80, 160, 320, 320], "norm_num_groups": 16},
+    "sdxl": SD15 | {
+        "sample_size": 128, "block_out_channels": [320, 640, 1280], "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
+        "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": True, "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+        "down_block_types": [DOWN, CROSS_DOWN, CROSS_DOWN], "up_block_types": [CROSS_UP, CROSS_UP, UP],
+    },
 }
 ROWS, HELD_OUT, TOKENS = 64, 16, 77
+
+
+def write_conditions(file, rows, unet, side, rng):
+    """What Stable Diffusion XL wants to know beside the caption's states."""
+    pooled = unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"]
+    file["pooled"] = rng.standard_normal((rows, pooled)).astype(np.float32)
+    file["null_pooled"] = np.zeros(pooled, np.float32)
+    file["time_ids"] = np.tile(np.float32([8 * side, 8 * side, 0, 0, 8 * side, 8 * side]), (rows, 1))
 
 
 def write_set(path, rows, unet, side, seed):
@@ -35,6 +49,8 @@ def write_set(path, rows, unet, side, seed):
         file["text"] = rng.standard_normal((rows, TOKENS, unet["cross_attention_dim"])).astype(np.float32)
         file["null_text"] = np.random.default_rng(0).standard_normal((TOKENS, unet["cross_attention_dim"])).astype(np.float32)
         file.create_dataset("caption", data=[f"row {i}" for i in range(rows)], dtype=h5py.string_dtype())
+        if unet.get("addition_embed_type") == "text_time":
+            write_conditions(file, rows, unet, side, rng)
 
 
 def sieve(name, batch):

@@ -5,6 +5,9 @@
 // medians over rounds. The last line is one JSON object.
 #include "run.h"
 
+#include <memsieve/error.h>
+#include <runtime/run_program.h>
+
 #include <algorithm>
 #include <boost/program_options.hpp>
 #include <iostream>
@@ -15,6 +18,9 @@ namespace {
 namespace po = boost::program_options;
 using memsieve::bench::median;
 using memsieve::bench::Run;
+using memsieve::runtime::ExitCode;
+using memsieve::runtime::Group;
+using memsieve::runtime::ProgramOptions;
 
 struct Variant {
   std::string name;
@@ -23,7 +29,7 @@ struct Variant {
   std::vector<double> times;
 };
 
-void bench(int64_t rounds, int64_t steps, memsieve::trainer::Group& group) {
+void bench(int64_t rounds, int64_t steps, Group& group) {
   std::vector<Variant> variants;
   const std::string batch = "train_batch_size=32";
   variants.push_back({"plain", Run("configs/demo.yaml", {batch, "filter=off"}, group), {}});
@@ -53,26 +59,41 @@ void bench(int64_t rounds, int64_t steps, memsieve::trainer::Group& group) {
   std::cout << out.dump() << "\n";
 }
 
+class OverheadProgram : public memsieve::runtime::Program {
+ public:
+  bool parse(int argc, char** argv) override {
+    po::options_description options("memsieve-bench-overhead");
+    options.add_options()("rounds", po::value(&rounds_)->default_value(10), "interleaved rounds");
+    options.add_options()("steps", po::value(&steps_)->default_value(6), "steps of each variant in a round");
+    options.add_options()("help", "this text");
+    po::variables_map given;
+    try {
+      po::store(po::parse_command_line(argc, argv, options), given);
+      po::notify(given);
+    } catch (const po::error& error) {
+      throw memsieve::ConfigError(error.what());
+    }
+    if (given.count("help") > 0) {
+      std::cout << options;
+      return false;
+    }
+    if (rounds_ < 1 || steps_ < 1) throw memsieve::ConfigError("--rounds and --steps must be at least 1");
+    return true;
+  }
+  std::optional<ProgramOptions> configure(const memsieve::runtime::Launch&) override { return ProgramOptions{}; }
+  ExitCode run(Group& group) override {
+    bench(rounds_, steps_, group);
+    return memsieve::runtime::kDone;
+  }
+  std::string work() const override { return "the timing"; }
+
+ private:
+  int64_t rounds_ = 0, steps_ = 0;
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  po::options_description options("memsieve-bench-overhead");
-  int64_t rounds = 0, steps = 0;
-  options.add_options()("rounds", po::value(&rounds)->default_value(10), "interleaved rounds");
-  options.add_options()("steps", po::value(&steps)->default_value(6), "steps of each variant in a round");
-  options.add_options()("help", "this text");
-  try {
-    po::variables_map given;
-    po::store(po::parse_command_line(argc, argv, options), given);
-    po::notify(given);
-    if (given.count("help") > 0) {
-      std::cout << options;
-      return 0;
-    }
-    if (rounds < 1 || steps < 1) throw std::invalid_argument("--rounds and --steps must be at least 1");
-  } catch (const std::exception& error) {
-    std::cerr << error.what() << "\n";
-    return 2;
-  }
-  return memsieve::bench::with_group("auto", [&](auto& group) { bench(rounds, steps, group); });
+  OverheadProgram program;
+  return memsieve::runtime::run_program(program, argc, argv);
 }

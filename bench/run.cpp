@@ -1,19 +1,15 @@
 #include "run.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/DeviceGuard.h>
 #include <memsieve/error.h>
 #include <sys/resource.h>
-#include <runtime/launch.h>
-#include <runtime/heap.h>
-#include <runtime/log.h>
-#include <trainer/loop/reference_pass.h>
-#include <trainer/loop/train.h>
-#include <runtime/torch_warnings.h>
+
+#ifdef MEMSIEVE_WITH_CUDA
+#include <c10/cuda/CUDAFunctions.h>
+#endif
 
 #include <algorithm>
 #include <chrono>
-#include <iostream>
 
 namespace memsieve::bench {
 
@@ -32,9 +28,13 @@ TrainConfig config_of(const std::string& file, std::vector<std::string> override
   for (const char* more : {"validation.every=0", "sampling.every=0", "max_train_steps=1000000000"})
     overrides.emplace_back(more);
   TrainConfig config = read_config(file, overrides);
-  if (!config.sieve || config.settings.text("sieve.reference.kind") == "none") return config;
-  overrides.emplace_back("sieve.reference.draws=1");
-  return read_config(file, overrides);
+  if (config.sieve && config.settings.text("sieve.reference.kind") != "none") {
+    overrides.emplace_back("sieve.reference.draws=1");
+    config = read_config(file, overrides);
+  }
+  // Nothing is written, so a run that the configuration has made already must not stand in the way.
+  config.output_dir += "/never-written";
+  return config;
 }
 
 }  // namespace
@@ -46,12 +46,11 @@ double median(std::vector<double> values) {
 }
 
 Run::Run(const std::string& file, const std::vector<std::string>& overrides, Group& group)
-    : config_(std::make_unique<TrainConfig>(config_of(file, overrides))),
+    : group_(group),
+      config_(std::make_unique<TrainConfig>(config_of(file, overrides))),
       session_(std::make_unique<Session>(*config_, group, /*dry=*/true)),
-      step_(std::make_unique<TrainStep>(*session_)) {
-  Session& s = *session_;
-  if (s.sieve && s.sieve->reference_draws() > 0)
-    reference_pass(*s.sieve, *s.model, *s.training, s.held_out ? &*s.held_out : nullptr, group, *config_);
+      step_(std::make_unique<TrainStep>(session_->step_options(), session_->step_parts())) {
+  if (session_->needs_reference()) session_->make_reference();
 }
 
 StepTime Run::steps(int64_t count, const std::function<void()>& before_each) {
@@ -64,7 +63,7 @@ StepTime Run::steps(int64_t count, const std::function<void()>& before_each) {
     if (i == 0) first = last;
   }
   last = last.to(at::kCPU);  // waits for a GPU
-  if (session_->sieve) session_->sieve->take_reports();
+  if (session_->sieve() != nullptr) session_->sieve()->take_reports();
   const std::chrono::duration<double, std::milli> wall = std::chrono::steady_clock::now() - begin;
   const auto n = static_cast<double>(count);
   const StepTime time{wall.count() / n, (cpu_ms() - cpu) / n};
@@ -74,22 +73,23 @@ StepTime Run::steps(int64_t count, const std::function<void()>& before_each) {
   return time;
 }
 
-int with_group(const std::string& wish, const std::function<void(Group&)>& body) {
-  keep_freed_memory();
+void Run::steps_without_waiting([[maybe_unused]] int64_t count) {
+#ifdef MEMSIEVE_WITH_CUDA
+  if (group_.device().is_cpu()) throw ConfigError("--sync-check needs a GPU");
+  auto& state = c10::cuda::warning_state();
+  const auto before = state.get_sync_debug_mode();
+  state.set_sync_debug_mode(c10::cuda::SyncDebugMode::L_ERROR);
   try {
-    const Launch launch = launch_from_environment();
-    log_as(launch.rank, launch.world_size);
-    route_torch_warnings();
-    const c10::Device device = choose_device(launch, wish);
-    c10::OptionalDeviceGuard guard;
-    if (!device.is_cpu()) guard.reset_device(device);
-    Group group(launch, device, {});
-    body(group);
-    return 0;
-  } catch (const std::exception& error) {
-    std::cerr << error.what() << "\n";
-    return exit_code_of(error);
+    for (int64_t i = 0; i < count; ++i) step_->run(done_++);
+  } catch (...) {
+    state.set_sync_debug_mode(before);
+    throw;
   }
+  state.set_sync_debug_mode(before);
+  if (step_->failure()) std::rethrow_exception(step_->failure());
+#else
+  throw ConfigError("--sync-check needs a GPU");
+#endif
 }
 
 }  // namespace memsieve::bench

@@ -3,7 +3,7 @@
 
 #include <runtime/group.h>
 #include <trainer/config/train_config.h>
-#include <trainer/loop/train_step.h>
+#include <trainer/loop/session.h>
 
 #include <functional>
 #include <memory>
@@ -27,10 +27,13 @@ class Run {
  public:
   /// COLLECTIVE. Reads the configuration, builds everything and, if the sieve asks for it, shows it what the starting
   /// model finds easy (once, whatever `sieve.reference.draws` says: that is not part of a step).
-  Run(const std::string& file, const std::vector<std::string>& overrides, trainer::Group& group);
+  Run(const std::string& file, const std::vector<std::string>& overrides, runtime::Group& group);
 
   /// COLLECTIVE. The next `count` steps, to the end of what the device has to do for them.
   StepTime steps(int64_t count, const std::function<void()>& before_each = {});
+  /// COLLECTIVE. The next `count` steps, in which a call that makes the host wait for the GPU's stream is an error
+  /// (CUDA's synchronisation debug mode). Throws ConfigError on a CPU.
+  void steps_without_waiting(int64_t count);
   /// Of the first of the steps that were last run.
   const trainer::StepNumbers& numbers() const { return numbers_; }
 
@@ -40,6 +43,7 @@ class Run {
   int64_t done() const { return done_; }
 
  private:
+  runtime::Group& group_;
   /// the session refers to it, wherever this run moves
   std::unique_ptr<trainer::TrainConfig> config_;
   std::unique_ptr<trainer::Session> session_;
@@ -47,9 +51,5 @@ class Run {
   trainer::StepNumbers numbers_;
   int64_t done_ = 0;
 };
-
-/// Runs `body` with what the command line and torchrun's variables say; prints errors and returns the exit code.
-/// `device` is the current one meanwhile.
-int with_group(const std::string& wish, const std::function<void(trainer::Group&)>& body);
 
 }  // namespace memsieve::bench

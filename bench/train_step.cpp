@@ -1,8 +1,10 @@
 // Our own training step for a configuration: images/s, milliseconds per part, peak memory.
-//   memsieve-bench-train-step --config FILE [--set a.b=c]... [--rounds 5] [--steps 4]
+//   memsieve-bench-train-step --config FILE [--set a.b=c]... [--rounds 5] [--steps 4] [--kernels]
 //   memsieve-bench-train-step --config FILE [--set a.b=c]... --serve ROWS.safetensors
+//   memsieve-bench-train-step --config FILE [--set a.b=c]... --sync-check STEPS
 // The first form prints a table and, as the last line, one JSON object. The second writes the first step's rows and
-// then answers numbers on its input: N runs N steps and prints one line of JSON.
+// then answers numbers on its input: N runs N steps and prints one line of JSON. The third, on a GPU, fails if a step
+// makes the host wait for it. --kernels: one more line of JSON says what a GPU's kernels do in a step.
 #include "run.h"
 
 #include <ATen/ATen.h>
@@ -11,12 +13,14 @@
 #include <memsieve/error.h>
 #include <sys/resource.h>
 #include <diffusion/io/safetensors.h>
+#include <runtime/run_program.h>
 
 #include <boost/program_options.hpp>
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "kernels.h"
 #include "parts.h"
 
 namespace {
@@ -24,12 +28,13 @@ namespace {
 namespace po = boost::program_options;
 using namespace memsieve;
 using namespace memsieve::bench;
-using trainer::Group;
+using runtime::Group;
 
 struct Options {
   std::string config, serve;
   std::vector<std::string> overrides;
-  int64_t rounds = 5, steps = 4;
+  int64_t rounds = 5, steps = 4, sync_check = 0;
+  bool kernels = false;
 };
 
 /// The largest value of all ranks.
@@ -69,7 +74,7 @@ void print_table(const nlohmann::ordered_json& out) {
 void measure(const Options& o, Group& group) {
   Run run(o.config, o.overrides, group);
   run.steps(2);
-  PartTimer timer(run.step(), run.session().model->parameter_list(), group.device());
+  PartTimer timer(run.step(), run.session().trainee().model().parameter_list(), group.device());
   std::vector<double> wall;
   std::array<std::vector<double>, kParts> parts;
   for (int64_t round = 0; round < o.rounds; ++round) {
@@ -77,7 +82,7 @@ void measure(const Options& o, Group& group) {
     const PartTimes times = timer.take();
     for (size_t i = 0; i < kParts; ++i) parts[i].push_back(times[i]);
   }
-  const auto batch = run.session().sampler->global_batch_size();
+  const auto batch = run.session().sampler().global_batch_size();
   const double step = over_ranks(group, median(wall));
   nlohmann::ordered_json out{{"config", o.config},
                              {"device", group.device().str()},
@@ -92,6 +97,9 @@ void measure(const Options& o, Group& group) {
   out["peak_rss_mib"] = over_ranks(group, peak_rss_mib());
   out["peak_gpu_mib"] = peak_gpu_mib(group);
   if (group.rank() == 0) print_table(out);
+  if (!o.kernels) return;
+  const nlohmann::ordered_json kernels{{"kernels", kernel_times([&] { run.steps(1); })}};
+  if (group.rank() == 0) std::cout << kernels.dump() << std::endl;
 }
 
 void serve(const Options& o, Group& group) {
@@ -102,9 +110,9 @@ void serve(const Options& o, Group& group) {
                                       {"target", saved(rows.target)},
                                       {"timestep", saved(rows.timestep)},
                                       {"text", saved(rows.condition.text)},
-                                      {"null_text", saved(run.session().training->null().text)}});
+                                      {"null_text", saved(run.session().data().training->null().text)}});
   std::cout << "{}" << std::endl;
-  const auto batch = static_cast<double>(run.session().sampler->global_batch_size());
+  const auto batch = static_cast<double>(run.session().sampler().global_batch_size());
   for (int64_t count = 0; std::cin >> count && count > 0;) {
     const StepTime time = run.steps(count);
     const nlohmann::json answer{{"wall_ms", time.wall_ms},
@@ -115,7 +123,14 @@ void serve(const Options& o, Group& group) {
   }
 }
 
-Options parse(int argc, char** argv) {
+void check_waits(const Options& o, Group& group) {
+  Run run(o.config, o.overrides, group);
+  run.steps(4);
+  run.steps_without_waiting(o.sync_check);
+  if (group.rank() == 0) std::cout << nlohmann::json{{"steps", o.sync_check}, {"waits", 0}}.dump() << std::endl;
+}
+
+Options read_command_line(int argc, char** argv) {
   Options o;
   po::options_description options("memsieve-bench-train-step");
   options.add_options()("config", po::value(&o.config)->required(), "YAML file");
@@ -123,6 +138,8 @@ Options parse(int argc, char** argv) {
   options.add_options()("rounds", po::value(&o.rounds), "medians are taken over rounds");
   options.add_options()("steps", po::value(&o.steps), "steps in a round");
   options.add_options()("serve", po::value(&o.serve), "where to write the first step's rows");
+  options.add_options()("kernels", po::bool_switch(&o.kernels), "also what a GPU's kernels do in a step");
+  options.add_options()("sync-check", po::value(&o.sync_check), "steps in which the host must not wait for the GPU");
   try {
     po::variables_map given;
     po::store(po::command_line_parser(argc, argv).options(options).run(), given);
@@ -130,26 +147,38 @@ Options parse(int argc, char** argv) {
   } catch (const po::error& error) {
     throw ConfigError(error.what());
   }
+  if (o.sync_check < 0) throw ConfigError("--sync-check must be at least 1");
   if (o.rounds < 1 || o.steps < 1) throw ConfigError("--rounds and --steps must be at least 1");
   return o;
 }
 
+class TrainStepProgram : public runtime::Program {
+ public:
+  bool parse(int argc, char** argv) override {
+    options_ = read_command_line(argc, argv);
+    return true;
+  }
+  std::optional<runtime::ProgramOptions> configure(const runtime::Launch&) override {
+    return runtime::ProgramOptions{.device = trainer::read_config(options_.config, options_.overrides).device};
+  }
+  runtime::ExitCode run(Group& group) override {
+    if (options_.sync_check > 0)
+      check_waits(options_, group);
+    else if (options_.serve.empty())
+      measure(options_, group);
+    else
+      serve(options_, group);
+    return runtime::kDone;
+  }
+  std::string work() const override { return "the timing"; }
+
+ private:
+  Options options_;
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options options;
-  std::string device;
-  try {
-    options = parse(argc, argv);
-    device = trainer::read_config(options.config, options.overrides).device;
-  } catch (const std::exception& error) {
-    std::cerr << error.what() << "\n";
-    return 2;
-  }
-  return with_group(device, [&](Group& group) {
-    if (options.serve.empty())
-      measure(options, group);
-    else
-      serve(options, group);
-  });
+  TrainStepProgram program;
+  return runtime::run_program(program, argc, argv);
 }

@@ -3,7 +3,7 @@ include(CMakePackageConfigHelpers)
 set(_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/memsieve)
 
 install(DIRECTORY lib/include/memsieve filters/include/memsieve DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
-        FILES_MATCHING PATTERN "*.h")
+        FILES_MATCHING PATTERN "*.h" PATTERN detail EXCLUDE)
 install(TARGETS memsieve EXPORT memsieveTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 if(MEMSIEVE_BUILD_TRAINER)
   install(TARGETS memsieve-train RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})

@@ -5,6 +5,7 @@
 #include <memsieve/error.h>
 #include <diffusion/io/safetensors.h>
 #include <diffusion/models/lora/lora.h>
+#include <diffusion/models/unet/unet.h>
 #include <diffusion/models/vae/vae_decoder.h>
 
 #include <boost/program_options.hpp>
@@ -79,7 +80,7 @@ void run(const Arguments& a) {
   }
   UNet2DConditionModel model = load_unet(a.folder);
   std::optional<Lora> lora;
-  if (!a.lora.empty()) lora = Lora::load(model, a.lora);
+  if (!a.lora.empty()) lora = Lora::load(*model, a.lora);
   const auto required = [&](const std::string& name) { return input(inputs, a.inputs, name); };
   const auto optional = [&](const std::string& name) {
     return inputs.count(name) > 0 ? inputs.at(name) : at::Tensor();

@@ -43,7 +43,7 @@ int main() try {
     };
     memsieve::Plan plan = sieve.inspect({ids, t, prediction, target, null_rows, {}}, {step, 0});
     plan.loss((prediction - target).square().flatten(1).mean(1)).backward();
-    optimizer.step(sieve.end_step({step, 0}));
+    optimizer.step(sieve.end_step({step, 0}, model.gradients()));
     // [/readme]
     visits.index_add_(0, ids, at::ones({rows}));
     dropped.index_add_(0, ids, plan.weight().eq(0).to(at::kFloat));

@@ -80,7 +80,7 @@ static void train(std::shared_ptr<memsieve::Communicator> ranks) {
     }
     for (at::Tensor& p : model.parameters)  // the mean over the ranks, as DistributedDataParallel makes it
       p.mutable_grad() = ranks->all_gather(p.grad().flatten()).mean(0).view_as(p);
-    optimizer.step(sieve.end_step({step, 0}));
+    optimizer.step(sieve.end_step({step, 0}, model.gradients()));
     at::Tensor other = ids.ge(toy::kRepeated).to(at::kLong);
     counts.select(1, 0).index_add_(0, other, at::ones({rows}));
     counts.select(1, 1).index_add_(0, other, plan.weight().eq(0).to(at::kFloat));

@@ -49,7 +49,7 @@ static Result train(int64_t micro_batches) {
       plan.loss((prediction - target).square().flatten(1).mean(1))
           .backward();  // gradients add up over the micro-batches
     }
-    optimizer.step(sieve.end_step({step, 0}));  // once per optimiser step
+    optimizer.step(sieve.end_step({step, 0}, model.gradients()));  // once per optimiser step
   }
   sieve.flush();
   for (const memsieve::StepReport& report : sieve.take_reports()) {

@@ -55,6 +55,11 @@ struct Denoiser {
     for (size_t i = 0; i < 4; i += 2) x = at::silu(at::linear(x, parameters[i], parameters[i + 1]));
     return at::linear(x, parameters[4], parameters[5]).view_as(noisy);
   }
+  std::vector<at::Tensor> gradients() const {
+    std::vector<at::Tensor> all;
+    for (const at::Tensor& p : parameters) all.push_back(p.grad());
+    return all;
+  }
 };
 
 /// torch's fused AdamW: it takes the sieve's gradient scale and skip flag as tensors, so the host waits for nothing.

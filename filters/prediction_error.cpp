@@ -12,7 +12,7 @@ class PredictionError final : public Filter {
  public:
   explicit PredictionError(const Settings& options) : log_(options.text("scale") == "log") {}
 
-  Needs needs() const override { return {}; }
+  Needs needs() const override { return {.signals = {"prediction_error"}}; }
 
   at::Tensor score(const SignalView& view) const override {
     const at::Tensor& error = view.prediction_error;

@@ -9,6 +9,10 @@ export PATH="$VENV/bin:$PATH" MEMSIEVE_VENV="$VENV"
 say() { printf '%s\n' "$*"; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
+# took PART [MORE]: prints the seconds since the last call, or since the script began.
+LAST_SECONDS=0
+took() { say "$(basename "$0" .sh): $1 took $((SECONDS - LAST_SECONDS)) s${2:-}"; LAST_SECONDS=$SECONDS; }
+
 # Cores this process may use: the affinity mask, or the container's quota if that is less.
 cores() {
   local n quota period

@@ -31,10 +31,19 @@ if [ -e "$out" ] && [ -n "$(ls -A "$out" 2>/dev/null)" ]; then
 fi
 
 scripts/setup.sh --demo
-scripts/build.sh release memsieve-train
+took "set-up"
 mkdir -p "$out" || fail "cannot make the folder $out"
 : >"$mark"
-"$PYTHON" tools/demo/make_demo_data.py --out data/demo
+# The data need nothing of ours that is compiled, so they are made meanwhile.
+making=$(mktemp -t memsieve-data.XXXXXX)
+trap 'rm -f "$making"' EXIT
+"$PYTHON" tools/demo/make_demo_data.py --out data/demo >"$making" 2>&1 &
+data=$!
+scripts/build.sh release memsieve-train || { kill "$data" 2>/dev/null || true; fail "the build failed"; }
+took "build"
+wait "$data" || { cat "$making" >&2; fail "making the data failed"; }
+cat "$making"
+took "data, beyond the build"
 
 # One process for each GPU, or two processes that share the cores. They divide a batch of 32 among them.
 gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null || echo 0)
@@ -59,6 +68,7 @@ train() {
     --set "seed=$seed" --set "output_dir=$out/$run" --set "train_batch_size=$rows" \
     --set "sieve.block_rows=$blocks" "$@" ||
     fail "run '$run' failed"
+  took "run '$run'"
 }
 train off --config configs/demo.yaml --set filter=off
 train on --config configs/demo.yaml
@@ -66,3 +76,4 @@ train on --config configs/demo.yaml
 report=(--off "$out/off" --on "$out/on" --data data/demo --out "$out")
 [ $published = no ] || report+=(--published "$out/published")
 "$PYTHON" tools/report.py "${report[@]}"
+took "report" ", everything $SECONDS s"

@@ -7,8 +7,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 BASE_PYTHON=${MEMSIEVE_BASE_PYTHON:-python3}
 STAMP=$VENV/memsieve-stamp
-LOG=$(mktemp -t memsieve-setup.XXXXXX)
-trap 'rm -f "$LOG"' EXIT
+LOGS=$(mktemp -d -t memsieve-setup.XXXXXX)
+trap 'wait; rm -rf "$LOGS"' EXIT
 
 PACKAGES=(
   build-essential cmake ninja-build ccache python3-venv
@@ -25,9 +25,10 @@ esac
 
 # Runs a command quietly; on failure one line that says what failed, and the last thing it said.
 quietly() {
-  local what=$1
+  local what=$1 log
+  log=$(mktemp "$LOGS/XXXXXX")
   shift
-  "$@" >"$LOG" 2>&1 || fail "$what failed: $(grep -iE 'error|E:' "$LOG" | tail -n 1 || true) (command: $*)"
+  "$@" >"$log" 2>&1 || fail "$what failed: $(grep -iE 'error|E:' "$log" | tail -n 1 || true) (command: $*)"
 }
 
 install_packages() {
@@ -63,8 +64,16 @@ install_python() {
   printf '%s\n' "$wanted" >"$STAMP"
 }
 
-install_packages
-install_python
+# Both at once where Python can make an environment already. Should one of its packages want a compiler, it has one the second time.
+if [ -x "$PYTHON" ] || "$BASE_PYTHON" -c 'import ensurepip, venv' 2>/dev/null; then
+  install_python 2>/dev/null &
+  python=$!
+  install_packages
+  wait "$python" || install_python
+else
+  install_packages
+  install_python
+fi
 cmake_version=$(cmake --version | sed -n '1s/[^0-9]*//p')
 [ "$(printf '%s\n' 3.25 "$cmake_version" | sort -V | head -n 1)" = 3.25 ] ||
   fail "cmake $cmake_version is too old, 3.25 is needed; try: $PYTHON -m pip install cmake"

@@ -23,12 +23,22 @@ run_preset() {
 }
 
 scripts/setup.sh
+took "set-up"
 scripts/build.sh release
+took "build"
 rm -f build/release/Testing/Temporary/LastTest.log build/asan/Testing/Temporary/LastTest.log
 run_preset release
+took "tests"
 if [ $sanitize = yes ]; then
   say "The unit tests of lib/ and filters/ under AddressSanitizer and UndefinedBehaviorSanitizer:"
-  if scripts/build.sh asan test_lib; then run_preset asan; else logs+=("build/asan/Testing/Temporary/LastTest.log"); fi
+  if scripts/build.sh asan test_lib; then
+    took "sanitizer build"
+    run_preset asan
+    took "sanitizer tests"
+  else
+    logs+=("build/asan/Testing/Temporary/LastTest.log")
+  fi
 fi
+say "test: everything took $SECONDS s"
 counted=yes
 exec "$PYTHON" scripts/count_tests.py "${logs[@]}"

@@ -1,20 +1,12 @@
 // memsieve-train: the example trainer's command line.
-#include <c10/core/DeviceGuard.h>
-#include <c10/util/Exception.h>
 #include <memsieve/builtin.h>
 #include <memsieve/error.h>
-#include <runtime/group.h>
-#include <runtime/launch.h>
+#include <runtime/run_program.h>
 #include <trainer/config/train_config.h>
-#include <runtime/heap.h>
-#include <runtime/log.h>
-#include <runtime/stop.h>
 #include <trainer/loop/train.h>
-#include <runtime/torch_warnings.h>
 #include <trainer/rooms.h>
 
 #include <boost/program_options.hpp>
-#include <cstdlib>
 #include <iostream>
 
 namespace {
@@ -39,7 +31,7 @@ void print_reference() {
             << train_schema(builtin_filters()).markdown();
 }
 
-CommandLine parse(int argc, char** argv) {
+CommandLine read_command_line(int argc, char** argv) {
   po::options_description options("memsieve-train --config FILE [options]");
   options.add_options()("config", po::value<std::string>(), "YAML file (keys: docs/configuration.md)");
   options.add_options()("set", po::value<std::vector<std::string>>()->composing(),
@@ -77,60 +69,35 @@ CommandLine parse(int argc, char** argv) {
   return line;
 }
 
-/// What to tell of an error. memsieve's own are fit to be shown; what libraries throw names their source files.
-std::string line_of(const std::exception& error) {
-  if (const auto* full = dynamic_cast<const c10::OutOfMemoryError*>(&root_cause(error))) {
-    // "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ..."
-    const std::string said = full->what_without_backtrace();
-    return said.substr(0, said.find(". GPU")) +
-           "; lower train_batch_size and raise gradient_accumulation_steps as much, or set gradient_checkpointing: "
-           "true, mixed_precision: bf16 or a lora section";
+class TrainProgram : public Program {
+ public:
+  bool parse(int argc, char** argv) override {
+    line_ = read_command_line(argc, argv);
+    return !line_.answered;
   }
-  if (dynamic_cast<const Error*>(&error) != nullptr) return error.what();
-  return is_peer_failure(error) ? peer_failure_line("training", error) : one_line(error);
-}
 
-/// Reports an error on the rank it happened on. A line more than 1 would hide what matters.
-ExitCode report(const std::exception& error) {
-  const std::string text = line_of(error);
-  log_error(text.substr(0, text.find('\n')));
-  return exit_code_of(error);
-}
+  std::optional<ProgramOptions> configure(const Launch& launch) override {
+    config_ = read_config(line_.config, line_.overrides);
+    if (line_.print_config) {
+      if (launch.rank == 0) std::cout << config_.settings.yaml();
+      return std::nullopt;
+    }
+    ProgramOptions options{.device = config_.device, .catch_stop_signals = true};
+    options.group.collective_seconds = config_.collective_seconds;
+    return options;
+  }
 
-ExitCode run(const CommandLine& line) {
-  const Launch launch = launch_from_environment();
-  log_as(launch.rank, launch.world_size);
-  const TrainConfig config = read_config(line.config, line.overrides);
-  if (line.print_config) {
-    if (launch.rank == 0) std::cout << config.settings.yaml();
-    return kDone;
-  }
-  catch_stop_signals();
-  route_torch_warnings();
-  const c10::Device device = choose_device(launch, config.device);
-  c10::OptionalDeviceGuard guard;
-  if (!device.is_cpu()) guard.reset_device(device);
-  GroupOptions options;
-  options.collective_seconds = config.collective_seconds;
-  Group group(launch, device, options);
-  try {
-    return train(config, group, line.dry_run);
-  } catch (const std::exception& error) {
-    const ExitCode code = report(error);
-    // Peers may be gone or stuck in a collective: leave without waiting for them in destructors.
-    if (launch.world_size > 1) std::_Exit(code);
-    return code;
-  }
-}
+  ExitCode run(Group& group) override { return train(config_, group, line_.dry_run); }
+  std::string work() const override { return "training"; }
+
+ private:
+  CommandLine line_;
+  TrainConfig config_;
+};
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  keep_freed_memory();
-  try {
-    const CommandLine line = parse(argc, argv);
-    return line.answered ? kDone : run(line);
-  } catch (const std::exception& error) {
-    return report(error);
-  }
+  TrainProgram program;
+  return run_program(program, argc, argv);
 }

@@ -96,10 +96,6 @@ Hdf5Handle open_with_chunk_cache(hid_t file, const std::string& name) {
 
 }  // namespace
 
-void silence_hdf5() {
-  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
-}
-
 Hdf5File::Hdf5File(const std::string& path) : path_(path) {
   silence_hdf5();
   std::error_code error;

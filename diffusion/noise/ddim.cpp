@@ -22,7 +22,7 @@ struct Step {
 };
 
 // What the model says at (x, t), guided, as float32.
-at::Tensor guided_prediction(const Denoiser& model, const at::Tensor& x, const at::Tensor& timestep,
+at::Tensor guided_prediction(const Predict& model, const at::Tensor& x, const at::Tensor& timestep,
                              const Conditioning& condition, double guidance) {
   const bool guided = guidance > 1;
   const int64_t rows = x.size(0);
@@ -129,7 +129,7 @@ std::vector<int64_t> ddim_timesteps(int64_t num_train_timesteps, const DdimOptio
   return timesteps;
 }
 
-at::Tensor ddim_sample(const NoiseSchedule& schedule, const Denoiser& model, const at::Tensor& noise,
+at::Tensor ddim_sample(const NoiseSchedule& schedule, const Predict& model, const at::Tensor& noise,
                        const Conditioning& condition, const Conditioning& null, const DdimOptions& options) {
   c10::NoGradGuard no_grad;
   const bool flow = schedule.prediction() == Prediction::flow;

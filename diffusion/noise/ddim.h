@@ -13,7 +13,7 @@ namespace memsieve::diffusion {
 
 /// The model: (sample [B, C, H, W] float32, timestep [B], condition) -> [B, C, H, W], any float dtype. Timesteps are
 /// int64, but float32 for flow, where they fall between those of training.
-using Denoiser =
+using Predict =
     std::function<at::Tensor(const at::Tensor& sample, const at::Tensor& timestep, const Conditioning& condition)>;
 
 /// Defaults as Stable Diffusion's scheduler_config.json.
@@ -42,7 +42,7 @@ std::vector<int64_t> ddim_timesteps(int64_t num_train_timesteps, const DdimOptio
 /// and Salimans (2022), null and captioned rows in one forward of 2B rows, [null; captioned]. noise [B, C, H, W]
 /// float32, condition of B rows, null of none, all on the schedule's device. Returns [B, C, H, W] float32. Runs
 /// without gradient.
-at::Tensor ddim_sample(const NoiseSchedule& schedule, const Denoiser& model, const at::Tensor& noise,
+at::Tensor ddim_sample(const NoiseSchedule& schedule, const Predict& model, const at::Tensor& noise,
                        const Conditioning& condition, const Conditioning& null, const DdimOptions& options);
 
 }  // namespace memsieve::diffusion

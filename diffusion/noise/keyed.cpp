@@ -1,6 +1,7 @@
 #include <ATen/core/PhiloxRNGEngine.h>
 #include <ATen/ops/empty.h>
 #include <diffusion/noise/keyed.h>
+#include <memsieve/detail/hash.h>
 
 #include <cmath>
 #include <numbers>
@@ -9,12 +10,7 @@ namespace memsieve::diffusion {
 
 namespace {
 
-uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15ULL;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
+using detail::split_mix64;
 
 // In (0, 1], so that its logarithm is finite.
 double unit_interval(uint32_t bits) {
@@ -41,10 +37,10 @@ std::vector<RowKey> place_keys(int64_t step, int64_t first_place, int64_t count)
 }
 
 uint64_t keyed_bits(uint64_t seed, Stream stream, RowKey row) {
-  uint64_t h = mix(seed);
-  h = mix(h ^ static_cast<uint64_t>(stream));
-  h = mix(h ^ static_cast<uint64_t>(row.first));
-  return mix(h ^ static_cast<uint64_t>(row.second));
+  uint64_t h = split_mix64(seed);
+  h = split_mix64(h ^ static_cast<uint64_t>(stream));
+  h = split_mix64(h ^ static_cast<uint64_t>(row.first));
+  return split_mix64(h ^ static_cast<uint64_t>(row.second));
 }
 
 int64_t keyed_below(uint64_t bits, int64_t bound) {

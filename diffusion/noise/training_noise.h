@@ -61,8 +61,8 @@ RowNoise training_noise(uint64_t seed, const NoiseStreams& streams, const std::v
                         at::IntArrayRef shape, const NoiseOptions& options);
 
 /// The timestep below which `fraction` of the training rows' timesteps lie, fraction in [0, 1): T * fraction, or T *
-/// sigmoid(logit_mean + logit_std * z) with z the normal quantile (Esser et al., ICML 2024, section 3.1, where t grows with
-/// the noise as it does here). Held-out rows use it too: they stand for training rows.
+/// sigmoid(logit_mean + logit_std * z) with z the normal quantile (Esser et al., ICML 2024, section 3.1, where t grows
+/// with the noise as it does here). Held-out rows use it too: they stand for training rows.
 int64_t timestep_at(double fraction, int64_t num_timesteps, const NoiseOptions& options);
 
 /// [rows] int64 on the CPU.

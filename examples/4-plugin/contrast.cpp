@@ -9,7 +9,9 @@ namespace {
 class Contrast final : public memsieve::Filter {
  public:
   explicit Contrast(double timestep_min) : timestep_min_(timestep_min) {}
-  memsieve::Needs needs() const override { return {.magnitude = true, .timestep_min = timestep_min_}; }
+  memsieve::Needs needs() const override {
+    return {.signals = {"magnitude", "prediction_error"}, .timestep_min = timestep_min_};
+  }
 
   /// log(magnitude / ||prediction - target||); NaN where the magnitude was not measured.
   at::Tensor score(const memsieve::SignalView& view) const override {

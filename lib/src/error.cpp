@@ -9,4 +9,14 @@ std::string one_line(const std::exception& error) {
   return text.substr(0, text.find('\n'));
 }
 
+std::string one_line(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& known) {
+    return one_line(known);
+  } catch (...) {
+    return "unknown exception";
+  }
+}
+
 }  // namespace memsieve

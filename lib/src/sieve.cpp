@@ -4,6 +4,8 @@
 #include <memsieve/sieve.h>
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 #include "judge/held_out.h"
 #include "sieve_impl.h"
@@ -26,12 +28,28 @@ int64_t Sieve::Impl::check_batch(const Batch& batch, int64_t most) const {
   if (!batch.timestep.defined()) bad_batch("timestep is missing");
   one_a_row(batch.timestep, "timestep");
   if (batch.has_caption.defined()) one_a_row(batch.has_caption, "has_caption");
+  if (batch.exempt.defined()) one_a_row(batch.exempt, "exempt");
+  check_stratum(batch, rows);
   if (!batch.timestep.is_cpu()) return rows;  // reading it would make the host wait
   const auto times = batch.timestep.detach().to(at::kDouble).contiguous();
   const auto* t = times.const_data_ptr<double>();
   if (!std::all_of(t, t + rows, [&](double x) { return x >= 0 && x < static_cast<double>(setup.num_timesteps); }))
     bad_batch("timesteps must lie in [0, " + std::to_string(setup.num_timesteps) + ")");
   return rows;
+}
+
+void Sieve::Impl::check_stratum(const Batch& batch, int64_t rows) const {
+  if (!batch.stratum.defined()) return;
+  if (batch.stratum.dim() != 1 || batch.stratum.size(0) != rows || batch.stratum.scalar_type() != at::kLong)
+    bad_batch("stratum must be int64 [" + std::to_string(rows) + "]");
+  if (!batch.stratum.is_cpu()) return;
+  const auto strata = batch.stratum.contiguous();
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t stratum = strata.const_data_ptr<int64_t>()[i];
+    if (stratum >= 0 && stratum < setup.strata) continue;
+    bad_batch("stratum " + std::to_string(stratum) + " is out of range [0, " + std::to_string(setup.strata) +
+              "); Setup::strata says how many there are");
+  }
 }
 
 at::Tensor Sieve::Impl::device_ids(const Batch& batch, int64_t limit) const {
@@ -50,9 +68,43 @@ at::Tensor Sieve::Impl::device_ids(const Batch& batch, int64_t limit) const {
   return to_device(ids, setup.device);
 }
 
-void Sieve::Impl::fail(const std::exception& error, const std::string& where) {
+Sieve::Impl::Judged Sieve::Impl::judged(const Batch& batch, const at::Tensor& ids, bool held_out, int64_t step) const {
+  const at::NoGradGuard no_grad;
+  const Past past = judge.recall(ids, held_out);
+  const RawScores scores = signals.measure(batch, [&](const RawScores& free, const at::Tensor& eligible) {
+    return judge.rows_to_probe(past, free, eligible);
+  });
+  const Verdicts verdicts = judge.judge(past, scores, step);
+  return {record_lines(ids, scores, verdicts), verdicts.weight};
+}
+
+void Sieve::Impl::fail(const std::exception_ptr& error, const std::string& where) {
   record.fail(where + one_line(error));
-  reporter.blame(std::current_exception());
+  reporter.blame(error);
+}
+
+void Sieve::Impl::carry_losses() {
+  for (int64_t m = 0; m < shape.micro_batches; ++m) {
+    const auto loss = std::exchange(seen[m], nullptr);
+    if (!loss) continue;
+    if (loss->error) fail(loss->error);
+    if (loss->nonfinite.defined()) record.mark_nonfinite(m, loss->nonfinite);
+  }
+}
+
+void Sieve::Impl::carry_gradients(at::TensorList gradients) {
+  try {
+    std::vector<at::Tensor> there;
+    for (const auto& gradient : gradients) {
+      if (gradient.defined() && gradient.numel() > 0) there.push_back(gradient);
+    }
+    if (there.empty()) return;
+    // The largest absolute value: unlike a sum of squares it is finite for all finite gradients.
+    const auto largest = at::stack(at::_foreach_norm(there, std::numeric_limits<double>::infinity()));
+    record.mark_gradient(at::isfinite(largest).all().logical_not());
+  } catch (...) {
+    fail(std::current_exception(), "gradients: ");
+  }
 }
 
 /// Rank 0 alone writes the ledger: what goes wrong there is for all ranks to know.
@@ -60,8 +112,8 @@ void Sieve::Impl::carry_ledger_errors() {
   try {
     if (const auto error = reporter.take_write_error()) std::rethrow_exception(error);
     if (reporter.wants_ledger() && !reporter.ledger_is_open()) reporter.open_ledger(-1);
-  } catch (const std::exception& error) {
-    fail(error);
+  } catch (...) {
+    fail(std::current_exception());
   }
 }
 
@@ -70,7 +122,7 @@ Plan Sieve::inspect(const Batch& batch, const Clock& clock) {
   Plan plan;
   plan.rows_per_micro_batch_ = s.shape.rows;
   plan.micro_batches_ = s.shape.micro_batches;
-  plan.nonfinite_ = std::make_shared<at::Tensor>();
+  plan.seen_ = std::make_shared<Plan::Seen>();
   try {
     if (s.micro >= s.shape.micro_batches) {
       bad_batch("inspect called more than micro_batches = " + std::to_string(s.shape.micro_batches) +
@@ -78,12 +130,12 @@ Plan Sieve::inspect(const Batch& batch, const Clock& clock) {
     }
     s.check_batch(batch, s.shape.rows);
     const auto ids = s.device_ids(batch, s.setup.dataset_size);
-    const auto measured = s.engine.measure(batch, ids, false, clock.step);
-    s.record.put_training(s.micro, measured.lines);
-    s.nonfinite[s.micro] = plan.nonfinite_;
-    plan.weight_ = measured.weight;
-  } catch (const std::exception& error) {
-    s.fail(error);
+    const auto judged = s.judged(batch, ids, false, clock.step);
+    s.record.put_training(s.micro, judged.lines);
+    s.seen[s.micro] = plan.seen_;
+    plan.weight_ = judged.weight;
+  } catch (...) {
+    s.fail(std::current_exception());
     if (batch.prediction.defined() && batch.prediction.dim() > 0) {
       plan.weight_ = at::ones({batch.prediction.size(0)}, at::device(s.setup.device).dtype(at::kFloat));
     }
@@ -92,64 +144,70 @@ Plan Sieve::inspect(const Batch& batch, const Clock& clock) {
   return plan;
 }
 
-at::Tensor Plan::loss(const at::Tensor& per_sample_loss) const {
-  *nonfinite_ = at::isfinite(per_sample_loss.detach()).logical_not();
+at::Tensor Plan::loss(const at::Tensor& per_sample_loss) const try {
+  if (!per_sample_loss.defined()) bad_batch("the per-sample loss is missing");
   // Without a weight the batch was beyond use, which end_step says on all ranks: until then go on.
   const at::Tensor weight = weight_.defined() ? weight_ : at::ones_like(per_sample_loss);
-  if (per_sample_loss.dim() != 1 || per_sample_loss.sizes() != weight.sizes()) {
-    throw DataError("per-sample loss must have the shape of the batch, one value a row");
-  }
+  if (per_sample_loss.dim() != 1 || per_sample_loss.sizes() != weight.sizes())
+    bad_batch("the per-sample loss must have the shape [" + std::to_string(weight.numel()) + "], one value a row");
+  const at::Tensor nonfinite = at::isfinite(per_sample_loss.detach()).logical_not();
   auto loss = (weight.to(per_sample_loss.scalar_type()) * per_sample_loss).mean();
   const int64_t rows = weight.size(0);
   // A short micro-batch counts by its rows; a full one takes the plain loop's arithmetic, bit for bit.
   if (rows != rows_per_micro_batch_)
     loss = loss * (static_cast<double>(rows) / static_cast<double>(rows_per_micro_batch_));
+  seen_->nonfinite = nonfinite;
   return micro_batches_ == 1 ? loss : loss / static_cast<double>(micro_batches_);
+} catch (...) {
+  seen_->error = std::current_exception();
+  // The peers wait in backward for this rank's gradients; the update will be skipped.
+  return per_sample_loss.defined() ? per_sample_loss.sum() : at::zeros({}).requires_grad_();
 }
 
 std::vector<HeldOutVisit> Sieve::held_out_visits(int64_t step) const {
   const auto& s = *impl_;
-  if (!s.engine.observes(step)) return {};
-  return plan_held_out(step / s.options.held_out_every, s.options.held_out_rows, s.setup.held_out_size,
-                       s.engine.pseudo_rows(), s.communicator->rank(), s.shape.held_out);
+  const auto& held_out = s.judge.options().held_out;
+  if (!held_out.observes(step)) return {};
+  return plan_held_out(step / held_out.every, held_out.rows, s.setup.held_out_size, s.judge.pseudo_rows(),
+                       s.communicator->rank(), s.shape.held_out);
 }
 
 void Sieve::observe(const Batch& batch, const Clock& clock) {
   auto& s = *impl_;
   try {
-    if (!s.engine.observes(clock.step)) bad_batch("step " + std::to_string(clock.step) + " observes no held-out rows");
+    if (!s.judge.options().held_out.observes(clock.step))
+      bad_batch("step " + std::to_string(clock.step) + " observes no held-out rows");
     const int64_t rows = s.check_batch(batch, s.shape.held_out - s.held_out_seen);
-    const auto ids = s.device_ids(batch, s.engine.pseudo_rows());
-    s.record.put_held_out(s.held_out_seen, s.engine.measure(batch, ids, true, clock.step).lines);
+    const auto ids = s.device_ids(batch, s.judge.pseudo_rows());
+    s.record.put_held_out(s.held_out_seen, s.judged(batch, ids, true, clock.step).lines);
     s.held_out_seen += rows;
-  } catch (const std::exception& error) {
-    s.fail(error, "held-out: ");
+  } catch (...) {
+    s.fail(std::current_exception(), "held-out: ");
   }
 }
 
-StepEnd Sieve::end_step(const Clock& clock) {
+StepEnd Sieve::end_step(const Clock& clock, at::TensorList gradients) {
   auto& s = *impl_;
   const at::NoGradGuard no_grad;
-  if (s.options.reference && !s.reference_known)
+  if (s.judge.options().reference.is_on() && !s.reference_known)
     s.record.fail("reference.kind is start_model, but finish_reference() was not called");
-  for (int64_t m = 0; m < s.shape.micro_batches; ++m) {
-    if (s.nonfinite[m] && s.nonfinite[m]->defined()) s.record.mark_nonfinite(m, *s.nonfinite[m]);
-    s.nonfinite[m].reset();
-  }
+  s.carry_losses();
+  s.carry_gradients(gradients);
   s.carry_ledger_errors();
+  s.record.set_step(clock.step);
   const auto all = s.communicator->all_gather(s.record.flat());
   s.record.clear();
   s.micro = s.held_out_seen = 0;
   const Gathered gathered = split(all, s.shape);
-  s.engine.fold(gathered, clock.step);
+  s.judge.fold(gathered, clock.step);
 
   const auto& lines = gathered.training;
   const auto weight = (lines.select(1, RecordShape::weight) * lines.select(1, RecordShape::present)).sum();
-  const auto nonfinite =
-      (lines.select(1, RecordShape::nonfinite).sum() + gathered.held_out.select(1, RecordShape::nonfinite).sum()) > 0;
+  const auto nonfinite = (lines.select(1, RecordShape::nonfinite).sum() + gathered.bad_gradient.sum()) > 0;
   // The host learns of an error later: until then no update may follow it.
-  s.halted.logical_or_(gathered.failed.sum() > 0);
-  if (s.options.fail_on_nonfinite) s.halted.logical_or_(nonfinite);
+  s.halted.logical_or_(gathered.failed.sum() > 0).logical_or_((gathered.step != gathered.step[0]).any());
+  if (s.options.fail_on_nonfinite)
+    s.halted.logical_or_(nonfinite).logical_or_(gathered.held_out.select(1, RecordShape::nonfinite).sum() > 0);
   const auto skip = (weight == 0) | nonfinite | s.halted;
   const auto expected = static_cast<double>(s.ranks * s.shape.training_lines());
   StepEnd end{at::where(skip, at::ones_like(weight), weight / expected).to(at::kFloat), skip.to(at::kFloat),
@@ -170,7 +228,7 @@ void Sieve::flush() {
 
 std::map<std::string, at::Tensor> Sieve::state() const {
   std::map<std::string, at::Tensor> state;
-  for (const auto& [name, tensor] : impl_->engine.state()) state[name] = tensor->to(at::kCPU).contiguous().clone();
+  for (const auto& [name, tensor] : impl_->judge.state()) state[name] = tensor->to(at::kCPU).contiguous().clone();
   const std::string names = impl_->reporter.channel_names();
   state["filters"] = at::tensor(std::vector<uint8_t>(names.begin(), names.end()), at::kByte);
   state["ledger_rows"] = at::full({}, impl_->reporter.ledger_rows(), at::kLong);
@@ -194,7 +252,7 @@ void Sieve::restore(const std::map<std::string, at::Tensor>& state) {
   if (names != s.reporter.channel_names())
     throw DataError("sieve state: belongs to the filters " + names + ", but this configuration has " +
                     s.reporter.channel_names() + "; resume with the configuration that the checkpoint was made with");
-  for (const auto& [name, tensor] : s.engine.state()) {
+  for (const auto& [name, tensor] : s.judge.state()) {
     const auto saved = find(name);
     if (saved.sizes() != tensor->sizes() || saved.scalar_type() != tensor->scalar_type()) {
       throw DataError("sieve state: '" + name +
@@ -202,12 +260,12 @@ void Sieve::restore(const std::map<std::string, at::Tensor>& state) {
                       "the checkpoint was made with");
     }
   }
-  for (const auto& [name, tensor] : s.engine.state()) tensor->copy_(find(name));
+  for (const auto& [name, tensor] : s.judge.state()) tensor->copy_(find(name));
   s.reference_known = find("reference_known").item<int64_t>() != 0;
   const int64_t rows = find("ledger_rows").item<int64_t>();
   s.reporter.set_ledger_rows(rows);
   s.reporter.open_ledger(rows);
-  s.engine.restored();
+  s.judge.restored();
 }
 
 }  // namespace memsieve

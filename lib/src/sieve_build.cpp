@@ -25,6 +25,7 @@ void check_setup(const Setup& setup) {
   at_least(1, setup.micro_batches, "micro_batches");
   at_least(1, setup.num_timesteps, "num_timesteps");
   at_least(0, setup.held_out_size, "held_out_size");
+  at_least(1, setup.strata, "strata");
   if (!setup.group_id.empty() && static_cast<int64_t>(setup.group_id.size()) != setup.dataset_size) {
     throw ConfigError("Setup::group_id: has " + std::to_string(setup.group_id.size()) + " entries for " +
                       std::to_string(setup.dataset_size) + " samples");
@@ -42,16 +43,21 @@ Prepared parse(const std::string& yaml, const std::string& source, const Setup& 
 }  // namespace
 
 Sieve::Impl::Impl(const Settings& settings, std::shared_ptr<Communicator> comm, const Setup& given)
+    : Impl(Configuration::read(settings, given), settings.yaml(), std::move(comm), given) {}
+
+Sieve::Impl::Impl(Configuration configuration, const std::string& yaml, std::shared_ptr<Communicator> comm,
+                  const Setup& given)
     : setup(given),
       communicator(std::move(comm)),
-      options(read_options(settings, given)),
+      options(configuration.record),
       ranks(communicator->size()),
-      shape{static_cast<int64_t>(options.channels.size()), given.micro_batches, given.rows_per_micro_batch,
-            (options.held_out_rows + ranks - 1) / ranks},
-      engine(options, setup, ranks),
+      shape{static_cast<int64_t>(configuration.channels.size()), given.micro_batches, given.rows_per_micro_batch,
+            (configuration.judge.held_out.rows + ranks - 1) / ranks},
+      signals(std::move(configuration.channels), setup.filters.signals(), setup.device),
+      judge(configuration.judge, setup, ranks),
       record(shape, given.device),
-      reporter(options, given, shape, communicator->rank(), settings.yaml()),
-      nonfinite(given.micro_batches),
+      reporter(options, given, shape, communicator->rank(), yaml),
+      seen(given.micro_batches),
       halted(at::zeros({}, at::device(given.device).dtype(at::kBool))) {}
 
 template <typename Prepare>
@@ -65,9 +71,9 @@ std::unique_ptr<Sieve::Impl> Sieve::Impl::agreed(const std::shared_ptr<Communica
     check_setup(p.setup);
     print = fingerprint(p.settings, p.setup);
     mine = std::make_unique<Impl>(p.settings, comm, p.setup);
-  } catch (const std::exception& failure) {
+  } catch (...) {
     error = std::current_exception();
-    print.error = one_line(failure);
+    print.error = one_line(error);
   }
   require_agreement(*comm, print, device);
   if (error) std::rethrow_exception(error);
@@ -98,13 +104,13 @@ Sieve& Sieve::operator=(Sieve&&) noexcept = default;
 Sieve::~Sieve() = default;
 
 std::vector<std::string> Sieve::channels() const {
-  std::vector<std::string> names;
-  for (const auto& channel : impl_->options.channels) names.push_back(channel.name);
-  return names;
+  return impl_->options.channels;
 }
 
 std::vector<std::string> Sieve::warnings() const {
-  return impl_->engine.warnings();
+  auto lines = impl_->judge.warnings();
+  if (const std::string note = impl_->reporter.ledger_note(); !note.empty()) lines.push_back(note);
+  return lines;
 }
 
 }  // namespace memsieve

@@ -9,14 +9,17 @@
 #include <string>
 #include <vector>
 
-#include "judge/engine.h"
+#include "config/configuration.h"
+#include "judge/judge.h"
 #include "record/record.h"
 #include "record/reporter.h"
+#include "signals/signals.h"
 
 namespace memsieve {
 
 struct Sieve::Impl {
   Impl(const Settings& settings, std::shared_ptr<Communicator> comm, const Setup& given);
+  Impl(Configuration configuration, const std::string& yaml, std::shared_ptr<Communicator> comm, const Setup& given);
 
   /// COLLECTIVE. Built from what `prepare` (-> {Settings, Setup}) makes of this rank's files, once all ranks have
   /// agreed on it. An error on the way reaches the other ranks too, so that none waits for one that cannot start.
@@ -25,27 +28,36 @@ struct Sieve::Impl {
 
   Setup setup;
   std::shared_ptr<Communicator> communicator;
-  SieveOptions options;
+  RecordOptions options;
   int64_t ranks;
   RecordShape shape;
-  Engine engine;
+  Signals signals;
+  Judge judge;
   RecordBuilder record;
   Reporter reporter;
   int64_t micro = 0, held_out_seen = 0;
   /// of each micro-batch's per-sample loss
-  std::vector<std::shared_ptr<at::Tensor>> nonfinite;
+  std::vector<std::shared_ptr<Plan::Seen>> seen;
   /// bool []: an error or a value that ends the run turned up in some step
   at::Tensor halted;
-  /// lines of the reference pass: picture, held out, timestep, raw...
+  /// lines of the reference pass: picture, held out, timestep, stratum, raw...
   std::vector<at::Tensor> draws;
   bool reference_known = false;
 
   /// Throws DataError for a batch that breaks the contract of memsieve/batch.h; returns its rows.
   int64_t check_batch(const Batch& batch, int64_t most) const;
+  void check_stratum(const Batch& batch, int64_t rows) const;
   /// Its ids, each in [0, limit), on the device.
   at::Tensor device_ids(const Batch& batch, int64_t limit) const;
-  /// Carries the error being handled to the step's record: all ranks throw it at the end of the step.
-  void fail(const std::exception& error, const std::string& where = "");
+  /// Measures and judges rows `ids`; returns their record and weights.
+  struct Judged {
+    at::Tensor lines, weight;
+  };
+  Judged judged(const Batch& batch, const at::Tensor& ids, bool held_out, int64_t step) const;
+  /// Carries an error to the step's record: all ranks throw it at the end of the step.
+  void fail(const std::exception_ptr& error, const std::string& where = "");
+  void carry_losses();
+  void carry_gradients(at::TensorList gradients);
   void carry_ledger_errors();
 };
 

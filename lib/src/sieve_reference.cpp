@@ -1,5 +1,6 @@
 // The reference pass: what the starting model finds easy. It runs once, before training, so the host may wait.
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <limits>
 
@@ -42,7 +43,7 @@ void check_complete(const at::Tensor& picture, int64_t samples, int64_t held_out
 }  // namespace
 
 int64_t Sieve::reference_draws() const {
-  return impl_->options.draws;
+  return impl_->judge.options().reference.draws;
 }
 bool Sieve::has_reference() const {
   return impl_->reference_known;
@@ -50,38 +51,42 @@ bool Sieve::has_reference() const {
 
 bool Sieve::reference(const Batch& batch, bool held_out) {
   auto& s = *impl_;
-  if (!s.options.reference) return true;
+  if (!s.judge.options().reference.is_on()) return true;
   try {
     const int64_t samples = s.setup.dataset_size;
     s.check_batch(batch, std::numeric_limits<int64_t>::max());
     const auto ids = s.device_ids(batch, held_out ? s.setup.held_out_size : samples);
-    RawScores scores = s.engine.score_all(batch);
+    const at::NoGradGuard no_grad;
+    // The host may wait here, and a row without a signal need not be paid for.
+    RawScores scores = s.signals.measure(
+        batch, [](const RawScores&, const at::Tensor& eligible) { return at::nonzero(eligible).squeeze(1); });
     settle_nonfinite(scores, batch.sample_id, held_out, s.options.fail_on_nonfinite);
     const auto picture = ids + (held_out ? samples : 0);
-    s.draws.push_back(at::cat({column(picture), column(at::full_like(picture, held_out ? 1 : 0)),
-                               column(scores.timestep), scores.raw.to(at::kDouble)},
-                              1));
+    s.draws.push_back(at::cat(
+        {column(picture), column(at::full_like(picture, held_out ? 1 : 0)), column(scores.timestep),
+         column(scores.stratum.defined() ? scores.stratum : at::zeros_like(picture)), scores.raw.to(at::kDouble)},
+        1));
     return true;
-  } catch (const std::exception& error) {
-    s.fail(error);
+  } catch (...) {
+    s.fail(std::current_exception());
     return false;
   }
 }
 
 void Sieve::finish_reference() {
   auto& s = *impl_;
-  if (!s.options.reference) return;
+  if (!s.judge.options().reference.is_on()) return;
   const auto real = at::device(s.setup.device).dtype(at::kDouble);
-  const int64_t width = 3 + s.shape.channels;
+  const int64_t width = 4 + s.shape.channels;
   const auto mine = s.draws.empty() ? at::empty({0, width}, real) : at::cat(s.draws);
   s.draws.clear();
   // The sizes are gathered first, then lines padded to the longest rank's.
   auto head = s.record.flat().slice(0, 0, RecordShape::kHeader + RecordShape::kMessage).clone();
-  head[2] = static_cast<double>(mine.size(0));
+  head[RecordShape::extra] = static_cast<double>(mine.size(0));
   const auto heads = s.communicator->all_gather(head).to(at::kCPU);
   s.record.clear();
   s.reporter.throw_peer_error("reference pass: ", heads);
-  const auto longest = static_cast<int64_t>(heads.select(1, 2).max().item<double>());
+  const auto longest = static_cast<int64_t>(heads.select(1, RecordShape::extra).max().item<double>());
   if (longest == 0)
     throw DataError("reference pass: no draws; call reference() for every sample before finish_reference()");
   const auto padded = at::constant_pad_nd(mine, {0, 0, 0, longest - mine.size(0)}, -1).reshape({-1});
@@ -91,8 +96,11 @@ void Sieve::finish_reference() {
   // By picture and timestep, so that the result does not depend on how the ranks divided the work.
   all = all.index_select(
       0, at::argsort(all.select(1, 0) * static_cast<double>(s.setup.num_timesteps) + all.select(1, 2), true, 0, false));
-  s.engine.set_reference(all.select(1, 0).to(at::kLong), all.select(1, 2).to(at::kFloat),
-                         all.slice(1, 3).to(at::kFloat), all.select(1, 1) > 0);
+  RawScores scores;
+  scores.timestep = all.select(1, 2).to(at::kFloat);
+  scores.stratum = all.select(1, 3).to(at::kLong);
+  scores.raw = all.slice(1, 4).to(at::kFloat);
+  s.judge.set_reference(all.select(1, 0).to(at::kLong), scores, all.select(1, 1) > 0);
   s.reference_known = true;
 }
 

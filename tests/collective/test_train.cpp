@@ -2,12 +2,13 @@
 // uninterrupted one, a signal to one rank stops all, and an error on one rank ends all.
 #include <memsieve/builtin.h>
 #include <memsieve/error.h>
+#include <runtime/exit_codes.h>
 #include <runtime/launch.h>
 #include <trainer/config/train_config.h>
 #include <runtime/log.h>
 #include <runtime/stop.h>
 #include <trainer/loop/train.h>
-#include <trainer/loop/train_step.h>
+#include <trainer/loop/session.h>
 
 #include <csignal>
 #include <filesystem>
@@ -184,8 +185,9 @@ TEST_CASE("trainer rank with a broken row", "[.rank]") {
   const TrainConfig config = read_config(arguments[0], {arguments[1]});
   Session session(config, group, /*dry=*/true);
   if (group.rank() == 1)
-    session.training.emplace(Dataset::open(arguments[2], {.cache_bytes = 0}), session.schedule, c10::kCPU);
-  TrainStep step(session);
+    session.data().training.emplace(Dataset::open(arguments[2], {.cache_bytes = 0}), session.data().schedule,
+                                    c10::kCPU);
+  TrainStep step(session.step_options(), session.step_parts());
   StepNumbers numbers;
   for (int64_t i = 0; i < 6 && numbers.failed == 0; ++i) {
     const at::Tensor values = step.run(i);

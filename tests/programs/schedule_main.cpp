@@ -13,6 +13,7 @@
 
 namespace {
 
+using namespace memsieve::diffusion;
 using namespace memsieve::trainer;
 using Json = nlohmann::json;
 
@@ -43,7 +44,7 @@ void draw(const Json& request, const SchedulerFile& file, const NoiseSchedule& s
   options.clip_sample = d.value("clip_sample", options.clip_sample);
   options.clip_sample_range = d.value("clip_sample_range", options.clip_sample_range);
   std::vector<double> seen;
-  const Denoiser model = [&](const at::Tensor& x, const at::Tensor& t, const Conditioning& condition) {
+  const Predict model = [&](const at::Tensor& x, const at::Tensor& t, const Conditioning& condition) {
     const at::Tensor told = t + schedule.first_timestep();
     seen.push_back(told[0].item<double>());
     return linear_model(x, told, condition.text, static_cast<double>(schedule.num_timesteps()));

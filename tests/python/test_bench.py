@@ -5,12 +5,14 @@ import shutil
 import sys
 
 import pytest
+import stub_gpu
 import tiny
 import yaml
 from conftest import BUILD, ROOT, assert_refused, run, run_ok, torchrun
 
 sys.path.insert(0, str(ROOT / "bench"))
 import compare_python  # noqa: E402
+import make_case  # noqa: E402
 
 STEP = BUILD / "bench" / "memsieve-bench-train-step"
 PUBLISHED = {"filters": {"magnitude": {"norm": "l2", "scale": "linear"}}, "standardise": {"by": "none"}, "evidence": {"kind": "visit"},
@@ -33,6 +35,49 @@ def test_train_step(tmp_path, processes):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_exists_stands_in_no_ones_way(tmp_path):
+    """Measuring writes nothing, so what the configuration's run folder holds is no matter, and stays as it is."""
+    tiny.write_run(tmp_path)
+    run_ok(BUILD / "trainer" / "memsieve-train", "--config", "run.yaml", cwd=tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    run_ok(STEP, "--config", "run.yaml", "--rounds", "1", "--steps", "1", cwd=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_overhead_after_the_demo(tmp_path):
+    """The three configurations by their names, as small runs whose folders are there already."""
+    tiny.write_run(tmp_path)
+    tiny.write_data(tmp_path / "train.h5", 40)
+    (tmp_path / "configs").mkdir()
+    for name in ("demo", "demo_published"):
+        (tmp_path / "configs" / f"{name}.yaml").write_text(tiny.YAML)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"run_id": "earlier"}')
+    out = run_ok(BUILD / "bench" / "memsieve-bench-overhead", "--rounds", "1", "--steps", "1", cwd=tmp_path)
+    assert {"plain_ms", "published", "ours"} <= set(json.loads(out.splitlines()[-1]))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+@stub_gpu.needed
+@pytest.mark.parametrize("rule", ["ours", "plain"])
+def test_sync_check_behind_the_stand_in(tmp_path, rule):
+    """Passes for our step. torch itself raises where a call waits: that its debug mode sees one is tested beside it."""
+    tiny.write_run(tmp_path)
+    settings = ["device=cuda", "max_nonfinite_steps=1000000", *(["filter=off"] if rule == "plain" else [])]
+    words = [word for setting in settings for word in ("--set", setting)]
+    result = run(STEP, "--config", "run.yaml", *words, "--sync-check", "3", cwd=tmp_path, **stub_gpu.environment())
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == {"steps": 3, "waits": 0}
+    code = "import torch; x = torch.ones(3, device='cuda'); torch.cuda.set_sync_debug_mode('error'); x.sum().item()"
+    result = run(sys.executable, "-c", code, **stub_gpu.environment())
+    assert result.returncode == 1 and "synchronizing CUDA operation" in result.stderr
+
+
+def test_sync_check_needs_a_gpu(tmp_path):
+    tiny.write_run(tmp_path)
+    assert_refused(run(STEP, "--config", "run.yaml", "--sync-check", "3", cwd=tmp_path), 2, "--sync-check needs a GPU")
+
+
 def test_train_step_refuses(tmp_path):
     assert_refused(run(STEP), 2, "config")
     assert_refused(run(STEP, "--config", tmp_path / "none.yaml"), 2, "none.yaml")
@@ -43,6 +88,16 @@ def test_made_cases_are_runs(tmp_path):
     run_ok(sys.executable, ROOT / "bench" / "make_case.py", "--unet", "sd15_quarter", "--latents", "8", "--batch", "2", "--out", tmp_path)
     for rule in ("plain", "published", "ours"):
         run_ok(BUILD / "trainer" / "memsieve-train", "--config", tmp_path / f"{rule}.yaml", "--dry-run")
+
+
+def test_a_made_case_of_sdxl_is_a_run(tmp_path):
+    """Of a few channels: the whole has 2.6 thousand million weights."""
+    small = make_case.UNETS["sdxl"] | {"block_out_channels": [32, 64, 64], "cross_attention_dim": 16, "attention_head_dim": [1, 2, 2],
+                                       "transformer_layers_per_block": [1, 1, 1], "addition_time_embed_dim": 8,
+                                       "projection_class_embeddings_input_dim": 58}
+    make_case.make(small, tmp_path, 8, 2)
+    run_ok(STEP, "--config", tmp_path / "ours.yaml", "--set", "lora.rank=2", "--set", "sieve.reference.kind=none", "--rounds", "1",
+           "--steps", "1")
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -185,5 +185,5 @@ def test_a_full_gpu_is_one_line_with_a_remedy(folder):
 
 
 def test_the_unit_tests_for_gpus_pass():
-    out = run_ok(BUILD / "tests" / "test_trainer", "[.cuda]", **stub_gpu.environment(compute=True))
+    out = run_ok(BUILD / "tests" / "test_runtime", "[.cuda]", **stub_gpu.environment(compute=True))
     assert "All tests passed" in out and "3 test cases" in out

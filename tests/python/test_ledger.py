@@ -6,7 +6,7 @@ import time
 import h5py
 import numpy as np
 import tiny
-from conftest import BUILD, clean_environment, run_ok
+from conftest import BUILD, clean_environment, run, run_ok
 
 TRAIN = BUILD / "trainer" / "memsieve-train"
 
@@ -65,3 +65,27 @@ def test_a_resumed_run_continues_the_ledger(tmp_path):
     run_ok(*command("max_train_steps=10", "output_dir=parts"), "--resume-from", "latest", cwd=tmp_path)
     whole, parts = (visits(tmp_path / name / "ledger.h5")[1] for name in ("whole", "parts"))
     assert whole.tobytes() == parts.tobytes()
+
+
+def test_a_ledger_that_lost_rows_or_is_gone_strands_no_checkpoint(tmp_path):
+    """As after the loss of rank 0's machine, or of its disk."""
+    tiny.write_run(tmp_path)
+    ledger = tmp_path / "run" / "ledger.h5"
+    run_ok(*command("max_train_steps=6"), cwd=tmp_path)
+    _, whole = visits(ledger)
+    with h5py.File(ledger, "r+", libver="latest") as file:
+        file["visits"].resize((4 * 6 + 1,))
+    shorter = run(*command("max_train_steps=8"), "--resume-from", "latest", cwd=tmp_path)
+    assert shorter.returncode == 0, shorter.stderr
+    assert "holds 25 rows, but the checkpoint counts on 36" in shorter.stdout + shorter.stderr
+    attributes, rows = visits(ledger)
+    assert (rows["step"] == np.concatenate([whole["step"][:25], np.repeat([6, 7], 6)])).all()
+    assert attributes["gaps"].tolist() == [[25, 11]]
+    later = run(*command("max_train_steps=9"), "--resume-from", "latest", cwd=tmp_path)
+    assert later.returncode == 0 and "ledger" not in later.stdout + later.stderr, later.stderr
+    assert visits(ledger)[1][:len(rows)].tobytes() == rows.tobytes()
+    ledger.unlink()
+    gone = run(*command("max_train_steps=10"), "--resume-from", "latest", cwd=tmp_path)
+    assert gone.returncode == 0, gone.stderr
+    assert "is missing" in gone.stdout + gone.stderr and "the 54 rows before it are gone" in gone.stdout + gone.stderr
+    assert set(visits(ledger)[1]["step"]) == {9}

@@ -70,6 +70,15 @@ def test_samples_by_themselves_and_only_so_many(tmp_path):
     assert not (run / "dropped.html").exists()
 
 
+@pytest.mark.parametrize("config", [
+    "data: {held_out: h.h5, train: NAME}\n", 'data:\n    train: "NAME"  # with a comment\n',
+    "model:\n  train: no\ndata:\n  held_out: x\n\n  # train: y\n  train: 'NAME'\n"])
+def test_data_train_is_found_however_the_yaml_is_written(tmp_path, config):
+    run = write(tmp_path)
+    (run / "config.yaml").write_text(config.replace("NAME", str(tmp_path / "train.h5")))
+    assert view.main([str(run)]) == 0
+
+
 def test_latents_without_thumbnails_and_a_run_that_dropped_nothing(tmp_path):
     run = write(tmp_path, [visit for visit in VISITS if visit[5] == 1], thumbnails=False)
     assert view.main([str(run)]) == 0
@@ -80,6 +89,8 @@ def test_latents_without_thumbnails_and_a_run_that_dropped_nothing(tmp_path):
 @pytest.mark.parametrize("break_it, words", [
     (lambda folder: (folder / "run/ledger.h5").unlink(), ["ledger.h5", "no such file"]),
     (lambda folder: (folder / "run/config.yaml").unlink(), ["config.yaml", "--data"]),
+    (lambda folder: (folder / "run/config.yaml").write_text("data:\n  train: [\n"), ["config.yaml:", "YAML"]),
+    (lambda folder: (folder / "run/config.yaml").write_text("data:\n  held_out: x\n"), ["config.yaml", "data.train", "--data"]),
     (lambda folder: (folder / "train.h5").unlink(), ["train.h5", "no such file"]),
     (lambda folder: write_visits(folder, VISITS[-1:]), ["ledger.h5", "no visit"]),
     (lambda folder: write_visits(folder, [(0, 4, 4, 0, 0, 1, 1, 4, 0)]), ["train.h5", "4 rows", "sample 4", "--data"]),

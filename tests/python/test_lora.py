@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-UNET_PROGRAM = BUILD / "trainer" / "memsieve-unet"
+UNET_PROGRAM = BUILD / "diffusion" / "memsieve-unet"
 DEFAULT = ["to_q", "to_k", "to_v", "to_out.0"]
 WIDE = [*DEFAULT, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "time_emb_proj", "linear_1", "conv1", "conv_shortcut",
         "downsamplers.0.conv", "upsamplers.0.conv", "conv_in"]

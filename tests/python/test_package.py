@@ -1,4 +1,5 @@
-"""Installation is proved by projects outside the tree: one that links the library, one that is a plug-in."""
+"""Installation is proved by projects outside the tree: one that links the library, and plug-ins, those of the docs too."""
+import re
 import subprocess
 
 import pytest
@@ -37,7 +38,7 @@ def compile_plugin(folder, source):
     return folder / "plugin.so"
 
 
-def stamp(magic="msieve", abi=1, gxx=1017, strings=1, torch="2.11.0"):
+def stamp(magic="msieve", abi=2, gxx=1017, strings=1, torch="2.11.0"):
     return ("struct { char magic[8]; int abi, gxx, strings; char torch[32]; } memsieve_plugin_stamp = "
             f'{{"{magic}", {abi}, {gxx}, {strings}, "{torch}"}};\n')
 
@@ -46,7 +47,7 @@ def test_what_is_installed(installed):
     files = {str(path.relative_to(installed)) for path in installed.rglob("*") if not path.is_dir()}
     assert any(name.endswith("/libmemsieve.so") for name in files)
     assert any(name.endswith("/memsieveConfigVersion.cmake") for name in files)
-    headers = {path.name for folder in ("lib", "filters") for path in (ROOT / folder / "include").rglob("*.h")}
+    headers = {path.name for folder in ("lib", "filters") for path in (ROOT / folder / "include" / "memsieve").glob("*.h")}  # not detail/
     assert headers == {name.rpartition("/")[2] for name in files if name.startswith("include/memsieve/")}
     assert not any(name.endswith(".cpp") for name in files)
 
@@ -76,6 +77,43 @@ def test_plugin_with_the_yaml_that_names_it(program, plugin):
 def test_plugin_option_is_validated(program, plugin, tmp_path):
     yaml = sieve_yaml(tmp_path, [plugin / "contrast.so"], "contrast: {timestep_mim: 200}")
     assert_refused(run(program, yaml), 2, "sieve.yaml:4", "timestep_mim", "did you mean 'timestep_min'?")
+
+
+@pytest.fixture(scope="module")
+def printed(installed, tmp_path_factory):
+    """The plug-ins of docs/write_a_filter.md as printed, in the project of examples/4-plugin."""
+    blocks = re.findall(r"```cpp\n(.*?)```", (ROOT / "docs" / "write_a_filter.md").read_text(), re.S)
+    ratio, drift, in_the_loop = blocks
+    loop = f"#include <memsieve/batch.h>\nvoid loop(memsieve::Batch& batch, memsieve::Counterfactual start_model) {{\n{in_the_loop}}}\n"
+    built = {}
+    for name, source in {"ratio": ratio, "drift": drift + loop}.items():
+        folder = tmp_path_factory.mktemp("printed") / name
+        folder.mkdir()
+        project = (ROOT / "examples" / "4-plugin" / "CMakeLists.txt").read_text()
+        (folder / "CMakeLists.txt").write_text(project.replace("contrast", name))
+        (folder / f"{name}.cpp").write_text(source)
+        built[name] = configure_and_build(folder, installed, tmp_path_factory.mktemp("outside")) / f"{name}.so"
+    return built
+
+
+def test_documented_filter(program, printed, tmp_path):
+    out = run_ok(program, sieve_yaml(tmp_path, [printed["ratio"]], "ratio: {power: 0.25}"))
+    assert out.startswith("filters: ratio; ")
+
+
+def test_documented_signal(program, printed, tmp_path):
+    result = run(program, sieve_yaml(tmp_path, [printed["drift"]], "drift: {}"))
+    assert_refused(result, 2, "the counterfactual prediction 'start' is missing", "Batch::counterfactuals")
+
+
+def test_library_shows_its_public_names_alone(installed):
+    library, = (path for path in installed.rglob("libmemsieve.so") if path.exists())
+    symbols = run_ok("nm", "-DC", "--defined-only", library)
+    shown = set(re.findall(r"^\S+ \w (?:(?:typeinfo|vtable)(?: name)? for |non-virtual thunk to |guard variable for )?memsieve::(\w+)",
+                           symbols, re.M))
+    public = "".join(path.read_text() for path in installed.rglob("include/memsieve/*.h"))
+    assert {"Sieve", "Plan", "FilterRegistry", "DataError", "load_plugin"} <= shown
+    assert not {name for name in shown if not re.search(rf"\b{name}\b", public)}
 
 
 def test_plugin_missing(program, tmp_path):

@@ -1,6 +1,7 @@
 """A rank that is killed, a machine that is lost: torchrun starts all ranks anew, and the run ends as if nothing had happened."""
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -212,6 +213,24 @@ def test_latest_does_not_return_to_what_was_given_up(tmp_path):
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000003", "step-000004"]
 
 
+def test_an_attempt_that_fails_after_the_ledger_was_cut_strands_nothing(tmp_path):
+    tiny.write_run(tmp_path)
+    assert auto(tmp_path, "checkpointing_steps=1").returncode == 0
+    folder = tmp_path / "run"
+    uncut = visits(folder / "ledger.h5")[1]
+    (folder / "metrics.jsonl").rename(tmp_path / "metrics.jsonl")
+    (folder / "metrics.jsonl").mkdir()
+    early = ("--resume-from", folder / "checkpoints" / "step-000002")
+    failed = run(TRAIN, "--config", "run.yaml", *early, cwd=tmp_path)
+    assert failed.returncode != 0 and "metrics.jsonl" in failed.stderr, failed.stderr
+    assert len(visits(folder / "ledger.h5")[1]) == len(uncut) // 2
+    (folder / "metrics.jsonl").rmdir()
+    (tmp_path / "metrics.jsonl").rename(folder / "metrics.jsonl")
+    again = auto(tmp_path)
+    assert again.returncode == 0 and "resuming after 2 steps" in again.stderr + again.stdout, again.stderr
+    assert visits(folder / "ledger.h5")[1].tobytes() == uncut.tobytes()
+
+
 def test_data_may_move_between_the_parts_of_a_run_but_not_change(tmp_path):
     tiny.write_run(tmp_path)
     assert auto(tmp_path, "checkpointing_steps=2", "max_train_steps=2").returncode == 0
@@ -223,6 +242,40 @@ def test_data_may_move_between_the_parts_of_a_run_but_not_change(tmp_path):
     assert_refused(auto(tmp_path, "data.train=other.h5", moved[1]), 2, "data.train", "not the data that", "17 rows of", "16 rows of")
     assert auto(tmp_path, *moved).returncode == 0
     assert len(steps(tmp_path / "run")) == 4
+
+
+def edit_state(run_folder, change):
+    """Changes what the newest checkpoint's state.json says."""
+    path = max((run_folder / "checkpoints").iterdir()) / "state.json"
+    state = json.loads(path.read_text())
+    change(state)
+    path.write_text(json.dumps(state))
+
+
+def test_a_checkpoint_of_another_version_is_compared_by_what_it_means(tmp_path):
+    """A key that the saved configuration lacks had its default; one that is gone now, or that differs, is named."""
+    tiny.write_run(tmp_path)
+    assert auto(tmp_path, "max_train_steps=2").returncode == 0
+
+    def saved(change):
+        edit_state(tmp_path / "run", lambda state: state.update(meaning=change(state["meaning"])))
+
+    saved(lambda text: re.sub(r"noise_offset: .*\n", "", text).replace("learning_rate: 0.001", "learning_rate: 1e-3"))
+    assert_refused(auto(tmp_path, "noise_offset=0.5"), 2, "`noise_offset: 0.5` / `noise_offset: 0`", "step-000002")
+    assert_refused(auto(tmp_path, "learning_rate=0.5"), 2, "`learning_rate: 0.5` / `learning_rate: 0.001`")
+    assert_refused(auto(tmp_path, "sieve.held_out.rows=4"), 2, "`sieve.held_out.rows: 4` / `sieve.held_out.rows: 2`")
+    saved(lambda text: text + "old_key: 3\n")
+    assert_refused(auto(tmp_path), 2, "old_key", "no such key")
+    saved(lambda text: text.replace("old_key: 3\n", "") + "validation: {old_key: 3}\n")
+    done = auto(tmp_path, "validation.draws=2", "log_every=3")
+    assert done.returncode == 0 and "resuming after 2 steps" in done.stderr, done.stderr
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path):
+    tiny.write_run(tmp_path)
+    assert auto(tmp_path, "max_train_steps=2").returncode == 0
+    edit_state(tmp_path / "run", lambda state: state.update(version=2))
+    assert_refused(auto(tmp_path), 3, "state.json", "version 2", "--resume-from")
 
 
 def test_a_full_disk_ends_all_ranks(tmp_path):

@@ -1,8 +1,9 @@
 """The shell scripts: how tests are counted, and what they refuse."""
+import os
 import sys
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, assert_refused, run
 
 LOG = """Start testing: Nov 23 05:00 UTC
 ----------------------------------------------------------
@@ -83,6 +84,41 @@ def test_demo_keeps_what_is_not_its_own(tmp_path):
 def test_unknown_options(script, arguments):
     result = run(ROOT / "scripts" / script, *arguments)
     assert result.returncode != 0 and result.stderr
+
+
+STUBS = {
+    "dpkg-query": "echo unknown",
+    "sudo": '"$@"',
+    # Ends only once pip has begun.
+    "apt-get": '''case "$*" in *install*) for i in $(seq 100); do [ -e "$STUBS/pip-began" ] && exit 0; sleep 0.1; done; exit 1 ;; esac''',
+    "base-python": '''[ "$1" != -m ] || { mkdir -p "$3/bin" && cp "$STUBS/environment-python" "$3/bin/python"; }''',
+    "environment-python": 'touch "$STUBS/pip-began"; [ ! -e "$STUBS/broken" ] || { echo "ERROR: no such wheel"; exit 1; }',
+}
+
+
+def set_up(tmp_path):
+    for name, body in STUBS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    return run(ROOT / "scripts" / "setup.sh", PATH=f"{tmp_path}:{os.environ['PATH']}", STUBS=str(tmp_path),
+               MEMSIEVE_VENV=str(tmp_path / "venv"), MEMSIEVE_BASE_PYTHON=str(tmp_path / "base-python"))
+
+
+def test_packages_of_both_kinds_are_installed_at_once(tmp_path):
+    result = set_up(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "setup: ready" in result.stdout and (tmp_path / "venv" / "memsieve-stamp").exists()
+
+
+def test_a_python_package_that_cannot_be_installed_is_one_line(tmp_path):
+    (tmp_path / "broken").touch()
+    assert_refused(set_up(tmp_path), 1, "installing Python packages failed: ERROR: no such wheel")
+
+
+@pytest.mark.parametrize("arguments", [["--what"], ["--out"], ["--python-version"]])
+def test_gpu_kit_refuses(arguments):
+    result = run(ROOT / "scripts" / "gpu_kit.sh", *arguments)
+    assert result.returncode == 2 and "--python-version X.Y" in result.stderr
 
 
 def test_builds_use_all_cores_whatever_the_tests_threads_are():

@@ -19,7 +19,7 @@ import aggregate
 import demo_sources as sources
 import make_demo_data as maker
 import report
-import report_data as rd
+from reports import figures, run
 
 # ---- the maker of the demo data ----------------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def test_near_copies_share_a_group_and_differ(small, tmp_path):
         for original, of in zip(prompts["images"][:3], prompts["group_id"][:3]):
             rows = images[group == of]
             assert len(rows) == 6 and len({row.tobytes() for row in rows}) == 6
-            scores = rd.copy_scores(rows[None], original[None])[0]
+            scores = figures.copy_scores(rows[None], original[None])[0]
             assert scores.max() > 0.999 and scores.min() > 0.1
 
 
@@ -242,14 +242,14 @@ def run_report(demo, *options):
 def test_copy_score_by_hand():
     original = np.array([0, 0, 255, 255], dtype=np.uint8).reshape(1, 1, 2, 2)
     drawn = np.array([[0, 0, 255, 255], [255, 255, 0, 0], [0, 255, 255, 255], [9, 9, 9, 9]], dtype=np.uint8).reshape(1, 4, 1, 2, 2)
-    assert rd.copy_scores(drawn, original)[0] == pytest.approx([1.0, -1.0, 1 / np.sqrt(3), 0.0], abs=1e-9)
+    assert figures.copy_scores(drawn, original)[0] == pytest.approx([1.0, -1.0, 1 / np.sqrt(3), 0.0], abs=1e-9)
 
 
 def test_copy_score_takes_one_mean_over_all_channels():
     rng = np.random.default_rng(0)
     original, drawn = rng.integers(0, 256, (2, 3, 8, 8)), rng.integers(0, 256, (2, 2, 3, 8, 8))
     expected = [[np.corrcoef(drawn[p, s].ravel(), original[p].ravel())[0, 1] for s in range(2)] for p in range(2)]
-    assert rd.copy_scores(drawn.astype(np.uint8), original.astype(np.uint8)) == pytest.approx(np.array(expected))
+    assert figures.copy_scores(drawn.astype(np.uint8), original.astype(np.uint8)) == pytest.approx(np.array(expected))
 
 
 def test_summary_by_hand(demo, capsys):
@@ -309,7 +309,46 @@ def test_page_says_so_when_evidence_was_pooled_over_groups(demo):
 def test_ledger_is_read_while_it_is_written(demo):
     with h5py.File(demo / "on/ledger.h5", "a", libver="latest") as writer:
         writer.swmr_mode = True
-        assert len(rd.Run.read(demo / "on").visits()) == 16
+        assert len(run.Run.read(demo / "on").visits()) == 16
+
+
+def test_page_escapes_what_it_shows(demo):
+    with h5py.File(demo / "data/prompts.h5", "a") as file:
+        file["caption"][0] = 'a <b> & "c"'
+    with open(demo / "on/config.yaml", "a") as config:
+        config.write("note: <i>\n")
+    assert run_report(demo, "--title", "<script>") == 0
+    page = (demo / "out/report.html").read_text()
+    assert "a &lt;b&gt; &amp; &#34;c&#34;" in page and "note: &lt;i&gt;" in page and "&lt;script&gt;" in page
+    assert "<script>" not in page and "<i>" not in page and "a <b>" not in page
+
+
+@pytest.mark.parametrize("text, seed, pool, scale", [
+    ("{seed: 7, sieve: {evidence: {pool: group}, filters: {magnitude: {scale: log}}}}", 7, "group", "log"),
+    ("sieve:  # seed: 5\n  filters:\n    magnitude:\n      seed: 4\nseed: '8'\n", 8, None, None),
+    ("sieve: no\n", None, None, None), ("", None, None, None)])
+def test_configuration_is_read_as_yaml(tmp_path, text, seed, pool, scale):
+    (tmp_path / "config.yaml").write_text(text)
+    config = run.Config.read(tmp_path)
+    assert run.Run(tmp_path, config).seed == seed
+    assert (config.get("sieve.evidence.pool"), config.get("sieve.filters.magnitude.scale")) == (pool, scale)
+    visits = np.array([(0.0,), (1.0,)], dtype=[("raw_magnitude", "f4")])
+    assert run.Run(tmp_path, config).magnitudes(visits) == pytest.approx([1.0, np.e] if scale == "log" else [0.0, 1.0])
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_broken_run_json_is_one_line(demo, capsys, text):
+    (demo / "on/run.json").write_text(text)
+    assert run_report(demo) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "on/run.json: " in error
+
+
+def test_broken_configuration_is_one_line_with_its_place(demo, capsys):
+    (demo / "on/config.yaml").write_text("seed: 1\nsieve: [\n")
+    assert run_report(demo) == 3
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(r"on/config\.yaml:\d: cannot be read as YAML", error)
 
 
 @pytest.mark.parametrize("remove, words", [("on/ledger.h5", "no visits"), ("on/metrics.jsonl", "no such file"),

@@ -3,15 +3,15 @@
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import BUILD
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from sd_configs import FAMILIES
 
-PROGRAM = Path(os.environ.get("MEMSIEVE_BUILD", "build/release")) / "trainer" / "memsieve-unet"
+PROGRAM = BUILD / "diffusion" / "memsieve-unet"
 
 DOWN, CROSS_DOWN = "DownBlock2D", "CrossAttnDownBlock2D"
 UP, CROSS_UP = "UpBlock2D", "CrossAttnUpBlock2D"

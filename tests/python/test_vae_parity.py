@@ -8,7 +8,7 @@ from conftest import BUILD, assert_refused, run, run_ok
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-PROGRAM = BUILD / "trainer" / "memsieve-unet"
+PROGRAM = BUILD / "diffusion" / "memsieve-unet"
 
 SMALL = dict(
     block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,

@@ -1,5 +1,5 @@
 #pragma once
-// What several tests of the nn and io rooms need.
+// What several tests of diffusion/models and diffusion/io need.
 
 #include <stdlib.h>
 

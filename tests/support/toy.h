@@ -49,6 +49,21 @@ inline memsieve::Batch batch_of(const Model& model, const Step& s, int64_t from,
   return batch;
 }
 
+/// A batch whose prediction error is exactly `error` [B] and whose magnitude is exactly `magnitude` [B].
+inline memsieve::Batch scripted(const at::Tensor& ids, const at::Tensor& t, const at::Tensor& error,
+                                const at::Tensor& magnitude) {
+  memsieve::Batch batch;
+  const int64_t rows = ids.size(0);
+  batch.sample_id = ids;
+  batch.timestep = t;
+  batch.prediction = at::zeros({rows, 4});
+  batch.target = error.sqrt().unsqueeze(1).expand({rows, 4});
+  batch.null_prediction = [magnitude](const at::Tensor& chosen) {
+    return (magnitude.index_select(0, chosen) / 2).unsqueeze(1).expand({chosen.size(0), 4}).contiguous();
+  };
+  return batch;
+}
+
 inline at::Tensor per_sample_loss(const memsieve::Batch& batch) {
   return (batch.prediction - batch.target).square().mean(1);
 }
@@ -61,6 +76,13 @@ inline memsieve::Setup setup(int64_t dataset, int64_t rows, int64_t ranks = 1, i
   s.rows_per_micro_batch = rows / ranks / micro;
   s.micro_batches = micro;
   return s;
+}
+
+/// The published rule, a row kept if its raw L2 magnitude is at most `threshold`.
+inline std::string published(double threshold) {
+  return "sieve: {filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: "
+         "{kind: fixed, drop: " +
+         std::to_string(threshold) + "}}";
 }
 
 inline const std::string kPublished = R"(

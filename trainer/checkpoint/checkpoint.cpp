@@ -14,6 +14,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
+/// Of state.json. A larger one means that programs which read this one would misread it.
+constexpr int64_t kVersion = 1;
+
 void sync_to_disk(const fs::path& path) {
   const int fd = open(path.c_str(), O_RDONLY);
   if (fd < 0 || fsync(fd) != 0) {
@@ -42,7 +45,7 @@ void write_parts(const fs::path& folder, const CheckpointState& state, const Che
   save_safetensors((folder / "optimizer.safetensors").string(), parts.optimizer);
   if (parts.sieve) save_safetensors((folder / "sieve.safetensors").string(), *parts.sieve);
   const nlohmann::ordered_json json{{"format", "memsieve-checkpoint"},
-                                    {"version", 1},
+                                    {"version", kVersion},
                                     {"step", state.step},
                                     {"seed", state.seed},
                                     {"world_size", state.world_size},
@@ -58,6 +61,7 @@ void write_parts(const fs::path& folder, const CheckpointState& state, const Che
   write_text_atomically((folder / "state.json").string(), json.dump(2) + "\n");
 }
 
+constexpr const char* kOr = ", or from another checkpoint (--resume-from FOLDER)";
 constexpr const char* kRemedy = "; resume from another checkpoint (--resume-from FOLDER)";
 
 }  // namespace
@@ -93,6 +97,10 @@ CheckpointState read_checkpoint_state(const std::string& folder) {
   nlohmann::json files;
   try {
     const auto json = nlohmann::json::parse(in);
+    if (const auto version = json.at("version").get<int64_t>(); version > kVersion)
+      throw DataError(state_path.string() + ": is of version " + std::to_string(version) +
+                      ", but this program reads versions up to " + std::to_string(kVersion) +
+                      "; resume with the version of memsieve that wrote it" + kOr);
     state.step = json.at("step").get<int64_t>();
     state.seed = json.at("seed").get<uint64_t>();
     state.world_size = json.at("world_size").get<int64_t>();

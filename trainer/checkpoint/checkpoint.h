@@ -9,7 +9,6 @@
 //               state.json       written last; lists every other file with its size
 
 #include <diffusion/io/safetensors.h>
-#include <diffusion/models/unet/unet.h>
 #include <trainer/rooms.h>
 
 #include <functional>
@@ -25,7 +24,7 @@ struct CheckpointState {
   uint64_t seed = 0;
   int64_t world_size = 1, global_batch = 0, nonfinite_in_a_row = 0;
   std::string run_id;
-  /// meaning_of(configuration): what must not change when resuming
+  /// the configuration's binding keys as YAML (Keys::binding): what must not change when resuming
   std::string meaning;
   /// the UNet that the adapters belong to (diffusion/models/lora/lora.h), "" without LoRA
   std::string base;
@@ -51,7 +50,7 @@ struct CheckpointParts {
 void write_checkpoint(const std::string& folder, const CheckpointState& state, const CheckpointParts& parts);
 
 /// Reads state.json and checks that every file it lists is there with its size. Throws DataError saying which piece is
-/// missing or torn and what to do.
+/// missing or torn, or that a newer version wrote it, and what to do.
 CheckpointState read_checkpoint_state(const std::string& folder);
 
 }  // namespace memsieve::trainer

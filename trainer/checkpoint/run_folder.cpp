@@ -87,14 +87,13 @@ void RunFolder::make(const std::string& where) const {
   }
 }
 
-void RunFolder::describe(const std::string& run_id, int world_size, const std::string& device,
-                         const std::string& config_yaml) const {
+void RunFolder::write_run_files(const RunDescription& run) const {
   char started[32];
   const std::time_t now = std::time(nullptr);
   std::strftime(started, sizeof started, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
-  const nlohmann::ordered_json json{{"run_id", run_id},   {"world_size", world_size}, {"device", device},
-                                    {"started", started}, {"format", "memsieve-run"}, {"version", 1}};
-  write_text_atomically(file("config.yaml"), config_yaml);
+  const nlohmann::ordered_json json{{"run_id", run.run_id}, {"world_size", run.world_size}, {"device", run.device},
+                                    {"started", started},   {"format", "memsieve-run"},     {"version", 1}};
+  write_text_atomically(file("config.yaml"), run.config_yaml);
   write_text_atomically(file("run.json"), json.dump(2) + "\n");
 }
 

@@ -11,6 +11,15 @@ namespace memsieve::trainer {
 /// "step-000880".
 std::string step_name(int64_t step);
 
+/// What a run's folder says of it.
+struct RunDescription {
+  std::string run_id;
+  int64_t world_size = 1;
+  std::string device;
+  /// the resolved configuration
+  std::string config_yaml;
+};
+
 class RunFolder {
  public:
   explicit RunFolder(std::string path) : path_(std::move(path)) {}
@@ -26,11 +35,10 @@ class RunFolder {
   /// The run_id in run.json, or nullopt if there is no (readable) run.json.
   std::optional<std::string> run_id() const;
   /// Writes run.json and config.yaml.
-  void describe(const std::string& run_id, int world_size, const std::string& device,
-                const std::string& config_yaml) const;
+  void write_run_files(const RunDescription& run) const;
   /// Notes in run.json that the run has done all its steps and what comes after them.
   void finish(int64_t steps) const;
-  /// What finish() noted since the last describe(), or 0.
+  /// What finish() noted since the last write_run_files(), or 0.
   int64_t finished_steps() const;
 
   /// Steps of the checkpoints there, ascending. Folders still under a temporary name do not count.

@@ -1,3 +1,4 @@
+#include <diffusion/models/families.h>
 #include <memsieve/error.h>
 #include <trainer/config/diffusion_config.h>
 
@@ -33,14 +34,6 @@ std::string where_any(const Settings& s, const std::vector<std::string>& keys) {
 
 }  // namespace
 
-std::string unet_folder(const std::string& pretrained) {
-  const fs::path folder(pretrained);
-  std::error_code error;
-  const bool pipeline =
-      !fs::exists(folder / "config.json", error) && fs::exists(folder / "unet" / "config.json", error);
-  return pipeline ? (folder / "unet").string() : pretrained;
-}
-
 SchedulerFile scheduler_for(const std::string& yaml, const std::string& source,
                             const std::vector<std::string>& overrides) {
   const auto peek = [&](const std::string& key) {
@@ -54,7 +47,7 @@ SchedulerFile scheduler_for(const std::string& yaml, const std::string& source,
   if (pretrained.empty()) return {};
   fs::path folder(pretrained);
   if (folder.filename().empty()) folder = folder.parent_path();
-  if (unet_folder(pretrained) == pretrained) folder = folder.parent_path();
+  if (denoiser_folder(pretrained) == pretrained) folder = folder.parent_path();
   const fs::path beside = folder / "scheduler" / "scheduler_config.json";
   std::error_code error;
   return fs::exists(beside, error) ? read_scheduler_file(beside.string()) : SchedulerFile{};
@@ -100,19 +93,26 @@ void add_sampling_keys(Schema& schema, const SchedulerFile& file) {
 
 DiffusionConfig diffusion_of(const Settings& s) {
   DiffusionConfig c;
-  c.schedule = {s.integer("num_train_timesteps"),
-                s.text("beta_schedule"),
-                s.real("beta_start"),
-                s.real("beta_end"),
-                s.text("prediction_type"),
-                s.boolean("rescale_betas_zero_snr")};
-  c.noise = {s.real("noise_offset"), s.real("input_perturbation"), s.text("timestep_sampling"),
-             s.real("logit_mean"),   s.real("logit_std"),          s.boolean("data.random_flip")};
+  c.schedule = {.num_train_timesteps = s.integer("num_train_timesteps"),
+                .beta_schedule = s.text("beta_schedule"),
+                .beta_start = s.real("beta_start"),
+                .beta_end = s.real("beta_end"),
+                .prediction_type = s.text("prediction_type"),
+                .rescale_betas_zero_snr = s.boolean("rescale_betas_zero_snr")};
+  c.noise = {.offset = s.real("noise_offset"),
+             .perturbation = s.real("input_perturbation"),
+             .timesteps = s.text("timestep_sampling"),
+             .logit_mean = s.real("logit_mean"),
+             .logit_std = s.real("logit_std"),
+             .random_flip = s.boolean("data.random_flip")};
   c.snr_gamma = s.real("snr_gamma");
-  c.draw = {s.integer("sampling.num_inference_steps"), s.real("sampling.guidance_scale"),
-            s.text("sampling.timestep_spacing"),       s.integer("sampling.steps_offset"),
-            s.boolean("sampling.set_alpha_to_one"),    s.boolean("sampling.clip_sample"),
-            s.real("sampling.clip_sample_range")};
+  c.draw = {.steps = s.integer("sampling.num_inference_steps"),
+            .guidance = s.real("sampling.guidance_scale"),
+            .timestep_spacing = s.text("sampling.timestep_spacing"),
+            .steps_offset = s.integer("sampling.steps_offset"),
+            .set_alpha_to_one = s.boolean("sampling.set_alpha_to_one"),
+            .clip_sample = s.boolean("sampling.clip_sample"),
+            .clip_sample_range = s.real("sampling.clip_sample_range")};
   if (c.schedule.beta_start > c.schedule.beta_end)
     throw ConfigError(where_any(s, {"beta_start", "beta_end"}) + ": is larger than beta_end; exchange them");
   check_schedule(c.schedule, where_any(s, {"rescale_betas_zero_snr", "prediction_type"}));

@@ -19,11 +19,7 @@ struct DiffusionConfig {
   DdimOptions draw;
 };
 
-/// The UNet's own folder: `pretrained`/unet if `pretrained` is a pipeline's folder (or a checkpoint of ours),
-/// else `pretrained`.
-std::string unet_folder(const std::string& pretrained);
-
-/// The scheduler file that YAML text and overrides name in `model.scheduler`, or that lies beside the UNet of
+/// The scheduler file that YAML text and overrides name in `model.scheduler`, or that lies beside the denoiser of
 /// `model.pretrained`, or defaults with an empty path. Throws ConfigError.
 SchedulerFile scheduler_for(const std::string& yaml, const std::string& source,
                             const std::vector<std::string>& overrides);

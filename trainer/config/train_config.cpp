@@ -4,9 +4,6 @@
 #include <memsieve/sieve.h>
 #include <trainer/config/train_config.h>
 
-#include <set>
-#include <sstream>
-
 namespace memsieve::trainer {
 
 namespace {
@@ -16,17 +13,22 @@ constexpr int64_t kMany = int64_t{1} << 40;
 Schema data_schema() {
   Schema keys;
   keys.text("train", "", "HDF5 file to train on (layout: docs/data_format.md)")
+      .incidental()
       .text("held_out", "",
             "pictures never trained on that calibrate the sieve (`threshold: held_out`, `reference: start_model`)")
+      .incidental()
       .text("validation", "", "pictures never trained on that the validation loss is computed from")
+      .incidental()
       .text("prompts", "", "captions to draw pictures for")
+      .incidental()
       .boolean("random_flip", false,
                "show a picture mirrored left to right at half of its visits; a set of latents must have been prepared "
                "with --random-flip")
       .integer("cache_mb", 256, 0, 1 << 24, "MiB up to which a file is held in memory; larger ones are read row by row")
-      .integer(
-          "prefetch", 2, 0, 1024,
-          "micro-batches that are read, and their noise drawn, ahead of the step by a thread of its own; 0 = none");
+      .incidental()
+      .integer("prefetch", 2, 0, 1024,
+               "micro-batches that are read, and their noise drawn, ahead of the step by a thread of its own; 0 = none")
+      .incidental();
   return keys;
 }
 
@@ -50,20 +52,25 @@ Schema lora_schema() {
              "layers (linear maps and convolutions) that get an adapter, by the ends of their names")
       .choice("init", "kaiming_uniform", {"kaiming_uniform", "gaussian"},
               "how A starts (B starts at 0): peft's default, or what diffusers' training scripts use")
-      .text("pretrained", "", "adapter file (pytorch_lora_weights.safetensors) to start from");
+      .text("pretrained", "", "adapter file (pytorch_lora_weights.safetensors) to start from")
+      .incidental();
   return keys;
 }
 
 void add_batch_keys(Schema& schema) {
   schema.integer("max_train_steps", 1000, 1, kMany, "optimiser steps, skipped ones included")
+      .incidental()
       .integer("train_batch_size", 16, 1, 1 << 20, "rows of one micro-batch on each rank")
+      .incidental()
       .integer("gradient_accumulation_steps", 1, 1, 1 << 16, "micro-batches in one optimiser step")
+      .incidental()
       .choice(
           "mixed_precision", "no", {"no", "fp16", "bf16"},
           "autocast of the model; parameters, losses and what the sieve measures stay float32. `fp16` scales the loss")
       .boolean("gradient_checkpointing", false,
                "keep only the inputs of each block for backward and compute it again there: less memory, about a third "
                "more time, the same gradients up to rounding")
+      .incidental()
       .boolean("allow_tf32", false,
                "on a GPU, products of float32 matrices in TF32 (PyTorch's convolutions always may)")
       .real("loss_scale", 65536, 1, 1e18,
@@ -94,13 +101,20 @@ void add_optimizer_keys(Schema& schema) {
 
 void add_output_keys(Schema& schema) {
   schema.integer("checkpointing_steps", 500, 0, kMany, "steps between checkpoints; 0 = only the last one")
+      .incidental()
       .integer("checkpoints_total_limit", 0, 0, kMany, "keep this many newest checkpoints; 0 = all")
+      .incidental()
       .text("resume_from_checkpoint", "",
             "`latest`, a checkpoint folder, or `auto`: the latest if there is one, else a new run; empty = a new run")
+      .incidental()
       .boolean("tensorboard", true, "write event files for TensorBoard to output_dir/tensorboard/")
+      .incidental()
       .integer("log_every", 10, 1, kMany, "steps between lines of the log where it is no terminal")
+      .incidental()
       .integer("max_nonfinite_steps", 10, 1, kMany, "stop (exit code 5) after this many non-finite steps in a row")
+      .incidental()
       .real("collective_seconds", 1800, 1, 1e7, "how long a collective may take before it counts as a peer's failure")
+      .incidental()
       .real("bucket_mb", 25, 0.01, 1e5, "MiB of gradients that are all-reduced together");
 }
 
@@ -126,10 +140,17 @@ Schema sampling_schema(const SchedulerFile& scheduler) {
 }
 
 OptimizerConfig optimizer_of(const Settings& s) {
-  return {s.real("learning_rate"),     s.text("lr_scheduler"),     s.integer("lr_warmup_steps"),
-          s.real("lr_decay_fraction"), s.integer("lr_num_cycles"), s.real("lr_power"),
-          s.real("adam_beta1"),        s.real("adam_beta2"),       s.real("adam_weight_decay"),
-          s.real("adam_epsilon"),      s.real("max_grad_norm")};
+  return {.learning_rate = s.real("learning_rate"),
+          .lr_scheduler = s.text("lr_scheduler"),
+          .lr_warmup_steps = s.integer("lr_warmup_steps"),
+          .lr_decay_fraction = s.real("lr_decay_fraction"),
+          .lr_num_cycles = s.integer("lr_num_cycles"),
+          .lr_power = s.real("lr_power"),
+          .beta1 = s.real("adam_beta1"),
+          .beta2 = s.real("adam_beta2"),
+          .weight_decay = s.real("adam_weight_decay"),
+          .epsilon = s.real("adam_epsilon"),
+          .max_grad_norm = s.real("max_grad_norm")};
 }
 
 std::optional<LoraConfig> lora_of(const Settings& s) {
@@ -169,15 +190,17 @@ TrainConfig values_of(const Settings& s, const std::string& source) {
   if (s.text("mixed_precision") == "fp16") c.autocast = at::kHalf;
   c.gradient_checkpointing = s.boolean("gradient_checkpointing");
   c.allow_tf32 = s.boolean("allow_tf32");
-  c.loss_scale = {s.real("loss_scale"), s.integer("loss_scale_growth_interval")};
+  c.loss_scale = {.initial = s.real("loss_scale"), .growth_interval = s.integer("loss_scale_growth_interval")};
   c.optimizer = optimizer_of(s);
   c.use_ema = s.boolean("use_ema");
   c.ema_decay = s.real("ema_decay");
   c.checkpointing_steps = s.integer("checkpointing_steps");
   c.checkpoints_total_limit = s.integer("checkpoints_total_limit");
   c.resume_from = s.text("resume_from_checkpoint");
-  c.validation = {s.integer("validation.every"), s.integer("validation.draws")};
-  c.draw = {s.integer("sampling.every"), s.integer("sampling.num_images_per_prompt"), s.text("sampling.vae")};
+  c.validation = {.every = s.integer("validation.every"), .draws = s.integer("validation.draws")};
+  c.draw = {.every = s.integer("sampling.every"),
+            .per_prompt = s.integer("sampling.num_images_per_prompt"),
+            .vae = s.text("sampling.vae")};
   c.tensorboard = s.boolean("tensorboard");
   c.log_every = s.integer("log_every");
   c.max_nonfinite_steps = s.integer("max_nonfinite_steps");
@@ -209,27 +232,6 @@ void check(const TrainConfig& c) {
   }
 }
 
-/// Keys that change where a run writes or how often it reports, not what it computes.
-const std::set<std::string>& free_keys() {
-  static const std::set<std::string> keys{"output_dir",
-                                          "device",
-                                          "gradient_checkpointing",
-                                          "max_train_steps",
-                                          "checkpointing_steps",
-                                          "checkpoints_total_limit",
-                                          "resume_from_checkpoint",
-                                          "log_every",
-                                          "tensorboard",
-                                          "validation",
-                                          "max_nonfinite_steps",
-                                          "collective_seconds",
-                                          "sampling",
-                                          "model",
-                                          "train_batch_size",
-                                          "gradient_accumulation_steps"};
-  return keys;
-}
-
 }  // namespace
 
 Schema train_schema(const FilterRegistry& filters, const SchedulerFile& scheduler) {
@@ -238,10 +240,13 @@ Schema train_schema(const FilterRegistry& filters, const SchedulerFile& schedule
       .integer("seed", 0, 0, std::numeric_limits<int64_t>::max(),
                "keys all noise, timesteps, caption dropout and shuffling")
       .text("output_dir", "runs/train", "the run folder; one run each")
+      .incidental()
       .choice("device", "auto", {"auto", "cpu", "cuda"}, "`auto`: this rank's GPU if there is one")
+      .incidental()
       .boolean("filter", true, "`off`: train as if there were no `sieve:` section")
       .section("data", data_schema(), "HDF5 files, relative to the working directory.")
-      .section("model", model_schema(), "What to start from: one of the two.");
+      .section("model", model_schema(), "What to start from: one of the two.")
+      .incidental();
   add_batch_keys(schema);
   add_diffusion_keys(schema, scheduler);
   add_optimizer_keys(schema);
@@ -251,7 +256,9 @@ Schema train_schema(const FilterRegistry& filters, const SchedulerFile& schedule
                         "LoRA: the UNet is frozen and small adapters beside its layers are trained; without it the "
                         "UNet's own weights are.")
       .section("validation", validation_schema(), "Loss on pictures never trained on.")
+      .incidental()
       .section("sampling", sampling_schema(scheduler), "Pictures drawn while training.")
+      .incidental()
       .optional_section("sieve", Sieve::schema(filters), "The memorisation sieve; without it all rows are trained on.");
   return schema;
 }
@@ -276,42 +283,6 @@ TrainConfig read_config_text(const std::string& yaml, const std::string& source,
 TrainConfig read_config(const std::string& path, const std::vector<std::string>& overrides) {
   const std::string yaml = read_text_file(path);
   return read_config_text(yaml, path, registry_for(yaml, path, overrides), overrides);
-}
-
-namespace {
-
-/// Keys within sections that are as free: where files are. What the data hold is compared by itself.
-bool is_free(const std::string& section, const std::string& line) {
-  static const std::set<std::string> keys{"data.train",    "data.held_out", "data.validation", "data.prompts",
-                                          "data.cache_mb", "data.prefetch", "lora.pretrained"};
-  const size_t key = line.find_first_not_of(' ');
-  return key == 2 && keys.count(section + "." + line.substr(key, line.find(':') - key)) > 0;
-}
-
-}  // namespace
-
-std::string meaning_of(const std::string& resolved_yaml) {
-  std::istringstream lines(resolved_yaml);
-  std::string out, section;
-  for (std::string line; std::getline(lines, line);) {
-    if (!line.empty() && line[0] != ' ') section = line.substr(0, line.find(':'));
-    if (free_keys().count(section) == 0 && !is_free(section, line)) out.append(line).append("\n");
-  }
-  return out;
-}
-
-std::string first_difference(const std::string& now, const std::string& then) {
-  std::istringstream a(now), b(then);
-  std::string x, y;
-  while (true) {
-    const bool more_a = static_cast<bool>(std::getline(a, x)), more_b = static_cast<bool>(std::getline(b, y));
-    if (!more_a && !more_b) return "";
-    if (!more_a) x = "(nothing)";
-    if (!more_b) y = "(nothing)";
-    x.erase(0, x.find_first_not_of(' '));
-    y.erase(0, y.find_first_not_of(' '));
-    if (x != y) return "`" + x + "` / `" + y + "`";
-  }
 }
 
 }  // namespace memsieve::trainer

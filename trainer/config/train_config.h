@@ -6,6 +6,7 @@
 #include <memsieve/schema.h>
 #include <trainer/config/diffusion_config.h>
 #include <trainer/optim/loss_scale.h>
+#include <trainer/optim/optimizer_config.h>
 #include <diffusion/models/lora/lora_config.h>
 #include <trainer/rooms.h>
 
@@ -15,20 +16,6 @@
 #include <vector>
 
 namespace memsieve::trainer {
-
-struct OptimizerConfig {
-  double learning_rate = 1e-4;
-  std::string lr_scheduler = "constant";
-  int64_t lr_warmup_steps = 0;
-  double lr_decay_fraction = 1;
-  /// of cosine_with_restarts
-  int64_t lr_num_cycles = 1;
-  /// of polynomial
-  double lr_power = 1;
-  double beta1 = 0.9, beta2 = 0.999, weight_decay = 0.01, epsilon = 1e-8;
-  /// 0 = no clipping
-  double max_grad_norm = 1;
-};
 
 struct DrawConfig {
   int64_t every = 0;
@@ -95,11 +82,5 @@ FilterRegistry registry_for(const std::string& yaml, const std::string& source,
 TrainConfig read_config(const std::string& path, const std::vector<std::string>& overrides);
 TrainConfig read_config_text(const std::string& yaml, const std::string& source, const FilterRegistry& filters,
                              const std::vector<std::string>& overrides);
-
-/// The part of a resolved configuration that decides what a run computes: without folders, logging, checkpoints and the
-/// like. Two runs with equal texts (and the same number of ranks) compute the same.
-std::string meaning_of(const std::string& resolved_yaml);
-/// The first line in which two such texts differ, as "now / then", or "" if they are equal.
-std::string first_difference(const std::string& now, const std::string& then);
 
 }  // namespace memsieve::trainer

@@ -19,9 +19,9 @@ struct Item {
 
 /// This rank's share: batches of equal size, dealt out in turn.
 std::vector<std::vector<Item>> my_batches(int64_t first_count, int64_t second_count, const Group& group,
-                                          const TrainConfig& config) {
+                                          int64_t batch_size) {
   const int64_t total = first_count * second_count, ranks = group.world_size();
-  const int64_t rows = std::clamp<int64_t>((total + ranks - 1) / ranks, 1, rows_without_gradient(config));
+  const int64_t rows = std::clamp<int64_t>((total + ranks - 1) / ranks, 1, batch_size);
   std::vector<std::vector<Item>> batches;
   for (int64_t begin = 0, i = 0; begin < total; begin += rows, ++i) {
     if (i % ranks != group.rank()) continue;
@@ -35,9 +35,9 @@ std::vector<std::vector<Item>> my_batches(int64_t first_count, int64_t second_co
 
 }  // namespace
 
-int64_t rows_without_gradient(const TrainConfig& config) {
+int64_t rows_without_gradient(int64_t train_batch_size, bool gradient_checkpointing) {
   // Where nothing is kept for backward, a row takes a small part of the memory.
-  const int64_t rows = config.gradient_checkpointing ? config.train_batch_size : 4 * config.train_batch_size;
+  const int64_t rows = gradient_checkpointing ? train_batch_size : 4 * train_batch_size;
   return std::clamp<int64_t>(rows, 1, 64);
 }
 
@@ -48,12 +48,12 @@ int64_t stratified_timestep(int64_t row, int64_t draw, int64_t draws, int64_t nu
   return std::min(num_timesteps - 1, static_cast<int64_t>(fraction * static_cast<double>(num_timesteps)));
 }
 
-ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const TrainConfig& config) {
+ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const ValidationOptions& options) {
   at::NoGradGuard no_grad;
-  const int64_t draws = config.validation.draws, size = rows.data().size();
+  const int64_t draws = options.draws, size = rows.data().size();
   at::Tensor sum = at::zeros({1}, at::TensorOptions(at::kDouble).device(model.device()));
   on_all_ranks(group, [&] {
-    for (const auto& batch : my_batches(size, draws, group, config)) {
+    for (const auto& batch : my_batches(size, draws, group, options.batch_size)) {
       std::vector<int64_t> ids, timesteps;
       std::vector<RowKey> keys;
       for (const auto& item : batch) {
@@ -61,7 +61,7 @@ ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const 
         timesteps.push_back(stratified_timestep(item.first, item.second, draws, rows.schedule().num_timesteps()));
         keys.push_back({item.first, item.second});
       }
-      const RowNoise noise = rows.noise(config.seed, kValidationNoise, keys, {});
+      const RowNoise noise = rows.noise(options.seed, kValidationNoise, keys, {});
       const NoisyRows noisy = rows.make(ids, ids, at::tensor(timesteps, at::kLong), noise);
       const at::Tensor prediction = model.predict(noisy.noisy, noisy.timestep, noisy.condition);
       sum += row_losses(prediction, noisy.target).to(at::kDouble).sum();
@@ -73,18 +73,18 @@ ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const 
 }
 
 at::Tensor draw_samples(Model& model, const Dataset& prompts, PictureDecoder& pictures, const NoiseSchedule& schedule,
-                        Group& group, const TrainConfig& config) {
+                        Group& group, const DrawOptions& options) {
   at::NoGradGuard no_grad;
-  const int64_t seeds = config.draw.per_prompt;
+  const int64_t seeds = options.per_prompt;
   const auto& shape = prompts.latent_shape();
   const int64_t height = shape[1] * pictures.factor(), width = shape[2] * pictures.factor();
   const at::Tensor images = at::zeros({prompts.size() * seeds, 3, height, width}, at::kByte);
-  const Denoiser denoiser = [&](const at::Tensor& x, const at::Tensor& t, const Conditioning& c) {
+  const Predict predict = [&](const at::Tensor& x, const at::Tensor& t, const Conditioning& c) {
     return model.predict(x, t, c);
   };
   on_all_ranks(group, [&] {
     const Conditioning null = prompts.null().to(model.device());
-    for (const auto& batch : my_batches(prompts.size(), seeds, group, config)) {
+    for (const auto& batch : my_batches(prompts.size(), seeds, group, options.batch_size)) {
       std::vector<int64_t> ids, places;
       std::vector<RowKey> keys;
       for (const auto& item : batch) {
@@ -92,9 +92,9 @@ at::Tensor draw_samples(Model& model, const Dataset& prompts, PictureDecoder& pi
         places.push_back(item.first * seeds + item.second);
         keys.push_back({item.first, item.second});
       }
-      const at::Tensor noise = keyed_normal(config.seed, Stream::draw_noise, keys, shape).to(model.device());
+      const at::Tensor noise = keyed_normal(options.seed, Stream::draw_noise, keys, shape).to(model.device());
       const Conditioning condition = prompts.load(ids).condition.to(model.device());
-      const at::Tensor drawn = ddim_sample(schedule, denoiser, noise, condition, null, config.diffusion.draw);
+      const at::Tensor drawn = ddim_sample(schedule, predict, noise, condition, null, options.ddim);
       images.index_copy_(0, at::tensor(places, at::kLong), pictures.decode(drawn).cpu());
     }
   });

@@ -1,18 +1,18 @@
 #pragma once
-// Everything one run consists of, built from its configuration in a fixed order on all ranks.
+// Everything one run consists of, built from its configuration in a fixed order on all ranks. The only place below
+// train() that knows the whole configuration: the parts take what they use.
 
-#include <memsieve/sieve.h>
 #include <diffusion/data/sampler.h>
-#include <runtime/reducer.h>
-#include <trainer/checkpoint/checkpoint.h>
-#include <trainer/optim/ema.h>
-#include <trainer/metrics/metrics.h>
-#include <trainer/loop/model.h>
-#include <trainer/loop/pictures.h>
-#include <trainer/optim/loss_scale.h>
-#include <trainer/optim/optimizer.h>
-#include <diffusion/data/rows.h>
+#include <diffusion/models/vae/picture_decoder.h>
+#include <memsieve/sieve.h>
 #include <trainer/checkpoint/run_folder.h>
+#include <trainer/config/train_config.h>
+#include <trainer/loop/reference_pass.h>
+#include <trainer/loop/run_data.h>
+#include <trainer/loop/run_start.h>
+#include <trainer/loop/train_step.h>
+#include <trainer/loop/trainee.h>
+#include <trainer/metrics/metrics.h>
 #include <trainer/rooms.h>
 
 #include <memory>
@@ -23,67 +23,66 @@ namespace memsieve::trainer {
 class Session {
  public:
   /// COLLECTIVE. Claims the run folder, opens the data, builds model, optimiser and sieve, and resumes if asked to. An
-  /// error on one rank is thrown on all. `dry` = touch no file and start no run.
+  /// error on one rank is thrown on all. `dry` = touch no file and start no run. `config` and `group` must outlive it.
   Session(const TrainConfig& config, Group& group, bool dry);
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
+  const RunFolder& folder() const { return folder_; }
+  const RunStart& start() const { return start_; }
+  RunData& data() { return *data_; }
+  const Sampler& sampler() const { return *sampler_; }
+  Trainee& trainee() { return *trainee_; }
+  /// null = none
+  Sieve* sieve() { return sieve_ ? &*sieve_ : nullptr; }
+  /// null where no pictures are to be drawn
+  PictureDecoder* pictures() { return pictures_ ? &*pictures_ : nullptr; }
+  /// Not there in a dry or a finished run.
+  MetricsWriter& metrics() { return *metrics_; }
+
+  /// For a TrainStep of this run.
+  StepOptions step_options() const;
+  StepParts step_parts() {
+    return {.data = data(), .sampler = sampler(), .trainee = trainee(), .sieve = sieve(), .group = group_};
+  }
+
+  /// Whether the sieve wants to be shown what the starting model finds easy, and has not been.
+  bool needs_reference() const;
+  /// COLLECTIVE. Shows it: see reference_pass.
+  bool make_reference();
+
   /// COLLECTIVE. Writes the checkpoint of the state after `step` steps and removes old ones. The sieve's reports must
-  /// have been flushed: its ledger is part of that state.
-  void save(int64_t step);
+  /// have been flushed: its ledger is part of that state. `nonfinite_in_a_row`: steps without a usable gradient, up to
+  /// now.
+  void save(int64_t step, int64_t nonfinite_in_a_row);
   /// COLLECTIVE. Notes that the run has done all that it was to do.
   void finish();
   /// Whether an earlier part of this run has; then nothing is restored or opened for writing.
-  bool finished() const { return first_step >= config.max_train_steps && finished_steps_ >= config.max_train_steps; }
+  bool finished() const;
   /// What will be trained on what, in a few lines.
   std::string describe();
 
-  const TrainConfig& config;
-  Group& group;
-  RunFolder folder;
-  NoiseSchedule schedule;
-  std::optional<RowMaker> training, held_out, validation;
-  std::optional<Dataset> prompts;
-  /// where pictures are to be drawn
-  std::optional<PictureDecoder> pictures;
-  std::optional<Sampler> sampler;
-  std::optional<Model> model;
-  std::optional<AdamW> optimizer;
-  std::optional<Ema> ema;
-  /// with fp16
-  std::optional<LossScale> loss_scale;
-  std::unique_ptr<GradientReducer> reducer;
-  std::optional<Sieve> sieve;
-  std::optional<MetricsWriter> metrics;
-  /// steps that an earlier part of this run has done
-  int64_t first_step = 0;
-  /// steps without a usable gradient, up to now
-  int64_t nonfinite_in_a_row = 0;
-
  private:
-  void choose_start();
-  void require_same_data() const;
-  /// Takes away what an earlier attempt wrote before it had a checkpoint. Throws ConfigError if the folder's run is not
-  /// this one.
-  void clear_unsaved_run(const std::string& where);
   void open_data();
-  void build_model();
-  /// COLLECTIVE. The reducer orders its buckets anew after the first backward, and sums depend on that order: a
-  /// backward of nothing now, so that the first step of a resumed run sums as any other.
-  void settle_buckets();
+  Model checked_model();
+  void build_trainee();
+  /// `ledger`: the file to write, "" = none.
+  Setup sieve_setup(const std::string& ledger) const;
   void build_sieve();
   void restore();
-  void restore_ema();
   void start_writing();
 
+  const TrainConfig& config_;
+  Group& group_;
   bool dry_;
-  /// checkpoint to resume from, or ""
-  std::string run_id_, checkpoint_;
-  /// What the data are, whatever their files are called: a run that is resumed must go on with the same.
-  std::string data_identity_;
-  std::optional<CheckpointState> saved_;
-  /// as the folder says
-  int64_t finished_steps_ = 0;
+  RunFolder folder_;
+  RunStart start_;
+  std::optional<RunData> data_;
+  std::optional<Sampler> sampler_;
+  std::optional<PictureDecoder> pictures_;
+  std::optional<Trainee> trainee_;
+  std::optional<Sieve> sieve_;
+  std::optional<MetricsWriter> metrics_;
 };
 
 }  // namespace memsieve::trainer

@@ -2,7 +2,12 @@
 // One optimiser step: the place where the sieve sits in the loop.
 
 #include <diffusion/data/prefetch.h>
-#include <trainer/loop/session.h>
+#include <diffusion/data/sampler.h>
+#include <memsieve/sieve.h>
+#include <trainer/loop/null_pass.h>
+#include <trainer/loop/run_data.h>
+#include <trainer/loop/step_numbers.h>
+#include <trainer/loop/trainee.h>
 #include <trainer/rooms.h>
 
 #include <exception>
@@ -11,31 +16,42 @@
 
 namespace memsieve::trainer {
 
-/// What one step tells the host, at once on a CPU and some steps later from a GPU. Order of the values in the mailbox.
-struct StepNumbers {
-  /// of the per-row losses over all ranks, before weights
-  double loss_sum = 0;
-  /// ranks that have been asked to stop
-  double stop = 0;
-  /// ranks that could not read their rows or write their files
-  double failed = 0;
-  /// sum of (rank + 1) over them
-  double guilty = 0;
-  double grad_norm = 0, lr = 0, skipped = 0, nonfinite = 0;
-  /// that this step's gradients had; 0 without fp16
-  double loss_scale = 0;
-};
-StepNumbers step_numbers(const std::vector<double>& values);
-
 /// The parts of a step, in the order in which they come.
 enum class Part { data, forward, probe, backward, reduce, optimiser };
 
+struct StepOptions {
+  uint64_t seed = 0;
+  NoiseOptions noise = {};
+  /// gamma of Min-SNR loss weights; 0 = off
+  double snr_gamma = 0;
+  /// share of rows trained with the empty caption
+  double proportion_empty_prompts = 0;
+  /// rows of one micro-batch on each rank; micro-batches in one step
+  int64_t train_batch_size = 0, accumulation = 1;
+  int64_t max_train_steps = 0;
+  /// micro-batches made ahead of the step, by a thread of their own; 0 = none
+  int64_t prefetch = 0;
+  /// held-out rows are observed in every step that this divides, by ranks that have some; 0 = never
+  int64_t held_out_every = 0;
+};
+
+/// What a step works on; all of it must outlive the step.
+struct StepParts {
+  RunData& data;
+  const Sampler& sampler;
+  Trainee& trainee;
+  /// null = none
+  Sieve* sieve;
+  Group& group;
+};
+
 class TrainStep {
  public:
-  explicit TrainStep(Session& session);
+  TrainStep(const StepOptions& options, const StepParts& parts);
 
-  /// COLLECTIVE: the gradient's buckets, the sieve's record and one small sum, whatever the data hold. Returns
-  /// StepNumbers as a tensor on the device. Throws PeerError or NonFiniteError as Sieve::end_step does, on all ranks.
+  /// COLLECTIVE: the gradient's buckets, the sieve's record and one small sum, whatever the data hold. The model is
+  /// called equally often on every rank. Returns StepNumbers as a tensor on the device. Throws PeerError or
+  /// NonFiniteError as Sieve::end_step does, on all ranks.
   at::Tensor run(int64_t step);
 
   /// Why this rank must end, or null: it could not read its rows, or `fail` was told. It takes part in the steps'
@@ -55,20 +71,23 @@ class TrainStep {
     if (ended_) ended_(part);
   }
   HostRows next_rows(int64_t step, int64_t micro);
+  /// `ids` as rows of zeros with the empty caption.
+  NoisyRows nothing(const std::vector<int64_t>& ids) const;
   NoisyRows held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step);
   void make_held_out(int64_t step);
-  at::Tensor micro_step(const Clock& clock, int64_t micro);
-  at::Tensor null_prediction(const NoisyRows& rows, const at::Tensor& which);
   void observe_held_out(const Clock& clock);
+  at::Tensor micro_step(const Clock& clock, int64_t micro);
+  StepEnd end_step(const Clock& clock);
 
-  /// This step's held-out rows, and what the model predicts for them once it has been asked.
-  struct HeldOut {
-    NoisyRows rows;
-    at::Tensor prediction;
-  };
-
-  Session& s_;
-  std::optional<HeldOut> held_out_;
+  StepOptions options_;
+  RunData& data_;
+  const Sampler& sampler_;
+  Trainee& trainee_;
+  Sieve* sieve_;
+  Group& group_;
+  NullPass null_pass_;
+  /// this step's, of this rank
+  std::optional<NoisyRows> held_out_;
   std::exception_ptr failure_;
   std::function<void(Part)> ended_;
   /// of micro-batches, counted through all steps

@@ -2,11 +2,10 @@
 // Numbers that travel from the device to the host without making it wait.
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/Event.h>
+#include <memsieve/detail/host_copy.h>
 
 #include <chrono>
 #include <deque>
-#include <optional>
 #include <vector>
 
 namespace memsieve::trainer {
@@ -22,7 +21,7 @@ class Mailbox {
     std::chrono::steady_clock::time_point arrived;
   };
 
-  Mailbox(c10::Device device, size_t lag) : device_(device), lag_(device.is_cpu() ? 0 : lag) {}
+  Mailbox(c10::Device device, size_t lag) : lag_(device.is_cpu() ? 0 : lag) {}
   /// `values`: 1-d float64 on the device.
   void push(int64_t step, const at::Tensor& values);
   /// The letters that are due, oldest first; with `all`, every one.
@@ -31,10 +30,8 @@ class Mailbox {
  private:
   struct Pending {
     int64_t step;
-    at::Tensor host;
-    std::optional<c10::Event> arrived;
+    detail::HostCopy values;
   };
-  c10::Device device_;
   size_t lag_;
   std::deque<Pending> pending_;
 };

@@ -2,7 +2,8 @@
 // The learning rate as a function of the updates made so far; a skipped update does not count.
 
 #include <ATen/core/Tensor.h>
-#include <trainer/config/train_config.h>
+#include <c10/core/Device.h>
+#include <trainer/optim/optimizer_config.h>
 
 #include <cstdint>
 

@@ -52,7 +52,8 @@ class Unfilled {
 
 class LinearImpl : public torch::nn::Module, public Adaptable {
  public:
-  enum class Form { plain, no_bias, convolution };  ///< convolution: the weight is stored as one with kernel 1
+  /// convolution: the weight is stored as one with kernel 1
+  enum class Form { plain, no_bias, convolution };
   LinearImpl(int64_t in, int64_t out, Form form = Form::plain);
   /// [..., in] -> [..., out]
   at::Tensor forward(const at::Tensor& x);

@@ -2,6 +2,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <memsieve/detail/hash.h>
 #include <memsieve/error.h>
 #include <diffusion/models/lora/lora.h>
 
@@ -19,9 +20,9 @@ struct Layer {
   Adaptable* layer;
 };
 
-std::vector<Layer> adaptable_layers(UNet2DConditionModel& unet) {
+std::vector<Layer> adaptable_layers(torch::nn::Module& model) {
   std::vector<Layer> layers;
-  for (const auto& item : unet->named_modules("", /*include_self=*/false)) {
+  for (const auto& item : model.named_modules("", /*include_self=*/false)) {
     if (auto* layer = dynamic_cast<Adaptable*>(item.value().get())) layers.push_back({item.key(), layer});
   }
   return layers;
@@ -94,12 +95,13 @@ std::shared_ptr<LowRank> make_adapter(const at::Tensor& weight, const LoraConfig
 
 }  // namespace
 
-Lora::Lora(UNet2DConditionModel& unet, const LoraConfig& config, uint64_t seed, const std::string& where)
-    : config_(config) {
-  const auto layers = adaptable_layers(unet);
+Lora::Lora(torch::nn::Module& model, const LoraConfig& config, uint64_t seed, const std::string& where,
+           const std::string& component)
+    : config_(config), component_(component) {
+  const auto layers = adaptable_layers(model);
   check(config_, layers, where);
   at::NoGradGuard no_grad;
-  for (auto& p : unet->parameters()) p.requires_grad_(false);
+  for (auto& p : model.parameters()) p.requires_grad_(false);
   at::Generator generator = at::detail::createCPUGenerator(seed);
   for (const Layer& layer : layers) {
     const auto& targets = config_.target_modules;
@@ -124,13 +126,11 @@ void Lora::apply(bool on) {
   for (const Entry& entry : entries_) entry.adapter->on = on;
 }
 
-std::string fingerprint(UNet2DConditionModel& unet) {
-  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a, 64 bits
-  const auto add = [&](const void* data, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3;
-  };
+std::string fingerprint(torch::nn::Module& model) {
+  uint64_t hash = detail::kFnv1aStart;
+  const auto add = [&](const void* data, size_t bytes) { hash = detail::fnv1a(data, bytes, hash); };
   at::NoGradGuard no_grad;
-  for (const auto& item : unet->named_parameters()) {
+  for (const auto& item : model.named_parameters()) {
     add(item.key().data(), item.key().size());
     const at::Tensor bits = item->detach().to(at::kFloat).contiguous().view(-1).view(at::kInt);
     const int64_t sum = bits.sum(at::kLong).item<int64_t>(), stride = std::max<int64_t>(1, bits.numel() / 64);

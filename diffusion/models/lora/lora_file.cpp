@@ -21,7 +21,6 @@ namespace {
 using Json = nlohmann::json;
 
 const char* const metadata_key = "lora_adapter_metadata";  // diffusers' name
-const char* const prefix = "unet.";
 
 struct AdapterFile {
   /// `LAYER.lora_A.weight`, without the prefix
@@ -36,8 +35,9 @@ std::string shape_text(at::IntArrayRef shape) {
   return out.str();
 }
 
-std::string without_prefix(const std::string& name) {
-  return name.rfind(prefix, 0) == 0 ? name.substr(std::char_traits<char>::length(prefix)) : name;
+/// `prefix`: "unet."
+std::string without_prefix(const std::string& name, const std::string& prefix) {
+  return name.rfind(prefix, 0) == 0 ? name.substr(prefix.size()) : name;
 }
 
 bool ends_with(const std::string& name, const std::string& tail) {
@@ -53,13 +53,13 @@ std::string value_in(const std::string& where, const std::string& key, const Jso
 }
 
 // Of what peft's LoraConfig can ask for, only what is computed here may be in the file.
-std::optional<double> read_alpha(const std::string& path, const std::string& text) {
+std::optional<double> read_alpha(const std::string& path, const std::string& text, const std::string& prefix) {
   const std::string where = path + ": " + metadata_key;
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) throw DataError(where + " is not a JSON object");
   std::optional<double> alpha;
   for (const auto& [key, value] : json.items()) {
-    const std::string name = without_prefix(key);
+    const std::string name = without_prefix(key, prefix);
     if (name == "lora_alpha") {
       if (!value.is_number() || !(value.get<double>() > 0))
         throw DataError(value_in(where, key, value) + ", must be a number above 0");
@@ -83,22 +83,22 @@ std::string as_peft_names_it(const std::string& name) {
   return name;
 }
 
-AdapterFile read_file(const std::string& path) {
+AdapterFile read_file(const std::string& path, const std::string& prefix) {
   Metadata metadata;
   AdapterFile file;
   for (auto& [name, tensor] : load_safetensors(path, &metadata)) {
-    const std::string own = as_peft_names_it(without_prefix(name));
+    const std::string own = as_peft_names_it(without_prefix(name, prefix));
     if (!ends_with(own, ".lora_A.weight") && !ends_with(own, ".lora_B.weight"))
-      throw DataError(tensor_in(path, name) +
-                      " is not named unet.LAYER.lora_A.weight or .lora_B.weight: not a UNet's adapter in diffusers' "
-                      "form; load and save it with diffusers");
+      throw DataError(tensor_in(path, name) + " is not named " + prefix +
+                      "LAYER.lora_A.weight or .lora_B.weight: no adapter of this model in "
+                      "diffusers' form; load and save it with diffusers");
     if (!file.tensors.emplace(own, tensor).second)
       throw DataError(tensor_in(path, name) + " stands there twice: with and without '" + prefix +
                       "', or under an older name");
   }
   if (file.tensors.empty()) throw DataError(path + ": holds no tensor");
   const auto found = metadata.find(metadata_key);
-  if (found != metadata.end()) file.alpha = read_alpha(path, found->second);
+  if (found != metadata.end()) file.alpha = read_alpha(path, found->second, prefix);
   return file;
 }
 
@@ -125,9 +125,9 @@ Json number(double value) {
 
 }  // namespace
 
-Lora Lora::load(UNet2DConditionModel& unet, const std::string& path) {
-  const AdapterFile file = read_file(path);
-  const auto modules = unet->named_modules("", /*include_self=*/false);
+Lora Lora::load(torch::nn::Module& model, const std::string& path, const std::string& component) {
+  const AdapterFile file = read_file(path, component + ".");
+  const auto modules = model.named_modules("", /*include_self=*/false);
   LoraConfig config;
   config.target_modules.clear();
   for (const auto& [name, tensor] : file.tensors) {
@@ -135,7 +135,7 @@ Lora Lora::load(UNet2DConditionModel& unet, const std::string& path) {
     const std::string layer = name.substr(0, name.rfind(".lora_A.weight"));
     const auto* found = modules.find(layer);
     if (found == nullptr || dynamic_cast<Adaptable*>(found->get()) == nullptr)
-      throw DataError(tensor_in(path, name) + ": this UNet has no such layer");
+      throw DataError(tensor_in(path, name) + ": this model has no such layer");
     if (tensor.dim() < 2 || tensor.size(0) < 1)
       throw DataError(tensor_in(path, name) + " is " + shape_text(tensor.sizes()) + ", no adapter's");
     if (config.target_modules.empty()) config.rank = tensor.size(0);
@@ -144,13 +144,13 @@ Lora Lora::load(UNet2DConditionModel& unet, const std::string& path) {
   if (config.target_modules.empty())
     throw DataError(tensor_in(path, file.tensors.begin()->first) + " has no lora_A beside it");
   config.alpha = file.alpha.value_or(static_cast<double>(config.rank));
-  Lora lora(unet, config, 0, path);
+  Lora lora(model, config, 0, path, component);
   copy_values(path, file.tensors, lora.parameters());
   return lora;
 }
 
 void Lora::restore(const std::string& path) {
-  const AdapterFile file = read_file(path);
+  const AdapterFile file = read_file(path, component_ + ".");
   const double alpha = file.alpha.value_or(static_cast<double>(config_.rank));
   if (alpha != config_.alpha)
     throw DataError(path + ": alpha is " + number(alpha).dump() + ", here it is " + number(config_.alpha).dump() +
@@ -163,10 +163,11 @@ void Lora::save(const std::string& folder) const {
   std::filesystem::create_directories(folder, error);
   if (error) throw DataError(folder + ": cannot be made: " + error.message());
   TensorMap tensors;
+  const std::string prefix = component_ + ".";
   for (const auto& [name, tensor] : parameters()) tensors.emplace(prefix + name, tensor);
-  const Json config = {{prefix + std::string("r"), config_.rank},
-                       {prefix + std::string("lora_alpha"), number(config_.alpha)},
-                       {prefix + std::string("target_modules"), config_.target_modules}};
+  const Json config = {{prefix + "r", config_.rank},
+                       {prefix + "lora_alpha", number(config_.alpha)},
+                       {prefix + "target_modules", config_.target_modules}};
   save_safetensors((std::filesystem::path(folder) / lora_file_name).string(), tensors,
                    {{"format", "pt"}, {metadata_key, config.dump(2)}});
 }

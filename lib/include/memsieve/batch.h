@@ -2,16 +2,23 @@
 // What a training loop hands to the sieve, and what it gets back.
 
 #include <ATen/core/Tensor.h>
+#include <memsieve/export.h>
 
 #include <cstdint>
+#include <exception>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 
 namespace memsieve {
 
-/// The caller's own model on chosen rows of this micro-batch with the empty caption, without gradient. `rows`: [k]
-/// int64 on the training device. Returns [k, C, H, W] in the model's dtype.
-using NullPrediction = std::function<at::Tensor(const at::Tensor& rows)>;
+/// What would be predicted for chosen rows of this micro-batch if one thing were different, without gradient. `rows`:
+/// [k] int64 on the training device. Returns [k, C, H, W] in the model's dtype.
+using Counterfactual = std::function<at::Tensor(const at::Tensor& rows)>;
+
+/// The caller's own model with the empty caption.
+using NullPrediction = Counterfactual;
 
 /// One micro-batch of B rows. Tensors may carry gradients; the sieve only ever reads them detached.
 struct Batch {
@@ -24,10 +31,20 @@ struct Batch {
   at::Tensor prediction;
   /// like prediction
   at::Tensor target;
-  /// asked for only if a configured filter needs the magnitude
+  /// short for counterfactuals["null"]; asked for only if a configured filter reads the magnitude
   NullPrediction null_prediction;
   /// [B] bool, any device, or undefined = all; rows under caption dropout are not measured
   at::Tensor has_caption;
+  /// By the name that signals know them by (SignalEntry::counterfactual): `null`, `start`, ... Each is called at most
+  /// once for a batch, and only if a configured filter reads a signal that needs it.
+  std::map<std::string, Counterfactual> counterfactuals = {};
+  /// [B] bool, any device, or undefined = none. Rows that the sieve must leave alone (prior preservation, rows trained
+  /// towards another model's output): weight 1, no score, no trace in any statistic. Their sample_id must be in range,
+  /// but says nothing. A NaN or Inf in their prediction or target still ends or skips the step.
+  at::Tensor exempt = {};
+  /// [B] int64 in [0, Setup::strata), any device, or undefined = all 0 (checked on the CPU only). z-scores compare a
+  /// row with rows of its own stratum: resolutions, data sources, noise schedules.
+  at::Tensor stratum = {};
 };
 
 /// Where the loop is. `step` counts optimiser steps attempted (skipped ones too).
@@ -37,22 +54,27 @@ struct Clock {
 };
 
 /// What to do with the rows of one micro-batch.
-class Plan {
+class MEMSIEVE_API Plan {
  public:
   /// [B] float32 on the training device: 1 = train on it, 0 = dropped, between = down-weighted.
   const at::Tensor& weight() const { return weight_; }
   /// The scalar to call backward on: mean over the configured micro-batch of weight * per_sample_loss, divided by the
   /// number of micro-batches. Together with StepEnd::grad_scale: sum(w*l) / sum(w) over all ranks and micro-batches.
-  /// `per_sample_loss`: [B], with gradient; weigh it by SNR or a mask of your own before, if you like. Throws
-  /// DataError, on this rank alone, for another shape.
+  /// `per_sample_loss`: [B], with gradient; weigh it by SNR or a mask of your own before, if you like. For another
+  /// shape it returns a loss of no meaning that backward can be called on: end_step throws the error on every rank.
   at::Tensor loss(const at::Tensor& per_sample_loss) const;
 
  private:
   friend class Sieve;
   at::Tensor weight_;
   int64_t rows_per_micro_batch_ = 0, micro_batches_ = 1;
-  /// [B] bool shared with the step's record
-  std::shared_ptr<at::Tensor> nonfinite_;
+  /// What loss() saw, shared with the step's record.
+  struct Seen {
+    /// [B] bool
+    at::Tensor nonfinite;
+    std::exception_ptr error;
+  };
+  std::shared_ptr<Seen> seen_;
 };
 
 /// What the optimiser needs, as 0-dim float32 tensors on the training device: what torch's fused optimisers call
@@ -60,9 +82,9 @@ class Plan {
 struct StepEnd {
   /// exactly 1 when nothing was dropped
   at::Tensor grad_scale;
-  /// 1 when every row of every rank was dropped, or an error or a non-finite value turned up.
+  /// 1 when every row of every rank was dropped, when a training row or a gradient was not finite, or after an error.
   at::Tensor skip;
-  /// 1 when a non-finite value turned up: for loops that count such steps (`on_nonfinite: skip`).
+  /// 1 when a training row or a gradient was not finite: for loops that count such steps (`on_nonfinite: skip`).
   at::Tensor nonfinite = {};
 };
 

@@ -9,3 +9,4 @@
 #include <memsieve/filter.h>
 #include <memsieve/schema.h>
 #include <memsieve/sieve.h>
+#include <memsieve/signal.h>

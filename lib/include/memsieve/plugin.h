@@ -1,13 +1,15 @@
 #pragma once
-// Plug-ins: filters in a shared object of their own, named in the YAML (`sieve.plugins`).
+// Plug-ins: filters and signals in a shared object of their own, named in the YAML (`sieve.plugins`).
 
+#include <memsieve/export.h>
 #include <memsieve/filter.h>
 #include <torch/version.h>
 
 #include <string>
 
-/// Raised whenever Filter, SignalView, FilterEntry, Schema or Settings change in layout or meaning.
-#define MEMSIEVE_ABI_VERSION 1
+/// Raised whenever Filter, SignalView, Needs, FilterEntry, SignalEntry, SignalRows, Schema or Settings change in layout
+/// or meaning.
+#define MEMSIEVE_ABI_VERSION 2
 
 extern "C" {
 /// Plain data, read before any function of the plug-in is called.
@@ -26,19 +28,18 @@ struct MemsieveStamp {
   { "msieve", MEMSIEVE_ABI_VERSION, __GXX_ABI_VERSION, _GLIBCXX_USE_CXX11_ABI, TORCH_VERSION }
 
 /// Put once into a plug-in: MEMSIEVE_PLUGIN(function), where `void function(memsieve::FilterRegistry&)` adds
-/// its filters.
-#define MEMSIEVE_PLUGIN(function)                                                              \
-  extern "C" __attribute__((visibility("default"))) const MemsieveStamp memsieve_plugin_stamp; \
-  extern "C" const MemsieveStamp memsieve_plugin_stamp = MEMSIEVE_STAMP_INITIALIZER;           \
-  extern "C" __attribute__((visibility("default"))) void memsieve_plugin_register(             \
-      memsieve::FilterRegistry* registry) {                                                    \
-    function(*registry);                                                                       \
+/// its filters, and its signals to registry.signals().
+#define MEMSIEVE_PLUGIN(function)                                                             \
+  extern "C" MEMSIEVE_API const MemsieveStamp memsieve_plugin_stamp;                          \
+  extern "C" const MemsieveStamp memsieve_plugin_stamp = MEMSIEVE_STAMP_INITIALIZER;          \
+  extern "C" MEMSIEVE_API void memsieve_plugin_register(memsieve::FilterRegistry* registry) { \
+    function(*registry);                                                                      \
   }
 
 namespace memsieve {
 
 /// Opens `path` (RTLD_NOW | RTLD_LOCAL, never closed), compares its stamp with this build's, then lets it add its
-/// filters. Throws ConfigError saying what differs and how to mend it.
-void load_plugin(const std::string& path, FilterRegistry& registry);
+/// filters and signals. Throws ConfigError saying what differs and how to mend it.
+MEMSIEVE_API void load_plugin(const std::string& path, FilterRegistry& registry);
 
 }  // namespace memsieve

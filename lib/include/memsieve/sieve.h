@@ -4,6 +4,7 @@
 #include <c10/core/Device.h>
 #include <memsieve/batch.h>
 #include <memsieve/communicator.h>
+#include <memsieve/export.h>
 #include <memsieve/filter.h>
 
 #include <map>
@@ -38,6 +39,8 @@ struct Setup {
   std::string ledger_path;
   /// "sieve.threshold.drop=0.05" and the like
   std::vector<std::string> overrides;
+  /// kinds of rows that are compared each with its own: Batch::stratum lies in [0, strata)
+  int64_t strata = 1;
 };
 
 /// What happened in one optimiser step, over all ranks; read on the host some steps later on a GPU, at once on a CPU.
@@ -51,7 +54,7 @@ struct StepReport {
   int64_t downweighted = 0;
   /// rows whose magnitude was measured (held-out rows not counted)
   int64_t probed = 0;
-  /// rows with a NaN or Inf
+  /// rows with a NaN or Inf, held-out rows among them
   int64_t nonfinite = 0;
   /// sum of the weights
   double weight = 0;
@@ -68,7 +71,7 @@ struct StepReport {
   bool skipped = false;
 };
 
-class Sieve {
+class MEMSIEVE_API Sieve {
  public:
   /// COLLECTIVE. Builds a sieve from the `sieve:` mapping of a YAML file. Every rank must pass the same configuration,
   /// setup and library build; otherwise all ranks throw ConfigError naming one that differs. Throws ConfigError for a
@@ -113,33 +116,40 @@ class Sieve {
   void finish_reference();
   bool has_reference() const;
 
-  /// COLLECTIVE: one gather of fixed size. Once per optimiser step, after the last micro-batch's inspect. Throws
-  /// PeerError or NonFiniteError on every rank at the same step: at once on a CPU; on a GPU two steps later, that
-  /// step's update and those between having been skipped on the device.
-  StepEnd end_step(const Clock& clock);
+  /// COLLECTIVE: one gather of fixed size. Once per optimiser step, after the last micro-batch's backward, with the
+  /// same `clock.step` on every rank. Throws PeerError or NonFiniteError on every rank at the same step: at once on a
+  /// CPU; on a GPU two steps later, that step's update and those between having been skipped on the device.
+  ///
+  /// `gradients`: those that this rank is about to update with, reduced over the ranks or this rank's shard of them
+  /// (any device that torch's foreach operators take; undefined ones do not count). A NaN or Inf in them, of finite
+  /// losses, goes by `on_nonfinite` like any other. Left out, the sieve answers for losses and signals alone; leave
+  /// them out where a loss scale waits for gradients to overflow.
+  StepEnd end_step(const Clock& clock, at::TensorList gradients = {});
 
   /// Reports of the steps that the host has caught up with since the last call, oldest first; the newest 10 000
   /// are kept.
   std::vector<StepReport> take_reports();
-  /// Waits for outstanding steps, hands out their errors as end_step would, and writes the ledger to disk.
-  /// COLLECTIVE only in that every rank must call it at the same step. Throws DataError on rank 0 alone if the
-  /// ledger cannot be written.
+  /// Waits for outstanding steps, hands out their errors as end_step would, and syncs the ledger to the disk (fsync):
+  /// a checkpoint written after it finds the ledger's rows there even if the machine is lost. COLLECTIVE only in that
+  /// every rank must call it at the same step. Throws DataError on rank 0 alone if the ledger cannot be written.
   void flush();
 
   /// Everything a resumed run needs, as named CPU tensors; identical on every rank. Call after flush().
   std::map<std::string, at::Tensor> state() const;
   /// Local, on every rank, before the first step. Throws DataError naming a tensor that is missing or has the wrong
-  /// shape, and if the state is of other filters or the ledger cannot be continued (rank 0 alone). Rows of the ledger
-  /// beyond the state's offset are cut off, since the resumed run writes them anew.
+  /// shape, if the state is of other filters, or if no ledger can be written (rank 0 alone). Rows of the ledger beyond
+  /// the state's are cut off, in place, since the resumed run writes them anew: first give up the checkpoints that
+  /// count on them. A ledger that has lost rows, or is gone, is no error: warnings() tells it on rank 0.
   void restore(const std::map<std::string, at::Tensor>& state);
 
   /// Names of the configured filters, in the order of the channels in the ledger: the registry's.
   std::vector<std::string> channels() const;
-  /// Why this configuration will never drop anything with a data set of this size, a line each; usually none.
+  /// Why this configuration will never drop anything with a data set of this size, and after restore() what the ledger
+  /// has lost (rank 0), a line each; usually none.
   std::vector<std::string> warnings() const;
 
  private:
-  struct Impl;
+  struct __attribute__((visibility("hidden"))) Impl;
   explicit Sieve(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -1,6 +1,7 @@
 #include "config/fingerprint.h"
 
 #include <ATen/ATen.h>
+#include <memsieve/detail/hash.h>
 #include <memsieve/error.h>
 #include <memsieve/plugin.h>
 
@@ -15,15 +16,14 @@ namespace {
 
 /// FNV-1a, cut to the 52 bits that a float64 holds exactly.
 double digest(const std::string& text) {
-  uint64_t hash = 0xcbf29ce484222325ULL;
-  for (const unsigned char c : text) hash = (hash ^ c) * 0x100000001b3ULL;
-  return static_cast<double>(hash >> 12);
+  return static_cast<double>(detail::fnv1a(text.data(), text.size()) >> 12);
 }
 
 std::string describe(const Setup& setup) {
   std::ostringstream out;
   out << setup.dataset_size << ' ' << setup.rows_per_micro_batch << ' ' << setup.micro_batches << ' '
-      << setup.num_timesteps << ' ' << setup.held_out_size << ' ' << c10::DeviceTypeName(setup.device.type());
+      << setup.num_timesteps << ' ' << setup.held_out_size << ' ' << setup.strata << ' '
+      << c10::DeviceTypeName(setup.device.type());
   for (int64_t group : setup.group_id) out << ' ' << group;
   return out.str();
 }
@@ -33,6 +33,7 @@ std::string build(const Setup& setup) {
   std::ostringstream out;
   out << stamp.memsieve_abi << ' ' << stamp.gxx_abi << ' ' << stamp.cxx11_strings << ' ' << stamp.torch;
   for (const auto& entry : setup.filters.entries()) out << ' ' << entry.name << ' ' << entry.options.markdown();
+  for (const auto& entry : setup.filters.signals().entries()) out << ' ' << entry.name << ' ' << entry.counterfactual;
   return out.str();
 }
 

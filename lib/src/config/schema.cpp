@@ -135,6 +135,12 @@ Schema& Schema::optional_section(const std::string& name, const Schema& keys, co
   return *this;
 }
 
+Schema& Schema::incidental() {
+  if (node_->options.empty()) throw std::logic_error("Schema::incidental: no key is declared yet");
+  node_->options.back().incidental = true;
+  return *this;
+}
+
 static void write_markdown(const Schema::Node& node, const std::string& path, std::ostream& out) {
   bool table = false;
   for (const auto& option : node.options) {

@@ -20,6 +20,8 @@ struct Option {
   double high = std::numeric_limits<double>::max();
   std::vector<std::string> choices = {};
   std::shared_ptr<Schema::Node> keys = nullptr;
+  /// Schema::incidental
+  bool incidental = false;
 };
 
 struct Schema::Node {

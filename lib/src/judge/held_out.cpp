@@ -1,26 +1,47 @@
 #include "judge/held_out.h"
 
+#include <memsieve/detail/hash.h>
+
 #include <algorithm>
 #include <numeric>
 
+#include "config/read.h"
+
 namespace memsieve {
+
+Schema HeldOutOptions::schema() {
+  const HeldOutOptions d;
+  Schema s;
+  s.integer("rows", d.rows, 0, 1000000,
+            "held-out rows observed in each optimiser step, over all ranks; a multiple of 4 times the ranks makes "
+            "decisions independent of their number")
+      .integer("every", d.every, 1, 1000000,
+               "optimiser steps from one observation to the next; larger = cheaper, but the threshold follows the "
+               "model more slowly");
+  return s;
+}
+
+HeldOutOptions HeldOutOptions::read(const Settings& sieve) {
+  return {sieve.integer("held_out.rows"), sieve.integer("held_out.every")};
+}
+
+void HeldOutOptions::check(const Settings& sieve, const Setup& setup, const std::string& wanted_by) const {
+  if (!wanted_by.empty() && rows == 0)
+    refuse(sieve, "held_out.rows", "is 0, but " + wanted_by + " is held_out; set it to 8 or so");
+  if (rows > 0 && setup.held_out_size == 0)
+    refuse(sieve, "held_out.rows", "asks for held-out rows, but the loop has no held-out pictures");
+}
 
 namespace {
 
-/// SplitMix64 (Steele, Lea, Flood 2014): one well-mixed word for each input.
-uint64_t mix(uint64_t x) {
-  x += 0x9e3779b97f4a7c15ULL;
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
+using detail::split_mix64;
 
 /// A permutation of [0, n) for each cycle: i -> a*i + b mod n with a coprime to n.
 int64_t shuffled(int64_t i, int64_t n, uint64_t cycle) {
   const auto size = static_cast<uint64_t>(n);
-  uint64_t a = mix(2 * cycle) % size;
+  uint64_t a = split_mix64(2 * cycle) % size;
   while (std::gcd(a, size) != 1) a = (a + 1) % size;
-  const auto product = static_cast<unsigned __int128>(a) * static_cast<uint64_t>(i) + mix(2 * cycle + 1) % size;
+  const auto product = static_cast<unsigned __int128>(a) * static_cast<uint64_t>(i) + split_mix64(2 * cycle + 1) % size;
   return static_cast<int64_t>(product % size);
 }
 
@@ -29,8 +50,8 @@ int64_t shuffled(int64_t i, int64_t n, uint64_t cycle) {
 std::vector<HeldOutVisit> plan_held_out(int64_t step, int64_t rows, int64_t pictures, int64_t pseudo_rows, int64_t rank,
                                         int64_t rows_per_rank) {
   std::vector<HeldOutVisit> visits;
-  const auto turn =
-      static_cast<int64_t>(mix(static_cast<uint64_t>(step)) % static_cast<uint64_t>(std::max<int64_t>(1, rows)));
+  const auto turn = static_cast<int64_t>(split_mix64(static_cast<uint64_t>(step)) %
+                                         static_cast<uint64_t>(std::max<int64_t>(1, rows)));
   // Four neighbours, among which the probe budget is spent, cover all of time.
   int64_t stride = std::max<int64_t>(1, rows / 4);
   while (std::gcd(stride, rows) != 1) ++stride;
@@ -40,7 +61,7 @@ std::vector<HeldOutVisit> plan_held_out(int64_t step, int64_t rows, int64_t pict
     visit.place = place;
     visit.id = shuffled(number % pseudo_rows, pseudo_rows, static_cast<uint64_t>(number / pseudo_rows));
     visit.picture = visit.id % pictures;
-    const double jitter = static_cast<double>(mix(static_cast<uint64_t>(number) ^ 0x5eedULL) >> 11) * 0x1.0p-53;
+    const double jitter = static_cast<double>(split_mix64(static_cast<uint64_t>(number) ^ 0x5eedULL) >> 11) * 0x1.0p-53;
     visit.timestep_fraction =
         (static_cast<double>((place * stride + turn) % rows) + jitter) / static_cast<double>(rows);
     visits.push_back(visit);

@@ -7,6 +7,16 @@
 
 namespace memsieve {
 
+at::Tensor record_lines(const at::Tensor& ids, const RawScores& s, const Verdicts& v) {
+  const auto column = [](const at::Tensor& t) { return t.to(at::kDouble).unsqueeze(1); };
+  const auto one = column(at::ones_like(v.weight));
+  return at::cat(
+      {one, column(ids), column(s.timestep), column(s.captioned), column(s.probed), column(v.flagged), column(v.weight),
+       column(v.score), column(v.level), column(s.nonfinite), s.exempt.defined() ? column(s.exempt.logical_not()) : one,
+       column(s.stratum.defined() ? s.stratum : at::zeros_like(ids)), s.raw.to(at::kDouble), v.z.to(at::kDouble)},
+      1);
+}
+
 RecordBuilder::RecordBuilder(const RecordShape& shape, at::Device device) : shape_(shape) {
   blank_ = at::full({shape.length()}, std::numeric_limits<double>::quiet_NaN(), at::device(device).dtype(at::kDouble));
   blank_.slice(0, 0, RecordShape::kHeader + RecordShape::kMessage).zero_();
@@ -36,16 +46,23 @@ void RecordBuilder::mark_nonfinite(int64_t micro, const at::Tensor& bad) {
   column.copy_(at::maximum(column, bad.to(at::kDouble)));
 }
 
+void RecordBuilder::mark_gradient(const at::Tensor& bad) {
+  flat_.select(0, RecordShape::extra).copy_(bad);
+}
+
+void RecordBuilder::set_step(int64_t step) {
+  flat_.select(0, RecordShape::step).fill_(static_cast<double>(step));
+}
+
 void RecordBuilder::fail(const std::string& message) {
   if (failed_) return;
   failed_ = true;
   const auto length = std::min<int64_t>(RecordShape::kMessage, static_cast<int64_t>(message.size()));
-  at::Tensor text = at::zeros({RecordShape::kHeader + length}, at::kDouble);
-  auto values = text.accessor<double, 1>();
-  values[0] = 1;
-  values[1] = static_cast<double>(length);
-  for (int64_t i = 0; i < length; ++i) values[RecordShape::kHeader + i] = static_cast<unsigned char>(message[i]);
-  flat_.slice(0, 0, text.size(0)).copy_(text);
+  at::Tensor head = at::tensor({1., static_cast<double>(length)}, at::kDouble);
+  at::Tensor text = at::zeros({length}, at::kDouble);
+  for (int64_t i = 0; i < length; ++i) text.mutable_data_ptr<double>()[i] = static_cast<unsigned char>(message[i]);
+  flat_.slice(0, 0, head.size(0)).copy_(head);
+  flat_.slice(0, RecordShape::kHeader, RecordShape::kHeader + length).copy_(text);
 }
 
 Gathered split(const at::Tensor& all, const RecordShape& shape) {
@@ -53,16 +70,16 @@ Gathered split(const at::Tensor& all, const RecordShape& shape) {
   const auto lines = all.slice(1, RecordShape::kHeader + RecordShape::kMessage).reshape({ranks, -1, width});
   const auto training =
       lines.slice(1, 0, shape.training_lines()).reshape({ranks, shape.micro_batches, shape.rows, width});
-  return {all.select(1, 0), training.transpose(0, 1).reshape({-1, width}),
-          lines.slice(1, shape.training_lines()).reshape({-1, width})};
+  return {all.select(1, RecordShape::failed), all.select(1, RecordShape::extra), all.select(1, RecordShape::step),
+          training.transpose(0, 1).reshape({-1, width}), lines.slice(1, shape.training_lines()).reshape({-1, width})};
 }
 
 std::string first_error(const at::Tensor& all) {
   const auto values = all.accessor<double, 2>();
   for (int64_t rank = 0; rank < all.size(0); ++rank) {
-    if (values[rank][0] == 0) continue;
+    if (values[rank][RecordShape::failed] == 0) continue;
     std::string message = "rank " + std::to_string(rank) + ": ";
-    for (int64_t i = 0; i < static_cast<int64_t>(values[rank][1]); ++i) {
+    for (int64_t i = 0; i < static_cast<int64_t>(values[rank][RecordShape::message_bytes]); ++i) {
       message.push_back(static_cast<char>(static_cast<int>(values[rank][RecordShape::kHeader + i])));
     }
     return message;

@@ -9,6 +9,8 @@
 
 #include <string>
 
+#include "signals/raw_scores.h"
+
 namespace memsieve {
 
 struct RecordShape {
@@ -18,12 +20,74 @@ struct RecordShape {
   /// lines per rank
   int64_t held_out = 0;
 
-  enum Field { present, id, timestep, captioned, probed, flagged, weight, score, threshold, nonfinite, first_channel };
+  enum Field {
+    present,
+    id,
+    timestep,
+    captioned,
+    probed,
+    flagged,
+    weight,
+    score,
+    threshold,
+    nonfinite,
+    counted,
+    stratum,
+    first_channel
+  };
+  /// The header's places: 1 = this rank carries an error; bytes of its message; a number of the caller's (`end_step`:
+  /// 1 = a gradient is not finite; `finish_reference`: lines); the step.
+  enum Header { failed, message_bytes, extra, step };
   static constexpr int64_t kHeader = 4, kMessage = 240;
 
   int64_t width() const { return first_channel + 2 * channels; }
   int64_t training_lines() const { return micro_batches * rows; }
   int64_t length() const { return kHeader + kMessage + (training_lines() + held_out) * width(); }
+};
+
+/// What was decided about B rows. All on the device.
+struct Verdicts {
+  /// [B] float32
+  at::Tensor weight;
+  /// [B] bool
+  at::Tensor flagged;
+  /// [B] float32: the evidence, NaN = none
+  at::Tensor score;
+  /// [B] float32: the drop level in force
+  at::Tensor level;
+  /// [B, C] float32: standardised, less what the starting model explains
+  at::Tensor z;
+};
+
+/// [B, RecordShape::width()] float64
+at::Tensor record_lines(const at::Tensor& ids, const RawScores& scores, const Verdicts& verdicts);
+
+/// Reads lines [R, width] by column; each call copies or compares one, [R] unless it says otherwise.
+class LineView {
+ public:
+  explicit LineView(const at::Tensor& lines) : lines_(lines) {}
+  at::Tensor id() const { return lines_.select(1, RecordShape::id).to(at::kLong); }
+  at::Tensor timestep() const { return lines_.select(1, RecordShape::timestep).to(at::kFloat); }
+  at::Tensor stratum() const { return lines_.select(1, RecordShape::stratum).to(at::kLong); }
+  at::Tensor score() const { return lines_.select(1, RecordShape::score).to(at::kFloat); }
+  at::Tensor flagged() const { return is_set(RecordShape::flagged); }
+  at::Tensor probed() const { return is_set(RecordShape::probed); }
+  /// a row that statistics may know of: there, and not exempt
+  at::Tensor counted() const { return is_set(RecordShape::counted); }
+  /// and whose values are finite
+  at::Tensor sound() const { return counted() & is_set(RecordShape::nonfinite).logical_not(); }
+  /// [R, C]
+  at::Tensor raw() const { return channels(0); }
+  at::Tensor z() const { return channels(1); }
+
+ private:
+  at::Tensor is_set(int64_t field) const { return lines_.select(1, field) > 0; }
+  at::Tensor channels(int64_t which) const {
+    const int64_t count = (lines_.size(1) - RecordShape::first_channel) / 2;
+    const int64_t from = RecordShape::first_channel + which * count;
+    return lines_.slice(1, from, from + count).to(at::kFloat);
+  }
+  at::Tensor lines_;
 };
 
 /// One rank's record under construction, on the device.
@@ -36,6 +100,9 @@ class RecordBuilder {
   void put_held_out(int64_t from, const at::Tensor& lines);
   /// Marks micro-batch `micro`'s rows as non-finite where `bad` [n].
   void mark_nonfinite(int64_t micro, const at::Tensor& bad);
+  /// Notes whether a gradient is not finite: `bad` bool [].
+  void mark_gradient(const at::Tensor& bad);
+  void set_step(int64_t step);
   /// Keeps the first error of the step.
   void fail(const std::string& message);
   const at::Tensor& flat() const { return flat_; }
@@ -49,8 +116,8 @@ class RecordBuilder {
 
 /// All ranks' records, split up and put into the global order: micro-batch, rank, row.
 struct Gathered {
-  /// [ranks] float64: 1 = that rank carries an error
-  at::Tensor failed;
+  /// [ranks] float64: 1 = that rank carries an error; 1 = its gradient is not finite; the step that it is at
+  at::Tensor failed, bad_gradient, step;
   /// [micro * ranks * rows, width]
   at::Tensor training;
   /// [ranks * held_out, width]

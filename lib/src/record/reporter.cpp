@@ -1,8 +1,6 @@
 #include "record/reporter.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <memsieve/error.h>
 
 #include <cmath>
@@ -15,29 +13,22 @@ constexpr int64_t kLagOnGpu = 2;  // steps; long enough that waiting for the cop
 
 constexpr size_t kReportsKept = 10000;  // of a loop that never asks for them
 
-bool any_set(const at::Tensor& column) {
+int64_t count_set(const at::Tensor& column) {
   const auto values = column.accessor<double, 1>();
-  for (int64_t i = 0; i < column.size(0); ++i) {
-    if (values[i] > 0) return true;
-  }
-  return false;
+  int64_t count = 0;
+  for (int64_t i = 0; i < column.size(0); ++i) count += values[i] > 0;
+  return count;
 }
 
 bool broken(const Gathered& host) {
-  return any_set(host.failed) || any_set(host.training.select(1, RecordShape::nonfinite)) ||
-         any_set(host.held_out.select(1, RecordShape::nonfinite));
+  return count_set(host.failed) + count_set(host.bad_gradient) +
+             count_set(host.training.select(1, RecordShape::nonfinite)) >
+         0;
 }
 
 }  // namespace
 
-struct Reporter::Pending {
-  Clock clock;
-  at::Tensor host;
-  /// null when the copy was immediate
-  std::shared_ptr<c10::Event> copied;
-};
-
-Reporter::Reporter(const SieveOptions& options, const Setup& setup, const RecordShape& shape, int64_t rank,
+Reporter::Reporter(const RecordOptions& options, const Setup& setup, const RecordShape& shape, int64_t rank,
                    const std::string& configuration)
     : options_(options),
       shape_(shape),
@@ -49,7 +40,7 @@ Reporter::Reporter(const SieveOptions& options, const Setup& setup, const Record
       writes_ledger_(rank == 0 && !setup.ledger_path.empty()) {
   header_.run_id = setup.run_id;
   header_.configuration = configuration;
-  for (const auto& channel : options.channels) header_.channels.push_back(channel.name);
+  header_.channels = options.channels;
 }
 
 Reporter::~Reporter() {
@@ -61,16 +52,7 @@ Reporter::~Reporter() {
 
 void Reporter::push(const Clock& clock, const at::Tensor& all) {
   begun_ = true;
-  Pending step{clock, {}, nullptr};
-  if (all.device().is_cpu()) {
-    step.host = all;
-  } else {
-    step.host = at::empty(all.sizes(), all.options().device(at::kCPU).pinned_memory(true));
-    step.host.copy_(all, /*non_blocking=*/true);
-    step.copied = std::make_shared<c10::Event>(all.device().type());
-    step.copied->record(c10::impl::VirtualGuardImpl(all.device().type()).getStream(all.device()));
-  }
-  pending_.push_back(std::move(step));
+  pending_.push_back({clock, detail::HostCopy(all)});
 }
 
 void Reporter::catch_up(bool everything) {
@@ -78,18 +60,19 @@ void Reporter::catch_up(bool everything) {
   while (static_cast<int64_t>(pending_.size()) > keep) {
     const Pending step = std::move(pending_.front());
     pending_.pop_front();
-    if (step.copied) step.copied->synchronize();
-    digest(step);
+    digest({step.clock, step.records.wait()});
   }
 }
 
-void Reporter::digest(const Pending& step) {
+void Reporter::digest(const Arrived& step) {
   const Gathered host = split(step.host, shape_);
   if (reports_.size() >= kReportsKept) reports_.pop_front();
   reports_.push_back(report(step, host));
   add_rows(step, host.training, 0);
   add_rows(step, host.held_out, 1);
-  if (ledger_ && (step.clock.step + 1) % options_.flush_every == 0) {
+  // Counted, since a loop's clock may go in strides.
+  if (ledger_ && ++unwritten_steps_ >= options_.flush_every) {
+    unwritten_steps_ = 0;
     try {
       ledger_->append(std::exchange(rows_, {}));
     } catch (const std::exception&) {
@@ -103,7 +86,7 @@ void Reporter::blame(const std::exception_ptr& error) {
   if (!own_error_) own_error_ = error;
 }
 
-StepReport Reporter::report(const Pending& step, const Gathered& host) const {
+StepReport Reporter::report(const Arrived& step, const Gathered& host) const {
   StepReport r;
   r.step = step.clock.step;
   r.raw.resize(shape_.channels);
@@ -118,7 +101,6 @@ StepReport Reporter::report(const Pending& step, const Gathered& host) const {
     r.dropped += weight == 0;
     r.downweighted += weight > 0 && weight < 1;
     r.probed += lines[i][RecordShape::probed] > 0;
-    r.nonfinite += lines[i][RecordShape::nonfinite] > 0;
     r.drop_level = lines[i][RecordShape::threshold];
     if (std::isfinite(score)) r.scores.push_back(static_cast<float>(score));
     for (int64_t c = 0; c < shape_.channels; ++c) {
@@ -130,12 +112,16 @@ StepReport Reporter::report(const Pending& step, const Gathered& host) const {
       ++scored;
     }
   }
+  r.nonfinite = count_set(host.training.select(1, RecordShape::nonfinite)) +
+                count_set(host.held_out.select(1, RecordShape::nonfinite));
   r.mean_score = scored > 0 ? sum / static_cast<double>(scored) : std::numeric_limits<double>::quiet_NaN();
-  r.skipped = r.weight == 0 || broken(host);
+  const bool held_out_fails =
+      options_.fail_on_nonfinite && count_set(host.held_out.select(1, RecordShape::nonfinite)) > 0;
+  r.skipped = r.weight == 0 || broken(host) || held_out_fails;
   return r;
 }
 
-void Reporter::add_rows(const Pending& step, const at::Tensor& lines, uint8_t kind) {
+void Reporter::add_rows(const Arrived& step, const at::Tensor& lines, uint8_t kind) {
   const auto a = lines.accessor<double, 2>();
   const int64_t channels = shape_.channels;
   for (int64_t i = 0; i < lines.size(0); ++i) {
@@ -166,12 +152,19 @@ void Reporter::add_rows(const Pending& step, const at::Tensor& lines, uint8_t ki
 void Reporter::throw_peer_error(const std::string& where, const at::Tensor& all) const {
   const std::string error = first_error(all);
   if (error.empty()) return;
-  const bool mine = all[rank_][0].item<double>() > 0;
+  const bool mine = all[rank_][RecordShape::failed].item<double>() > 0;
   throw PeerError(where + error, mine ? own_error_ : nullptr);
 }
 
-void Reporter::throw_errors(const Pending& step, const Gathered& host) const {
+void Reporter::throw_errors(const Arrived& step, const Gathered& host) const {
   throw_peer_error("step " + std::to_string(step.clock.step) + ": ", step.host);
+  const auto at_step = host.step.accessor<double, 1>();
+  for (int64_t rank = 1; rank < host.step.size(0); ++rank) {
+    if (at_step[rank] == at_step[0]) continue;
+    throw PeerError("rank " + std::to_string(rank) + " ends step " + std::to_string(std::llround(at_step[rank])) +
+                    ", but rank 0 step " + std::to_string(std::llround(at_step[0])) +
+                    "; give end_step the same Clock::step on every rank");
+  }
   if (!options_.fail_on_nonfinite) return;
   for (const auto* lines : {&host.training, &host.held_out}) {
     const auto a = lines->accessor<double, 2>();
@@ -185,10 +178,15 @@ void Reporter::throw_errors(const Pending& step, const Gathered& host) const {
                            "sample, lower the learning rate, or set on_nonfinite: skip)");
     }
   }
+  if (count_set(host.bad_gradient) > 0) {
+    throw NonFiniteError("step " + std::to_string(step.clock.step) +
+                         ": NaN or Inf in the gradient, though every loss is finite; the update was skipped (lower the "
+                         "learning rate, or set on_nonfinite: skip)");
+  }
 }
 
-void Reporter::open_ledger(int64_t keep_rows) {
-  if (writes_ledger_ && !ledger_) ledger_ = std::make_unique<Ledger>(path_, header_, keep_rows);
+void Reporter::open_ledger(int64_t run_rows) {
+  if (writes_ledger_ && !ledger_) ledger_ = std::make_unique<Ledger>(path_, header_, run_rows);
 }
 
 void Reporter::write_out() {

@@ -2,6 +2,7 @@
 // The host side of the sieve: what follows later through pinned memory. Private to the library.
 
 #include <ATen/core/Tensor.h>
+#include <memsieve/detail/host_copy.h>
 #include <memsieve/sieve.h>
 
 #include <deque>
@@ -12,18 +13,14 @@
 #include <vector>
 
 #include "record/ledger.h"
-#include "config/options.h"
+#include "record/options.h"
 #include "record/record.h"
-
-namespace c10 {
-struct Event;
-}
 
 namespace memsieve {
 
 class Reporter {
  public:
-  Reporter(const SieveOptions& options, const Setup& setup, const RecordShape& shape, int64_t rank,
+  Reporter(const RecordOptions& options, const Setup& setup, const RecordShape& shape, int64_t rank,
            const std::string& configuration);
   ~Reporter();
 
@@ -40,15 +37,18 @@ class Reporter {
   /// Why the ledger could not be written since the last call, or null. It is for all ranks to know, so catch_up does
   /// not throw it.
   std::exception_ptr take_write_error() { return std::exchange(write_error_, nullptr); }
-  /// Hands buffered ledger rows to the writer and waits until they are on disk. Throws DataError (rank 0).
+  /// Hands buffered ledger rows to the writer and waits until they are on the disk. Throws DataError (rank 0).
   void write_out();
-  /// Opens the ledger; `keep_rows` >= 0 continues an existing one there.
-  void open_ledger(int64_t keep_rows);
+  /// Opens the ledger; `run_rows` >= 0 continues an existing one after the run's first so many rows.
+  void open_ledger(int64_t run_rows);
+  /// What is gone of the ledger that was continued, "" if nothing (rank 0).
+  std::string ledger_note() const { return ledger_ ? ledger_->note() : ""; }
   bool ledger_is_open() const { return ledger_ != nullptr; }
   bool wants_ledger() const { return writes_ledger_; }
   /// a step was pushed
   bool has_begun() const { return begun_; }
-  /// Rows of the ledger on all ranks' account (kept by every rank, so that checkpoints agree).
+  /// Rows of the run's ledger on all ranks' account (kept by every rank, so that checkpoints agree), whether the file
+  /// has lost some of them or not.
   int64_t ledger_rows() const { return ledger_rows_; }
   void set_ledger_rows(int64_t rows) { ledger_rows_ = rows; }
   std::string channel_names() const { return header_.channel_names(); }
@@ -58,13 +58,20 @@ class Reporter {
   }
 
  private:
-  struct Pending;
-  void digest(const Pending& step);
-  StepReport report(const Pending& step, const Gathered& host) const;
-  void add_rows(const Pending& step, const at::Tensor& lines, uint8_t kind);
-  void throw_errors(const Pending& step, const Gathered& host) const;
+  struct Pending {
+    Clock clock;
+    detail::HostCopy records;
+  };
+  struct Arrived {
+    Clock clock;
+    at::Tensor host;
+  };
+  void digest(const Arrived& step);
+  StepReport report(const Arrived& step, const Gathered& host) const;
+  void add_rows(const Arrived& step, const at::Tensor& lines, uint8_t kind);
+  void throw_errors(const Arrived& step, const Gathered& host) const;
 
-  const SieveOptions& options_;
+  const RecordOptions& options_;
   RecordShape shape_;
   int64_t held_out_size_, lag_;
   std::vector<int64_t> group_id_;
@@ -76,7 +83,7 @@ class Reporter {
   std::deque<Pending> pending_;
   std::deque<StepReport> reports_;
   std::vector<LedgerRow> rows_;
-  int64_t ledger_rows_ = 0;
+  int64_t ledger_rows_ = 0, unwritten_steps_ = 0;
   std::unique_ptr<Ledger> ledger_;
 };
 

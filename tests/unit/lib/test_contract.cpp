@@ -136,6 +136,22 @@ TEST_CASE("too few held-out pictures for the threshold: a warning says so", "[co
   CHECK(make(keys + "conformal}", with_held_out(50, 32, 99)).warnings().empty());
 }
 
+TEST_CASE("a reference pass whose draws all lie below a filter's timesteps is refused", "[contract]") {
+  const auto setup = with_held_out(1000, 8, 64);
+  const auto with = [&](const std::string& draws) {
+    return refusal(
+        "filters: {magnitude: {timestep_min: 600}, prediction_error: {}}, held_out: {rows: 8}, reference: "
+        "{kind: start_model, draws: " +
+            draws + "}",
+        setup);
+  };
+  CHECK_THAT(with("1"),
+             Contains("test:1: sieve.reference.draws: 1 draws reach timestep 500 at most, but filters.magnitude "
+                      "scores none below timestep_min: 600; set draws to at least 2"));
+  CHECK(with("2").empty());  // timesteps 250 and 750
+  CHECK(with("5").empty());
+}
+
 namespace {
 
 struct Picky final : memsieve::Filter {

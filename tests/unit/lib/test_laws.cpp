@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <numeric>
 #include <set>
 
 #include <support/thread_ranks.h>
@@ -13,21 +14,9 @@
 
 using memsieve::Communicator;
 using memsieve::Sieve;
+using toy::published;
 
 namespace {
-
-/// Counts collectives and remembers their sizes.
-struct Counting final : Communicator {
-  explicit Counting(std::shared_ptr<Communicator> inner) : inner(std::move(inner)) {}
-  int64_t rank() const override { return inner->rank(); }
-  int64_t size() const override { return inner->size(); }
-  at::Tensor all_gather(const at::Tensor& record) override {
-    sizes.push_back(record.numel());
-    return inner->all_gather(record);
-  }
-  std::shared_ptr<Communicator> inner;
-  std::vector<int64_t> sizes;
-};
 
 struct Outcome {
   at::Tensor gradient, scale, skip, weights;
@@ -65,35 +54,7 @@ at::Tensor published_weights(const toy::Step& step, double threshold) {
   return (m <= threshold).to(at::kFloat);
 }
 
-std::string published(double threshold) {
-  return "sieve: {filters: {magnitude: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: "
-         "{kind: fixed, drop: " +
-         std::to_string(threshold) + "}}";
-}
-
 }  // namespace
-
-TEST_CASE("law 1: one collective of one size per step, whatever the data", "[law]") {
-  for (const double threshold : {-1.0, 1.0, 1e9}) {
-    std::mutex mutex;
-    std::set<std::vector<int64_t>> seen;
-    const auto errors = toy::on_ranks(2, [&](auto comm) {
-      auto counting = std::make_shared<Counting>(comm);
-      auto sieve = Sieve::from_text(published(threshold), "test", counting, toy::setup(50, 16, 2));
-      counting->sizes.clear();
-      const auto step = toy::make_step(16, 50, 1, 0);
-      toy::Model model;
-      const auto batch = toy::batch_of(model, step, comm->rank() * 8, comm->rank() * 8 + 8);
-      sieve.inspect(batch, {}).loss(toy::per_sample_loss(batch)).backward();
-      sieve.end_step({});
-      const std::lock_guard lock(mutex);
-      seen.insert(counting->sizes);
-    });
-    for (const auto& error : errors) CHECK(error == "");
-    REQUIRE(seen.size() == 1);
-    CHECK(seen.begin()->size() == 1);
-  }
-}
 
 TEST_CASE("law 2: the gradient of N ranks is that of one rank holding all rows, under any drops", "[law]") {
   const int64_t ranks = GENERATE(1, 2, 4), micro = GENERATE(1, 3);
@@ -143,6 +104,69 @@ TEST_CASE("law 2: a rank that drops its whole batch changes nothing but its own 
   for (const auto& error : errors) CHECK(error == "");
 }
 
+namespace {
+
+/// A step of `ranks` ranks whose micro-batch m has sizes[m][rank] rows; the weights and the gradient of all ranks.
+std::pair<at::Tensor, at::Tensor> train_parts(const std::string& yaml, const toy::Step& step,
+                                              const std::vector<std::vector<int64_t>>& sizes, int64_t rows) {
+  const auto ranks = static_cast<int64_t>(sizes[0].size()), micro = static_cast<int64_t>(sizes.size());
+  std::vector<at::Tensor> weights(static_cast<size_t>(ranks * micro));
+  at::Tensor gradient;
+  const auto errors = toy::on_ranks(ranks, [&](auto comm) {
+    auto sieve = Sieve::from_text(yaml, "test", comm, toy::setup(50, rows * ranks * micro, ranks, micro));
+    toy::Model model;
+    int64_t from = 0, part = 0;
+    for (const auto& of_ranks : sizes) {
+      for (int64_t rank = 0; rank < ranks; ++rank, ++part) {
+        const int64_t to = from + of_ranks[static_cast<size_t>(rank)];
+        if (rank == comm->rank()) {
+          const auto batch = toy::batch_of(model, step, from, to);
+          const auto plan = sieve.inspect(batch, {0, 0});
+          plan.loss(toy::per_sample_loss(batch)).backward();
+          weights[static_cast<size_t>(part)] = plan.weight();
+        }
+        from = to;
+      }
+    }
+    const auto end = sieve.end_step({0, 0});
+    const auto mean = comm->all_gather(model.weight.grad().reshape({-1}).contiguous()).mean(0);
+    if (comm->rank() == 0) gradient = mean / end.grad_scale;
+  });
+  for (const auto& error : errors) CHECK(error == "");
+  return {at::cat(weights), gradient};
+}
+
+}  // namespace
+
+TEST_CASE("law 2: down-weighting, a cap on drops, short and unequal batches", "[law]") {
+  const std::string action = GENERATE("{kind: downweight, power: 2, floor: 0.1}", "{kind: drop, max_fraction: 0.25}");
+  const auto sizes =
+      GENERATE(std::vector<std::vector<int64_t>>{{8, 8}, {8, 8}}, std::vector<std::vector<int64_t>>{{8, 3}, {1, 8}},
+               std::vector<std::vector<int64_t>>{{5, 5, 8, 2}}, std::vector<std::vector<int64_t>>{{7}, {4}});
+  CAPTURE(action, sizes);
+  int64_t rows = 0;
+  for (const auto& part : sizes) rows += std::accumulate(part.begin(), part.end(), int64_t{0});
+  const auto step = toy::make_step(rows, 50, 9, 0);
+  const auto yaml = published(0.8).substr(0, published(0.8).size() - 1) + ", action: " + action + "}";
+  const auto [weights, gradient] = train_parts(yaml, step, sizes, 8);
+  REQUIRE(weights.size(0) == rows);
+  CHECK(at::allclose(gradient, expected_gradient(step, weights), 1e-5, 1e-6));
+  const auto beyond = published_weights(step, 0.8) == 0;
+  CHECK(weights.masked_select(beyond.logical_not()).eq(1).all().item<bool>());
+  if (action.find("downweight") != std::string::npos) {
+    CHECK(((weights > 0.1) & (weights < 1)).any().item<bool>());
+    CHECK(weights.masked_select(beyond).lt(1).all().item<bool>());
+  } else {
+    int64_t most = 0;  // a quarter of each micro-batch
+    for (const auto& part : sizes)
+      for (const int64_t size : part) most += size / 4;
+    const auto dropped = (weights == 0).sum().item<int64_t>();
+    CHECK(dropped <= most);
+    CHECK(dropped > 0);
+    CHECK(dropped < beyond.sum().item<int64_t>());
+  }
+}
+
 TEST_CASE("law 3: if every row of every rank is dropped, all ranks skip together", "[law]") {
   const int64_t ranks = GENERATE(1, 2, 4);
   const auto errors = toy::on_ranks(ranks, [&](auto comm) {
@@ -168,14 +192,25 @@ sieve:
   held_out: {rows: 16}
 )";
 
+const std::string kGroups = R"(
+sieve:
+  filters: {magnitude: {scale: log}, prediction_error: {}}
+  standardise: {by: timestep, population: training, bins: 4, window: 16, min_count: 4}
+  evidence: {kind: ledger, visits: 4, pool: group}
+  threshold: {kind: robust_z, drop: 1, release: 0.5, window: 64}
+  probe: {kind: budget, fraction: 0.5}
+  block_rows: 4
+)";
+
 /// Trains 30 steps of the full rule; returns every weight of every row in global order and the final state.
-std::pair<at::Tensor, std::map<std::string, at::Tensor>> full_run(int64_t ranks) {
+std::pair<at::Tensor, std::map<std::string, at::Tensor>> full_run(int64_t ranks, const std::string& yaml) {
   std::vector<at::Tensor> weights(30);
   std::map<std::string, at::Tensor> state;
   const auto errors = toy::on_ranks(ranks, [&](auto comm) {
     auto setup = toy::setup(40, 16, ranks);
     setup.held_out_size = 6;
-    auto sieve = Sieve::from_text(kFull, "test", comm, setup);
+    for (int64_t i = 0; i < 40; ++i) setup.group_id.push_back(i / 3);
+    auto sieve = Sieve::from_text(yaml, "test", comm, setup);
     const toy::Model model;
     for (int64_t s = 0; s < 30; ++s) {
       const toy::Step step = toy::make_step(16, 40, 7, s), held = toy::make_step(16, 40, 8, s);
@@ -183,12 +218,14 @@ std::pair<at::Tensor, std::map<std::string, at::Tensor>> full_run(int64_t ranks)
       const auto batch = toy::batch_of(model, step, comm->rank() * rows, (comm->rank() + 1) * rows);
       const auto plan = sieve.inspect(batch, {s, 0});
       const auto visits = sieve.held_out_visits(s);
-      auto seen = toy::batch_of(model, held, visits.front().place, visits.back().place + 1);
-      for (size_t i = 0; i < visits.size(); ++i) {
-        seen.sample_id[static_cast<int64_t>(i)] = visits[i].id;
-        seen.timestep[static_cast<int64_t>(i)] = static_cast<int64_t>(visits[i].timestep_fraction * 1000);
+      if (!visits.empty()) {
+        auto seen = toy::batch_of(model, held, visits.front().place, visits.back().place + 1);
+        for (size_t i = 0; i < visits.size(); ++i) {
+          seen.sample_id[static_cast<int64_t>(i)] = visits[i].id;
+          seen.timestep[static_cast<int64_t>(i)] = static_cast<int64_t>(visits[i].timestep_fraction * 1000);
+        }
+        sieve.observe(seen, {s, 0});
       }
-      sieve.observe(seen, {s, 0});
       sieve.end_step({s, 0});
       const auto all = comm->all_gather(plan.weight());
       if (comm->rank() == 0) weights[s] = all.reshape({-1});
@@ -202,11 +239,12 @@ std::pair<at::Tensor, std::map<std::string, at::Tensor>> full_run(int64_t ranks)
 }  // namespace
 
 TEST_CASE("laws 4 and 8: decisions and statistics are the same on 1, 2 and 4 ranks", "[law]") {
-  const auto [weights, state] = full_run(1);
+  const std::string yaml = GENERATE(kFull, kGroups);
+  const auto [weights, state] = full_run(1, yaml);
   CHECK(weights.sum().item<double>() < 480);  // the rule does drop something
   CHECK(weights.sum().item<double>() > 100);
   for (const int64_t ranks : {2, 4}) {
-    const auto [other, other_state] = full_run(ranks);
+    const auto [other, other_state] = full_run(ranks, yaml);
     CHECK(at::equal(weights, other));
     for (const auto& [name, tensor] : state) {
       INFO(name);
@@ -241,79 +279,6 @@ TEST_CASE("law 5: a step never asks the device for a value", "[law]") {
                            "aten::equal", "aten::masked_select", "aten::unique_dim", "aten::_unique2"}) {
     INFO(name);
     CHECK(used.count(name) == 0);
-  }
-}
-
-namespace {
-
-struct Thrower final : memsieve::Filter {
-  explicit Thrower(bool throws) : throws(throws) {}
-  memsieve::Needs needs() const override { return {}; }
-  at::Tensor score(const memsieve::SignalView& view) const override {
-    if (throws) throw std::runtime_error("no luck today");
-    return view.prediction_error;
-  }
-  bool throws;
-};
-
-}  // namespace
-
-TEST_CASE("law 6: a filter's error on one rank is thrown on all, naming the guilty one", "[law]") {
-  const auto errors = toy::on_ranks(4, [&](auto comm) {
-    auto setup = toy::setup(50, 16, 4);
-    const bool guilty = comm->rank() == 2;
-    setup.filters.add(
-        {"thrower", "", {}, [guilty](const memsieve::Settings&) { return std::make_unique<Thrower>(guilty); }});
-    auto sieve = Sieve::from_text(
-        "sieve: {filters: {thrower: {}}, standardise: {by: none}, evidence: {kind: visit}, threshold: "
-        "{kind: fixed, drop: 5}}",
-        "test", comm, setup);
-    train(sieve, *comm, toy::make_step(16, 50, 1, 0), 1);
-  });
-  for (const auto& error : errors) {
-    CHECK_THAT(error, Catch::Contains("rank 2") && Catch::Contains("filter thrower: no luck today"));
-  }
-}
-
-TEST_CASE("law 6: a batch that breaks the contract on one rank is an error on all", "[law]") {
-  const auto errors = toy::on_ranks(2, [&](auto comm) {
-    auto sieve = Sieve::from_text(published(2), "test", comm, toy::setup(50, 16, 2));
-    auto step = toy::make_step(16, 50, 1, 0);
-    if (comm->rank() == 1) step.ids[9] = 50;
-    train(sieve, *comm, step, 1);
-  });
-  for (const auto& error : errors) {
-    CHECK_THAT(error, Catch::Contains("rank 1") && Catch::Contains("sample id 50 is out of range [0, 50)"));
-  }
-}
-
-TEST_CASE("law 9: a NaN row fails all ranks with the sample's id, or is skipped and counted", "[law]") {
-  const bool skip = GENERATE(false, true);
-  const bool in_loss = GENERATE(false, true);
-  const auto errors = toy::on_ranks(2, [&](auto comm) {
-    auto setup = toy::setup(50, 16, 2);
-    if (skip) setup.overrides = {"sieve.on_nonfinite=skip"};
-    auto sieve = Sieve::from_text(published(1e9), "test", comm, setup);
-    auto step = toy::make_step(16, 50, 1, 0);
-    step.ids[11] = 33;
-    if (!in_loss) step.x[11].fill_(std::numeric_limits<double>::quiet_NaN());
-    toy::Model model;
-    const auto batch = toy::batch_of(model, step, comm->rank() * 8, comm->rank() * 8 + 8);
-    const auto plan = sieve.inspect(batch, {});
-    auto loss = toy::per_sample_loss(batch);
-    if (in_loss && comm->rank() == 1) loss = loss * at::where(at::arange(8) == 3, std::nan(""), 1.0);
-    plan.loss(loss);
-    const auto end = sieve.end_step({});
-    const auto report = sieve.take_reports().at(0);
-    if (end.skip.template item<double>() != 1 || !report.skipped || report.nonfinite != 1)
-      throw std::runtime_error("not counted");
-  });
-  for (const auto& error : errors) {
-    if (skip) {
-      CHECK(error == "");
-    } else {
-      CHECK_THAT(error, Catch::Contains("sample 33") && Catch::Contains("NaN or Inf"));
-    }
   }
 }
 

@@ -8,23 +8,9 @@
 #include <filesystem>
 
 using memsieve::Sieve;
+using toy::scripted;
 
 namespace {
-
-/// A batch whose prediction error is exactly `error` [B] and whose magnitude is exactly `magnitude` [B].
-memsieve::Batch scripted(const at::Tensor& ids, const at::Tensor& t, const at::Tensor& error,
-                         const at::Tensor& magnitude) {
-  memsieve::Batch batch;
-  const int64_t rows = ids.size(0);
-  batch.sample_id = ids;
-  batch.timestep = t;
-  batch.prediction = at::zeros({rows, 4});
-  batch.target = error.sqrt().unsqueeze(1).expand({rows, 4});
-  batch.null_prediction = [magnitude](const at::Tensor& chosen) {
-    return (magnitude.index_select(0, chosen) / 2).unsqueeze(1).expand({chosen.size(0), 4}).contiguous();
-  };
-  return batch;
-}
 
 Sieve make(const std::string& yaml, memsieve::Setup setup) {
   return Sieve::from_text("sieve:\n" + yaml, "test", std::make_shared<memsieve::SoloComm>(), setup);
@@ -146,7 +132,7 @@ TEST_CASE("a loop may end the reference pass that its configuration does not ask
 namespace {
 
 struct Halved : memsieve::Filter {
-  memsieve::Needs needs() const override { return {.magnitude = true}; }
+  memsieve::Needs needs() const override { return {.signals = {"magnitude"}}; }
   at::Tensor score(const memsieve::SignalView& view) const override { return view.magnitude / 2; }
 };
 
@@ -329,4 +315,74 @@ TEST_CASE("down-weighting takes less from a memorised sample than dropping, and 
   for (int64_t step = 0; step < 40; ++step) last = play(sieve, step, 4);
   CHECK(last.slice(0, 0, 4).max().item<float>() < 0.9F);
   CHECK(last.slice(0, 0, 4).min().item<float>() >= 0.05F);
+}
+
+TEST_CASE("a ledger that is behind the checkpoint continues, is told of, and later checkpoints count on", "[sieve]") {
+  const auto folder = std::filesystem::temp_directory_path() / ("memsieve-behind-" + std::to_string(getpid()));
+  std::filesystem::create_directories(folder);
+  auto setup = setup_for(16, 16, 32);
+  setup.ledger_path = folder / "ledger.h5";
+  std::map<std::string, at::Tensor> state;
+  const auto go_on = [&](int64_t from, int64_t to, const std::string& told) {
+    auto sieve = make(kHeldOut, setup);
+    if (from > 0) sieve.restore(state);
+    const auto warnings = sieve.warnings();
+    CHECK(warnings.size() == (told.empty() ? 0 : 1));
+    if (!told.empty() && !warnings.empty()) CHECK_THAT(warnings[0], Catch::Contains(told));
+    for (int64_t step = from; step < to; ++step) play(sieve, step, 4);
+    sieve.flush();
+    state = sieve.state();
+    CHECK(state.at("ledger_rows").item<int64_t>() == to * (16 + 32));
+  };
+  go_on(0, 4, "");
+  std::filesystem::copy_file(folder / "ledger.h5", folder / "early.h5");
+  go_on(4, 6, "");
+  std::filesystem::rename(folder / "early.h5", folder / "ledger.h5");
+  go_on(6, 7, "holds 192 rows, but the checkpoint counts on 288");
+  go_on(7, 8, "");
+  std::filesystem::remove(folder / "ledger.h5");
+  go_on(8, 9, "is missing");
+  go_on(9, 10, "");
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("a loop whose clock goes in strides has its ledger written all the same", "[sieve]") {
+  const auto folder = std::filesystem::temp_directory_path() / ("memsieve-strides-" + std::to_string(getpid()));
+  std::filesystem::create_directories(folder);
+  auto setup = setup_for(16, 16, 32);
+  setup.ledger_path = folder / "ledger.h5";
+  setup.overrides = {"sieve.ledger.flush_every=4"};
+  {
+    auto sieve = make(kHeldOut, setup);
+    play(sieve, 0, 4);
+    const auto empty = std::filesystem::file_size(setup.ledger_path);
+    for (int64_t step = 4; step < 16; step += 4) play(sieve, step, 4);
+    auto written = empty;  // by a thread of its own
+    for (int i = 0; i < 200 && written == empty; ++i) {
+      usleep(20000);
+      written = std::filesystem::file_size(setup.ledger_path);
+    }
+    CHECK(written > empty);
+  }
+  std::filesystem::remove_all(folder);
+}
+
+TEST_CASE("a magnitude of exactly 0 is none on the log scale: it must not count as evidence", "[sieve]") {
+  const std::string scale = GENERATE("log", "linear");
+  auto sieve =
+      make("  filters: {magnitude: {scale: " + scale +
+               "}}\n  standardise: {by: none}\n  evidence: {kind: visit}\n  threshold: {kind: fixed, drop: 5}\n",
+           setup_for(4, 4, 0));
+  const auto magnitude = at::tensor({0.F, 2.F, 0.F, 8.F});
+  sieve.inspect(scripted(at::arange(4), at::full({4}, 500), at::ones({4}), magnitude), {});
+  sieve.end_step({});
+  const auto report = sieve.take_reports().at(0);
+  REQUIRE(report.raw.size() == 1);
+  if (scale == "log") {
+    REQUIRE(report.raw[0].size() == 2);
+    CHECK(report.raw[0][0] == Approx(std::log(2.)));
+  } else {
+    REQUIRE(report.raw[0].size() == 4);
+    CHECK(report.raw[0][0] == 0.F);
+  }
 }

@@ -1,4 +1,4 @@
-// Needs a GPU, so it runs only when asked for: test_trainer "[cuda]".
+// Needs a GPU, so it runs only when asked for: test_runtime "[.cuda]".
 #include <ATen/ATen.h>
 #include <diffusion/data/codec.h>
 #include <diffusion/noise/ddim.h>
@@ -66,7 +66,7 @@ TEST_CASE("schedule, codec and DDIM agree between GPU and CPU", "[.cuda]") {
   const auto x = keyed_normal(1, Stream::draw_noise, place_keys(0, 0, 2), {3, 4, 4});
   const auto t = at::tensor({10, 900}, at::kLong);
   const auto text = at::ones({2, 1, 2}), null = at::zeros({1, 2});
-  const Denoiser model = [](const at::Tensor& sample, const at::Tensor&, const Conditioning& c) {
+  const Predict model = [](const at::Tensor& sample, const at::Tensor&, const Conditioning& c) {
     return 0.3 * sample.tanh() + c.text.mean(at::IntArrayRef{1, 2}).view({-1, 1, 1, 1});
   };
   const NoiseSchedule host(config), device(config, kGpu);

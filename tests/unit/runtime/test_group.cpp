@@ -56,6 +56,24 @@ TEST_CASE("a barrier waits for the last") {
   REQUIRE_FALSE(early);
 }
 
+TEST_CASE("a peer that is gone is a PeerError of the sieve's gather, with what c10d threw as its cause") {
+  const int port = free_port();
+  bool has_cause = false;
+  const auto errors = run_ranks(2, [&](int rank) {
+    Group group(local_launch(rank, 2, port), c10::kCPU, impatient(30, 5));
+    if (rank == 1) return;
+    try {
+      group.communicator()->all_gather(at::zeros({4}));
+    } catch (const memsieve::PeerError& error) {
+      has_cause = error.cause() != nullptr;
+      throw;
+    }
+  });
+  CHECK_THAT(errors[0], Contains("PeerError: rank 0: a peer is gone or did not come to the gather: ") &&
+                            !Contains("\n") && !Contains(".cc:"));
+  CHECK(has_cause);
+}
+
 TEST_CASE("a port in use is said at once") {
   const DeafServer other;
   const auto errors = run_ranks(1, [&](int) { Group(local_launch(0, 2, other.port()), c10::kCPU, impatient(5)); });

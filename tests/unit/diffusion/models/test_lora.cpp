@@ -1,6 +1,8 @@
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
+#include <diffusion/io/safetensors.h>
 #include <diffusion/models/lora/lora.h>
+#include <diffusion/models/unet/unet.h>
 
 #include <cmath>
 
@@ -50,7 +52,7 @@ LoraConfig everywhere() {
 TEST_CASE("lora: fresh adapters change nothing, and off they are not there") {
   UNet2DConditionModel unet = small_unet();
   const at::Tensor before = answer(unet).detach();
-  Lora lora(unet, everywhere(), 3, "test");
+  Lora lora(*unet, everywhere(), 3, "test");
   CHECK(at::equal(answer(unet).detach(), before));
   fill(lora);
   CHECK_FALSE(at::allclose(answer(unet).detach(), before));
@@ -60,7 +62,7 @@ TEST_CASE("lora: fresh adapters change nothing, and off they are not there") {
 
 TEST_CASE("lora: adapters are trained and nothing else") {
   UNet2DConditionModel unet = small_unet();
-  Lora lora(unet, everywhere(), 3, "test");
+  Lora lora(*unet, everywhere(), 3, "test");
   fill(lora);
   const bool checkpointing = GENERATE(false, true);
   unet->set_gradient_checkpointing(checkpointing);
@@ -79,8 +81,8 @@ TEST_CASE("lora: A starts as said, from the seed alone") {
   config.rank = 64;
   config.gaussian = GENERATE(false, true);
   UNet2DConditionModel one = small_unet(1), two = small_unet(2), three = small_unet(1);
-  const auto a = Lora(one, config, 5, "test").parameters(), b = Lora(two, config, 5, "test").parameters(),
-             c = Lora(three, config, 6, "test").parameters();
+  const auto a = Lora(*one, config, 5, "test").parameters(), b = Lora(*two, config, 5, "test").parameters(),
+             c = Lora(*three, config, 6, "test").parameters();
   for (size_t i = 0; i < a.size(); ++i) {
     const auto& [name, tensor] = a[i];
     INFO(name);
@@ -104,14 +106,14 @@ TEST_CASE("lora: what cannot be is named") {
   UNet2DConditionModel unet = small_unet();
   LoraConfig config;
   config.target_modules = {"to_q", "q"};
-  CHECK_THAT(message_of<ConfigError>([&] { Lora(unet, config, 0, "a.yaml:3: lora"); }),
+  CHECK_THAT(message_of<ConfigError>([&] { Lora(*unet, config, 0, "a.yaml:3: lora"); }),
              Contains("a.yaml:3: lora.target_modules: 'q'") && Contains("to_out.0") && Contains("conv_shortcut"));
   config = {};
   config.rank = 0;
-  CHECK_THAT(message_of<ConfigError>([&] { Lora(unet, config, 0, "lora"); }), Contains("lora.rank: is 0"));
+  CHECK_THAT(message_of<ConfigError>([&] { Lora(*unet, config, 0, "lora"); }), Contains("lora.rank: is 0"));
   config = {};
   config.alpha = 0;
-  CHECK_THAT(message_of<ConfigError>([&] { Lora(unet, config, 0, "lora"); }), Contains("lora.alpha"));
+  CHECK_THAT(message_of<ConfigError>([&] { Lora(*unet, config, 0, "lora"); }), Contains("lora.alpha"));
 }
 
 TEST_CASE("lora: a saved adapter is read back, by another one too") {
@@ -119,32 +121,45 @@ TEST_CASE("lora: a saved adapter is read back, by another one too") {
   UNet2DConditionModel unet = small_unet(), other = small_unet();
   LoraConfig config = everywhere();
   config.alpha = 2.5;
-  Lora lora(unet, config, 3, "test");
+  Lora lora(*unet, config, 3, "test");
   fill(lora);
   lora.save(folder / "a");
   const std::string file = folder / "a/pytorch_lora_weights.safetensors";
-  const Lora loaded = Lora::load(other, file);
+  const Lora loaded = Lora::load(*other, file);
   CHECK(loaded.config().alpha == 2.5);
   CHECK(at::equal(answer(unet), answer(other)));
   UNet2DConditionModel third = small_unet();
   config.rank = 2;
-  Lora smaller(third, config, 3, "test");
+  Lora smaller(*third, config, 3, "test");
   CHECK_THAT(message_of<DataError>([&] { smaller.restore(file); }), Contains(file) && Contains("[4, "));
   config.rank = 4;
   config.alpha = 4;
   UNet2DConditionModel fourth = small_unet();
-  Lora louder(fourth, config, 3, "test");
+  Lora louder(*fourth, config, 3, "test");
   CHECK_THAT(message_of<DataError>([&] { louder.restore(file); }), Contains(file) && Contains("alpha is 2.5"));
+}
+
+TEST_CASE("the names in an adapter's file begin with the model's in its pipeline") {
+  const TemporaryFolder folder;
+  UNet2DConditionModel unet = small_unet(), same = small_unet(), third = small_unet();
+  Lora lora(*unet, LoraConfig(), 3, "test", "transformer");
+  fill(lora);
+  lora.save(folder / "lora");
+  const std::string file = folder / "lora/pytorch_lora_weights.safetensors";
+  for (const auto& [name, tensor] : load_safetensors(file)) CHECK(name.rfind("transformer.", 0) == 0);
+  Lora::load(*same, file, "transformer");
+  CHECK(at::equal(answer(same), answer(unet)));
+  CHECK_THAT(message_of<DataError>([&] { Lora::load(*third, file); }), Contains("transformer."));
 }
 
 TEST_CASE("lora: a base is known by every one of its numbers, not by where adapters are") {
   UNet2DConditionModel unet = small_unet(), same = small_unet(), other = small_unet(2);
-  const std::string print = fingerprint(unet);
+  const std::string print = fingerprint(*unet);
   CHECK(print.size() == 16);
-  Lora lora(same, LoraConfig(), 0, "test");
-  CHECK(fingerprint(same) == print);
-  CHECK_FALSE(fingerprint(other) == print);
+  Lora lora(*same, LoraConfig(), 0, "test");
+  CHECK(fingerprint(*same) == print);
+  CHECK_FALSE(fingerprint(*other) == print);
   at::NoGradGuard no_grad;
   unet->parameters().at(5).view(-1)[1] += 1e-6;
-  CHECK_FALSE(fingerprint(unet) == print);
+  CHECK_FALSE(fingerprint(*unet) == print);
 }

@@ -25,7 +25,7 @@ at::Tensor toy(const at::Tensor& x, const at::Tensor& t, const Conditioning& c) 
   return 0.3 * x.tanh() + 0.1 * column(c.text.mean(at::IntArrayRef{1, 2})) + column(t.to(at::kFloat) / 5000);
 }
 
-at::Tensor draw(const std::string& prediction, int64_t steps, double guidance, const Denoiser& model = toy) {
+at::Tensor draw(const std::string& prediction, int64_t steps, double guidance, const Predict& model = toy) {
   ScheduleConfig config;
   config.prediction_type = prediction;
   DdimOptions options;
@@ -64,7 +64,7 @@ TEST_CASE("drawn pictures are those of diffusers") {
 TEST_CASE("guidance is one forward of [null; text], and none at 1") {
   std::vector<int64_t> rows;
   bool null_first = true;
-  const Denoiser spy = [&](const at::Tensor& x, const at::Tensor& t, const Conditioning& c) {
+  const Predict spy = [&](const at::Tensor& x, const at::Tensor& t, const Conditioning& c) {
     const at::Tensor& embedding = c.text;
     rows.push_back(x.size(0));
     if (x.size(0) == 4) null_first = null_first && embedding.narrow(0, 0, 2).abs().max().item<double>() == 0;

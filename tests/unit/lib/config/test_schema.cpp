@@ -79,6 +79,71 @@ TEST_CASE("the printed configuration resolves to itself", "[schema]") {
   CHECK(again.real("filters.magnitude.threshold") == 0.1);
 }
 
+namespace {
+
+/// sample() of another version: `seed` and a section do not bind.
+Schema versioned() {
+  Schema filter, report, root;
+  filter.real("threshold", 2, 0, 10, "level").choice("norm", "l2", {"l2", "rms"}, "norm");
+  report.integer("every", 5, 1, 100, "steps");
+  root.integer("seed", 7, 0, 100, "seed")
+      .incidental()
+      .real("rate", 0.5, 0, 1, "rate")
+      .text("folder", "", "where")
+      .section("report", report, "reports")
+      .incidental()
+      .optional_section("magnitude", filter, "a filter");
+  return root;
+}
+
+/// What differs now from the saved text, as one line; "" for nothing.
+std::string difference(const std::string& now, const std::string& saved,
+                       memsieve::Keys keys = memsieve::Keys::binding) {
+  const auto found = resolve(now, "run.yaml", versioned()).difference_from(saved, "state.json", keys);
+  return found ? found->line() : "";
+}
+
+}  // namespace
+
+TEST_CASE("a saved configuration is compared by its values, not by its text", "[schema]") {
+  CHECK(difference("rate: 0.25", "rate: 0.25\nfolder: ''\n").empty());
+  CHECK(difference("rate: 0.25", "{folder: , rate: 2.5e-1}").empty());
+  CHECK(difference("rate: 0.333333333333333333", "rate: 0.333333333333333").empty());
+  CHECK(difference("rate: 0.25", "rate: 0.125") == "`rate: 0.25` / `rate: 0.125`");
+  CHECK(difference("magnitude: {norm: rms}", "magnitude: {norm: l2}") ==
+        "`magnitude.norm: rms` / `magnitude.norm: l2`");
+  CHECK(difference("magnitude: {}", "rate: 0.5") == "`magnitude: (given)` / `magnitude: (not given)`");
+  CHECK(difference("", "magnitude: {norm: l2}") == "`magnitude: (not given)` / `magnitude: (given)`");
+}
+
+TEST_CASE("keys that a saved configuration lacks had their default", "[schema]") {
+  CHECK(difference("", "").empty());
+  CHECK(difference("rate: 0.5", "folder: ''").empty());
+  CHECK(difference("rate: 0.25", "folder: ''") == "`rate: 0.25` / `rate: 0.5`");
+  CHECK(difference("magnitude: {norm: l2}", "magnitude: {threshold: 2}").empty());
+  CHECK(difference("magnitude: {norm: rms}", "magnitude: ") == "`magnitude.norm: rms` / `magnitude.norm: l2`");
+}
+
+TEST_CASE("keys and values that are gone since then are differences where they bind", "[schema]") {
+  CHECK(difference("", "old: 3") == "`old: (this version has no such key)` / `old: 3`");
+  CHECK(difference("magnitude: {}", "magnitude: {old: [1, 2]}") ==
+        "`magnitude.old: (this version has no such key)` / `magnitude.old: [1, 2]`");
+  CHECK(difference("", "report: {old: 3}").empty());
+  CHECK(difference("magnitude: {}", "magnitude: {norm: l1}") == "`magnitude.norm: l2` / `magnitude.norm: l1`");
+  CHECK(difference("", "rate: [3]") == "`rate: 0.5` / `rate: [3]`");
+  CHECK_THROWS_WITH(difference("", "a: ["), Catch::StartsWith("state.json:1: not valid YAML"));
+  CHECK_THROWS_WITH(difference("", "- a"), Catch::StartsWith("state.json: expected a mapping"));
+}
+
+TEST_CASE("incidental keys do not bind, and are compared only on demand", "[schema]") {
+  CHECK(difference("{seed: 8, report: {every: 6}}", "seed: 9").empty());
+  CHECK(difference("seed: 8", "seed: 9", memsieve::Keys::all) == "`seed: 8` / `seed: 9`");
+  CHECK(difference("report: {every: 6}", "", memsieve::Keys::all) == "`report.every: 6` / `report.every: 5`");
+  const auto s = resolve("{seed: 8, rate: 0.25}", "run.yaml", versioned());
+  CHECK(s.yaml(memsieve::Keys::binding) == "rate: 0.25\nfolder: \"\"\n");
+  CHECK_THROWS_AS(Schema().incidental(), std::logic_error);
+}
+
 TEST_CASE("the sieve refuses combinations that cannot work, naming the key", "[schema]") {
   const auto refusal = [](const std::string& sieve) {
     memsieve::Setup setup;

@@ -66,7 +66,7 @@ TEST_CASE("a folder that holds a run is refused") {
   CHECK_NOTHROW(folder.refuse_if_used("here"));
   folder.make("here");
   CHECK_NOTHROW(folder.refuse_if_used("here"));
-  folder.describe("abc", 2, "cpu", "seed: 1\n");
+  folder.write_run_files({.run_id = "abc", .world_size = 2, .device = "cpu", .config_yaml = "seed: 1\n"});
   CHECK(folder.run_id() == "abc");
   CHECK_THROWS_WITH(folder.refuse_if_used("run.yaml:3: output_dir"), Catch::StartsWith("run.yaml:3: output_dir") &&
                                                                          Catch::Contains("abc") &&
@@ -124,12 +124,12 @@ TEST_CASE("a run that has done everything says so until it begins anew") {
   const RunFolder folder(scratch.file("run"));
   CHECK(folder.finished_steps() == 0);
   folder.make("here");
-  folder.describe("0123456789abcdef", 1, "cpu", "seed: 1\n");
+  folder.write_run_files({.run_id = "0123456789abcdef", .world_size = 1, .device = "cpu", .config_yaml = "seed: 1\n"});
   CHECK(folder.finished_steps() == 0);
   folder.finish(880);
   CHECK(folder.finished_steps() == 880);
   CHECK(folder.run_id() == "0123456789abcdef");
-  folder.describe("0123456789abcdef", 1, "cpu", "seed: 1\n");
+  folder.write_run_files({.run_id = "0123456789abcdef", .world_size = 1, .device = "cpu", .config_yaml = "seed: 1\n"});
   CHECK(folder.finished_steps() == 0);
 }
 
@@ -137,7 +137,7 @@ TEST_CASE("a run that ended before its first checkpoint leaves nothing, not even
   const Scratch scratch;
   const RunFolder folder(scratch.file("run"));
   folder.make("here");
-  folder.describe("0123456789abcdef", 1, "cpu", "seed: 1\n");
+  folder.write_run_files({.run_id = "0123456789abcdef", .world_size = 1, .device = "cpu", .config_yaml = "seed: 1\n"});
   fs::create_directories(folder.file("checkpoints/step-000004.tmp"));
   folder.forget();
   CHECK_NOTHROW(folder.refuse_if_used("here"));
@@ -172,6 +172,12 @@ TEST_CASE("a checkpoint comes back; a torn one says which piece") {
   SECTION("torn state") {
     fs::resize_file(folder + "/state.json", 30);
     CHECK_THAT(refusal(folder), Contains("state.json"));
+  }
+  SECTION("a newer version") {
+    std::string text = read(folder + "/state.json");
+    text.replace(text.find("\"version\": 1"), 12, "\"version\": 2");
+    write(folder + "/state.json", text);
+    CHECK_THAT(refusal(folder), Contains("state.json: is of version 2") && Contains("up to 1"));
   }
   SECTION("no state") {
     fs::remove(folder + "/state.json");

@@ -1,0 +1,192 @@
+#include "judge/judge.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <cmath>
+#include <limits>
+
+#include "config/read.h"
+
+namespace memsieve {
+
+namespace {
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+// held-out rows of a rank are few: their probe budget is counted over four at a time
+constexpr int64_t kHeldOutBlock = 4;
+
+std::vector<float> weights_of(const std::vector<Channel>& channels) {
+  std::vector<float> weights;
+  for (const auto& channel : channels) weights.push_back(static_cast<float>(channel.weight));
+  return weights;
+}
+
+/// Rows [B] with anything measured.
+at::Tensor any_measured(const at::Tensor& z) {
+  return at::isnan(z).logical_not().any(-1);
+}
+}  // namespace
+
+JudgeOptions JudgeOptions::read(const Settings& sieve, const Setup& setup, const std::vector<Channel>& channels) {
+  JudgeOptions o;
+  o.weights = weights_of(channels);
+  o.standardise = StandardiseOptions::read(sieve);
+  o.reference = ReferenceOptions::read(sieve);
+  o.evidence = EvidenceOptions::read(sieve);
+  o.threshold = ThresholdOptions::read(sieve, o.evidence);
+  o.action = ActionOptions::read(sieve);
+  o.probe = ProbeOptions::read(sieve);
+  o.held_out = HeldOutOptions::read(sieve);
+  o.block_rows = sieve.integer("block_rows");
+  o.held_out.check(sieve, setup,
+                   o.threshold.from_held_out()     ? "threshold.kind"
+                   : o.standardise.from_held_out() ? "standardise.population"
+                                                   : "");
+  o.reference.check(sieve, o.standardise, channels, setup.num_timesteps);
+  if (o.block_rows > setup.rows_per_micro_batch) {
+    refuse(sieve, "block_rows",
+           "is larger than the micro-batch of " + std::to_string(setup.rows_per_micro_batch) + " rows");
+  }
+  o.standardise.check(sieve, channels);
+  o.threshold.check(sieve, o.evidence, o.standardise.min_count);
+  o.evidence.check(sieve, setup);
+  o.action.check(sieve, o.block_rows > 0 ? o.block_rows : setup.rows_per_micro_batch);
+  return o;
+}
+
+Judge::Judge(const JudgeOptions& options, const Setup& setup, int64_t ranks)
+    : options_(options),
+      held_out_size_(setup.held_out_size),
+      slots_(setup, options.held_out, options.evidence.pools_groups(), ranks),
+      standardise_(options.standardise, static_cast<int64_t>(options.weights.size()), setup.num_timesteps, setup.strata,
+                   setup.device),
+      reference_(options.reference, setup.dataset_size + setup.held_out_size,
+                 static_cast<int64_t>(options.weights.size()), setup.device),
+      evidence_(options.evidence, slots_.size(), options.weights, setup.device),
+      threshold_(options.threshold, slots_.training(), options.standardise.min_count, setup.device),
+      probe_(options.probe, slots_.size(), setup.device) {
+  refresh_levels();
+}
+
+std::vector<std::string> Judge::warnings() const {
+  const int64_t rows = pseudo_rows(), min_count = options_.standardise.min_count;
+  if (!options_.threshold.from_held_out()) return {};
+  const std::string have = "nothing will be dropped: the threshold rests on " + std::to_string(rows) +
+                           " held-out rows (" + std::to_string(held_out_size_) + " pictures), ";
+  if (rows < min_count) {
+    return {have + "fewer than standardise.min_count: " + std::to_string(min_count) +
+            "; hold out more pictures, or lower min_count"};
+  }
+  const bool conformal = options_.threshold.tail == ThresholdOptions::Tail::conformal;
+  const double place = std::ceil(static_cast<double>(rows + 1) * (1 - options_.threshold.drop));
+  if (conformal && place > static_cast<double>(rows)) {
+    return {have +
+            "too few for `tail: conformal` at the rate of threshold.drop; hold out more pictures, or use `tail: "
+            "normal`"};
+  }
+  return {};
+}
+
+Past Judge::recall(const at::Tensor& ids, bool held_out) const {
+  const auto slot = slots_.of(ids, held_out);
+  return {held_out,
+          slot,
+          slots_.picture(ids, held_out),
+          evidence_.windows(slot),
+          evidence_.counts(slot),
+          held_out ? at::zeros_like(ids, at::kBool) : threshold_.flagged(slot)};
+}
+
+at::Tensor Judge::adjusted(const RawScores& scores, const at::Tensor& picture) const {
+  return reference_.apply(standardise_.apply(scores), picture);
+}
+
+at::Tensor Judge::rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible) const {
+  const int64_t rows = free.timestep.size(0);
+  if (options_.probe.every()) return at::arange(rows, past.slot.options());
+  const auto z = adjusted(free, past.picture);
+  const auto now = evidence_.with_visit(past.windows, past.counts, z, any_measured(z));
+  return probe_.choose(past.slot, now.score, eligible, past.held_out ? kHeldOutBlock : block(rows));
+}
+
+Verdicts Judge::judge(const Past& past, const RawScores& s, int64_t step) const {
+  Verdicts v;
+  v.z = adjusted(s, past.picture);
+  const auto measured = any_measured(v.z) & s.nonfinite.logical_not();
+  const auto now = evidence_.with_visit(past.windows, past.counts, v.z, measured);
+  // A single visit has no past to fall back on.
+  v.score = options_.evidence.remembers() ? now.score : now.score.masked_fill(measured.logical_not(), kNaN);
+  if (s.exempt.defined()) v.score = v.score.masked_fill(s.exempt, kNaN);
+  const auto& levels = threshold_.levels();
+  v.level = levels.drop.expand_as(s.timestep);
+  v.flagged = at::zeros_like(s.captioned);
+  v.weight = at::ones_like(s.timestep);
+  if (past.held_out) {
+    v.weight = at::zeros_like(v.weight);
+    return v;
+  }
+  const auto before = options_.evidence.remembers() ? past.flagged : v.flagged;
+  v.flagged = verdict(v.score, now.visits >= options_.evidence.min_visits, before, levels);
+  if (s.exempt.defined()) v.flagged = v.flagged & s.exempt.logical_not();
+  if (step >= options_.action.warmup_steps)
+    v.weight = weigh(v.score, v.flagged, levels, options_.action, block(s.timestep.size(0)));
+  return v;
+}
+
+void Judge::fold_population(const at::Tensor& lines, const at::Tensor& picture, const at::Tensor& valid) {
+  const LineView line(lines);
+  const auto stratum = standardise_.strata() > 1 ? line.stratum() : at::Tensor();
+  standardise_.fold(standardise_.cell_of(line.timestep(), stratum), line.raw(), valid);
+  reference_.fold(picture, line.z(), valid);
+  standardise_.refresh();
+}
+
+void Judge::fold(const Gathered& gathered, int64_t step) {
+  const at::NoGradGuard no_grad;
+  const LineView training(gathered.training), held_out(gathered.held_out);
+  const bool observed = options_.held_out.observes(step), from_held_out = options_.threshold.from_held_out(),
+             from_training = options_.threshold.from_training();
+  // Only what some later step reads.
+  if (options_.standardise.from_held_out()) {
+    if (observed) fold_population(gathered.held_out, slots_.picture(held_out.id(), true), held_out.sound());
+  } else if (options_.standardise.by_timestep()) {
+    fold_population(gathered.training, training.id(), training.sound() & training.flagged().logical_not());
+  }
+  const auto slot = slots_.of(training.id(), false);
+  const LineView all(observed ? at::cat({gathered.training, gathered.held_out}) : gathered.training);
+  const auto all_slots = observed ? at::cat({slot, slots_.of(held_out.id(), true)}) : slot;
+  if (options_.evidence.remembers() || !options_.probe.every() || from_held_out)
+    evidence_.fold(all_slots, all.z(), all.sound());
+  if (!options_.probe.every()) probe_.fold(all_slots, all.counted(), all.probed());
+  if (options_.evidence.remembers()) threshold_.fold_verdicts(slot, training.flagged(), training.counted());
+  if (from_training) threshold_.fold_training(training.score(), training.sound());
+  if (from_training || (from_held_out && observed)) refresh_levels();
+}
+
+void Judge::set_reference(const at::Tensor& picture, const RawScores& scores, const at::Tensor& held_out) {
+  const auto population = options_.standardise.from_held_out() ? held_out : held_out.logical_not();
+  const auto cell = standardise_.cell_of(scores.timestep, scores.stratum);
+  reference_.set(picture, cell, scores.raw, population, standardise_.cells(), options_.standardise.clip);
+  // These draws are also the first scores that later ones are compared with.
+  standardise_.fold(cell, scores.raw, population);
+  standardise_.refresh();
+}
+
+void Judge::refresh_levels() {
+  threshold_.refresh(options_.threshold.from_held_out() ? evidence_.of_slots_from(slots_.training()) : at::Tensor());
+}
+
+void Judge::restored() {
+  standardise_.refresh();
+  refresh_levels();
+}
+
+State Judge::state() {
+  State all;
+  for (const State& part :
+       {standardise_.state(), evidence_.state(), threshold_.state(), probe_.state(), reference_.state()})
+    all.insert(all.end(), part.begin(), part.end());
+  return all;
+}
+
+}  // namespace memsieve

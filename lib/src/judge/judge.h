@@ -1,0 +1,85 @@
+#pragma once
+// From raw scores to weights. Private to the library.
+//
+// Knows no model, no filter and no ledger: it can be given recorded scores as well. Everything here is tensor
+// arithmetic without host synchronisation. `fold` alone changes the state, and only from gathered records in global
+// order: so every rank holds the same state (law 4).
+
+#include "judge/action.h"
+#include "judge/evidence.h"
+#include "judge/held_out.h"
+#include "judge/probe.h"
+#include "judge/reference.h"
+#include "judge/slots.h"
+#include "judge/standardise.h"
+#include "judge/threshold.h"
+#include "record/record.h"
+#include "signals/raw_scores.h"
+
+namespace memsieve {
+
+/// Each stage's options.
+struct JudgeOptions {
+  /// of each channel
+  std::vector<float> weights;
+  StandardiseOptions standardise;
+  ReferenceOptions reference;
+  EvidenceOptions evidence;
+  ThresholdOptions threshold;
+  ActionOptions action;
+  ProbeOptions probe;
+  HeldOutOptions held_out;
+  /// rows that budget and cap are counted over, 0 = all of a micro-batch
+  int64_t block_rows = 0;
+
+  /// Throws ConfigError naming the key for combinations that cannot work.
+  static JudgeOptions read(const Settings& sieve, const Setup& setup, const std::vector<Channel>& channels);
+};
+
+/// What is known of rows before their visit.
+struct Past {
+  bool held_out = false;
+  at::Tensor slot, picture, windows, counts, flagged;
+};
+
+class Judge {
+ public:
+  Judge(const JudgeOptions& options, const Setup& setup, int64_t ranks);
+
+  /// `ids` [B] int64 on the device: samples, or pseudo-rows of held-out pictures.
+  Past recall(const at::Tensor& ids, bool held_out) const;
+  /// Rows [k] to probe, going by the scores that cost nothing; k depends on shapes alone.
+  at::Tensor rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible) const;
+  Verdicts judge(const Past& past, const RawScores& scores, int64_t step) const;
+  /// What the starting model's raw scores [R, C] of pictures [R] say, `held_out` [R] bool. May synchronise.
+  void set_reference(const at::Tensor& picture, const RawScores& scores, const at::Tensor& held_out);
+  /// Of step `step`, which says whether held-out rows are among them.
+  void fold(const Gathered& gathered, int64_t step);
+
+  const JudgeOptions& options() const { return options_; }
+  int64_t pseudo_rows() const { return slots_.pseudo_rows(); }
+  /// Why this configuration will never drop anything with a data set of this size, a line each.
+  std::vector<std::string> warnings() const;
+  /// Every tensor of the state.
+  State state();
+  /// To be called after the state's tensors were overwritten.
+  void restored();
+
+ private:
+  int64_t block(int64_t rows) const { return options_.block_rows > 0 ? options_.block_rows : rows; }
+  /// z [B, C]: standardised, less what the starting model explains.
+  at::Tensor adjusted(const RawScores& scores, const at::Tensor& picture) const;
+  void fold_population(const at::Tensor& lines, const at::Tensor& picture, const at::Tensor& valid);
+  void refresh_levels();
+
+  JudgeOptions options_;
+  int64_t held_out_size_;
+  Slots slots_;
+  Standardise standardise_;
+  Reference reference_;
+  Evidence evidence_;
+  Threshold threshold_;
+  Probe probe_;
+};
+
+}  // namespace memsieve

@@ -1,0 +1,43 @@
+#pragma once
+// Probe: which rows counterfactual predictions are spent on. Private to the library.
+
+#include <memsieve/schema.h>
+
+#include "judge/state.h"
+
+namespace memsieve {
+
+struct ProbeOptions {
+  enum class Kind { every, budget };
+  Kind kind = Kind::every;
+  double fraction = 0.25;
+
+  static Schema schema();
+  static ProbeOptions read(const Settings& sieve);
+  bool every() const { return kind == Kind::every; }
+};
+
+/// Rows to probe: in each block the `per_block` with the highest priority. priority [B] -> [blocks * per_block] int64;
+/// when the last block is short, rows repeat, so that the shape depends on B alone.
+at::Tensor choose_rows(const at::Tensor& priority, int64_t block, int64_t per_block);
+
+/// Holds how long ago each slot (judge/slots.h) was probed.
+class Probe {
+ public:
+  Probe(const ProbeOptions& options, int64_t slots, at::Device device);
+
+  /// [k] int64, k depends on shapes alone. Rows of slots [B] with evidence `score` [B] (NaN = none); `eligible` [B]
+  /// bool: those for which a probe would count come first.
+  at::Tensor choose(const at::Tensor& slot, const at::Tensor& score, const at::Tensor& eligible, int64_t block) const;
+  /// Visits of slots [R], where counted [R]; `probed` [R] bool.
+  void fold(const at::Tensor& slot, const at::Tensor& counted, const at::Tensor& probed);
+  State state() { return {{"unprobed", &unprobed_}}; }
+
+ private:
+  ProbeOptions options_;
+  int64_t slots_;
+  /// [slots + 1] float32: visits since the last probe; the last takes what must not be kept
+  at::Tensor unprobed_;
+};
+
+}  // namespace memsieve

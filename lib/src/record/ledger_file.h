@@ -1,0 +1,76 @@
+#pragma once
+// The ledger's HDF5 file: made, continued where a checkpoint left it, written, synced. Private to the library;
+// docs/ledger_format.md tells its layout.
+
+#include <memsieve/detail/hdf5_handle.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace memsieve {
+
+/// One visit; `raw` and `z` hold a value for each channel.
+struct LedgerRow {
+  uint64_t step = 0;
+  uint32_t epoch = 0;
+  int64_t sample = 0, group = 0;
+  float timestep = 0;
+  /// 0 = training row, 1 = held-out row
+  uint8_t kind = 0;
+  uint8_t captioned = 1, flagged = 0;
+  float weight = 1, score = 0, threshold = 0;
+  std::vector<float> raw, z;
+};
+
+struct LedgerHeader {
+  std::string run_id;
+  std::vector<std::string> channels;
+  /// resolved YAML
+  std::string configuration;
+
+  /// "magnitude,prediction_error": in the order of the channels.
+  std::string channel_names() const;
+};
+
+/// Rows of the run that the file lacks: `rows` of them before its row `before`.
+struct LedgerGap {
+  int64_t before = 0, rows = 0;
+};
+
+/// The row of the file at which the run's first `run_rows` rows end. Gaps that begin there or later are taken out.
+int64_t end_of_rows(std::vector<LedgerGap>& gaps, int64_t run_rows);
+
+class LedgerFile {
+ public:
+  /// Creates `path`, which must not exist. Throws DataError.
+  static LedgerFile create(const std::string& path, const LedgerHeader& header);
+  /// Continues `path` after the run's first `run_rows` rows: what comes after them is cut off, in place. Fewer rows
+  /// than that, a file that is missing or one that cannot be read (it is renamed then) are no error: `note` says what
+  /// is gone. Throws DataError if no file can be made in its place.
+  static LedgerFile resume(const std::string& path, const LedgerHeader& header, int64_t run_rows, std::string& note);
+
+  /// Appends rows and hands them to the operating system. Throws DataError.
+  void write(const std::vector<LedgerRow>& rows);
+  /// Waits until all that was written is on the disk. Throws DataError.
+  void sync() const;
+
+ private:
+  LedgerFile(std::string path, size_t channels) : path_(std::move(path)), channels_(channels) {}
+  void make(const LedgerHeader& header, const std::vector<LedgerGap>& gaps);
+  /// Opens what a run has left, also one that was killed, and cuts it.
+  void open(const LedgerHeader& header, int64_t run_rows, std::string& note);
+  void cut(int64_t rows, std::vector<LedgerGap> gaps);
+  int64_t readable_rows(int64_t rows) const;
+  void start();
+  void flush() const;
+  std::string named() const { return "ledger " + path_ + ": "; }
+
+  std::string path_;
+  size_t channels_, row_size_ = 0;
+  /// the dataset is closed before the file
+  detail::Hdf5Handle file_, type_, visits_;
+  int64_t rows_ = 0;
+};
+
+}  // namespace memsieve

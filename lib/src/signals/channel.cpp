@@ -1,0 +1,45 @@
+#include "signals/channel.h"
+
+#include "config/read.h"
+
+namespace memsieve {
+
+Schema filters_schema(const FilterRegistry& registry) {
+  Schema named;
+  for (const auto& entry : registry.entries()) {
+    Schema keys = entry.options;
+    keys.real("weight", Channel{}.weight, 0, 1e6, "factor of this filter's evidence in the sum over filters");
+    named.optional_section(entry.name, keys, entry.doc);
+  }
+  return named;
+}
+
+std::vector<Channel> read_channels(const Settings& sieve, const FilterRegistry& registry) {
+  std::vector<Channel> channels;
+  const Settings filters = sieve.section("filters");
+  // In the registry's order, not the file's: then the printed configuration means the same channels.
+  for (const auto& entry : registry.entries()) {
+    if (!filters.has(entry.name)) continue;
+    const Settings own = filters.section(entry.name);
+    Channel channel;
+    channel.name = entry.name;
+    channel.weight = own.real("weight");
+    channel.filter = entry.make(own);
+    channel.needs = channel.filter->needs();
+    for (const auto& name : channel.needs.signals) {
+      const SignalEntry* signal = registry.signals().find(name);
+      if (signal == nullptr) {
+        refuse(filters, entry.name,
+               "reads the signal '" + name + "', which is not registered; known signals: " +
+                   registry.signals().names() + " (a plug-in adds its own with registry.signals().add)");
+      }
+      channel.counterfactual |= !signal->counterfactual.empty();
+      channel.reads_norm |= signal->is_norm;
+    }
+    channels.push_back(std::move(channel));
+  }
+  if (channels.empty()) refuse(sieve, "filters", "names no filter; add for example `magnitude: {}`");
+  return channels;
+}
+
+}  // namespace memsieve

@@ -1,0 +1,51 @@
+#pragma once
+// From a batch to raw scores: signals are measured, filters score them. Private to the library.
+//
+// Tensor arithmetic without host synchronisation, and without any state.
+
+#include <memsieve/batch.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "signals/channel.h"
+#include "signals/raw_scores.h"
+
+namespace memsieve {
+
+/// Rows [k] int64 to probe, given the scores that cost nothing and which rows a counterfactual signal would count for
+/// [B] bool.
+using ChooseRows = std::function<at::Tensor(const RawScores& free, const at::Tensor& eligible)>;
+
+class Signals {
+ public:
+  Signals(std::vector<Channel> channels, const SignalRegistry& registry, at::Device device);
+
+  /// `choose` is called once, and only if some filter reads a counterfactual signal. Throws DataError for a
+  /// counterfactual prediction that is missing or of another shape, and what filters and signals throw.
+  RawScores measure(const Batch& batch, const ChooseRows& choose) const;
+  const std::vector<Channel>& channels() const { return channels_; }
+
+ private:
+  /// Throws DataError for a counterfactual prediction that the batch lacks.
+  void require_predictions(const Batch& batch) const;
+  /// What the batch says of its rows, nothing measured.
+  RawScores unmeasured(const Batch& batch, const SignalRows& rows) const;
+  at::Tensor measured(const SignalEntry& signal, const SignalRows& rows) const;
+  void measure_free(const SignalRows& rows, SignalView& view, RawScores& scores) const;
+  void measure_counterfactual(const Batch& batch, const SignalRows& rows, const at::Tensor& chosen, SignalView& view,
+                              RawScores& scores) const;
+  /// The filters that read a counterfactual signal, or those that do not.
+  void score_channels(const SignalView& view, bool counterfactual, RawScores& scores) const;
+  std::string who_reads(const SignalEntry& signal) const;
+
+  std::vector<Channel> channels_;
+  /// those that some filter reads, and the prediction error, in the registry's order
+  std::vector<SignalEntry> free_, counterfactual_;
+  at::Device device_;
+  /// lowest timestep at which some filter looks at a counterfactual signal
+  double timestep_min_;
+};
+
+}  // namespace memsieve

@@ -1,0 +1,23 @@
+"""Files: HDF5 is opened with an error that says why not, and what is written appears whole."""
+
+import os
+
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")  # a run may still be writing its ledger
+
+import h5py
+
+from reports.program import InputError
+
+
+def open_h5(path, **options):
+    try:
+        return h5py.File(path, "r", **options)
+    except OSError as error:
+        reason = "no such file" if not os.path.exists(path) else str(error).split("(")[0].strip()
+        raise InputError(f"{path}: cannot be read as HDF5: {reason}") from None
+
+
+def replace_file(path, content):
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

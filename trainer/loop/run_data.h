@@ -1,0 +1,43 @@
+#pragma once
+// The data sets of a run, and the noise that their rows get.
+
+#include <diffusion/data/rows.h>
+#include <diffusion/models/common/denoiser.h>
+#include <diffusion/noise/schedule.h>
+#include <trainer/rooms.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace memsieve::trainer {
+
+struct RunDataOptions {
+  /// HDF5 files; "" = none, but for `train`
+  std::string train, held_out, validation, prompts;
+  /// a file up to this size is held in memory
+  int64_t cache_bytes = int64_t{256} << 20;
+  /// rows may be asked for mirrored
+  bool random_flip = false;
+  ScheduleConfig schedule;
+};
+
+struct RunData {
+  /// Opens the files. Throws DataError, also where their rows do not match those of `train`.
+  RunData(const RunDataOptions& options, c10::Device device);
+  RunData(const RunData&) = delete;
+  RunData& operator=(const RunData&) = delete;
+
+  NoiseSchedule schedule;
+  /// `training` is always there
+  std::optional<RowMaker> training, held_out, validation;
+  std::optional<Dataset> prompts;
+  /// What training and held-out data are, whatever their files are called: a run that is resumed must go on with the
+  /// same.
+  std::string identity;
+};
+
+/// What a model must take to be trained on such rows.
+RowShape row_shape(const Dataset& data);
+
+}  // namespace memsieve::trainer

@@ -1,0 +1,111 @@
+#include <diffusion/models/families.h>
+#include <diffusion/models/lora/lora.h>
+#include <memsieve/error.h>
+#include <runtime/agreement.h>
+#include <runtime/log.h>
+#include <trainer/loop/run_start.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+namespace memsieve::trainer {
+
+namespace {
+
+/// The setting with which a new run starts from a checkpoint's weights.
+std::string start_from(const std::string& checkpoint) {
+  const std::string adapter = checkpoint + "/lora/" + lora_file_name;
+  return std::filesystem::exists(adapter) ? "lora.pretrained=" + adapter
+                                          : "model.pretrained=" + denoiser_folder(checkpoint);
+}
+
+/// Takes away what an earlier attempt wrote before it had a checkpoint. Throws ConfigError if the folder's run is not
+/// this one.
+void clear_unsaved_run(const RunFolder& folder, const Settings& settings, const std::string& where, bool dry) {
+  const auto existing = folder.run_id();
+  if (!existing) return folder.refuse_if_used(where);
+  const std::string saved = folder.file("config.yaml");
+  if (const auto difference = settings.difference_from(read_text_file(saved), saved)) {
+    throw ConfigError(where + ": " + folder.path() + " holds run " + *existing +
+                      ", which has no checkpoint and another configuration (now / then): " + difference->line() +
+                      "; choose another folder with --set output_dir=FOLDER");
+  }
+  if (dry) return;
+  log_warning(folder.path() + " holds run " + *existing + ", which ended before its first checkpoint; starting anew");
+  folder.forget();
+}
+
+/// The checkpoint to go on from, or "".
+std::string choose_checkpoint(const RunFolder& folder, const Settings& settings, const RunStartOptions& options) {
+  const std::string& from = options.resume_from;
+  const std::string where = settings.where(from.empty() ? "output_dir" : "resume_from_checkpoint");
+  if (from.empty()) {
+    folder.refuse_if_used(where);
+    return "";
+  }
+  const auto steps = folder.checkpoints();
+  if ((from == "latest" || from == "auto") && !steps.empty()) return folder.checkpoint(steps.back());
+  if (from == "latest") {
+    throw DataError(where + ": " + folder.path() +
+                    " holds no checkpoint to resume from; start a new run without --resume-from, or use "
+                    "--resume-from auto, which does either");
+  }
+  if (from == "auto") {
+    clear_unsaved_run(folder, settings, where, options.dry);
+    return "";
+  }
+  const std::string owner = read_checkpoint_state(from).run_id;
+  const auto existing = folder.run_id();
+  if (!existing || owner != *existing) {
+    throw ConfigError(where + ": " + from + " belongs to run " + owner + ", but " + folder.path() +
+                      " does not; set output_dir to that run's folder, or start a new run from its weights with " +
+                      start_from(from));
+  }
+  return from;
+}
+
+}  // namespace
+
+RunStart choose_start(const RunFolder& folder, const Settings& settings, const RunStartOptions& options, Group& group) {
+  nlohmann::json decision;
+  on_all_ranks(group, [&] {
+    if (group.rank() != 0) return;
+    const auto existing = folder.run_id();
+    const std::string checkpoint = choose_checkpoint(folder, settings, options);
+    decision = {{"checkpoint", checkpoint},
+                {"run_id", existing && !checkpoint.empty() ? *existing : make_run_id()},
+                {"finished_steps", folder.finished_steps()}};
+  });
+  decision = nlohmann::json::parse(group.broadcast(decision.dump()));
+  RunStart start;
+  start.checkpoint = decision.at("checkpoint");
+  start.run_id = decision.at("run_id");
+  start.finished_steps = decision.at("finished_steps");
+  if (start.checkpoint.empty()) return start;
+  on_all_ranks(group, [&] {
+    start.saved = read_checkpoint_state(start.checkpoint);
+    if (const auto difference = settings.difference_from(start.saved->meaning, start.checkpoint + "/state.json")) {
+      throw ConfigError(options.source + ": differs from the configuration of " + start.checkpoint +
+                        " (now / then): " + difference->line() +
+                        "; resume with the same one, or start a new run with " + start_from(start.checkpoint));
+    }
+  });
+  return start;
+}
+
+void require_same_rows(const RunStart& start, const std::string& identity, int64_t global_batch,
+                       const std::string& where) {
+  if (!start.saved) return;
+  if (!start.saved->data.empty() && identity != start.saved->data) {
+    throw ConfigError(where + ": these are not the data that " + start.checkpoint + " was trained on (now / then): `" +
+                      identity + "` / `" + start.saved->data + "`; name those, or start a new run with " +
+                      start_from(start.checkpoint));
+  }
+  if (start.saved->global_batch != global_batch) {
+    throw ConfigError(start.checkpoint + ": was made with " + std::to_string(start.saved->global_batch) +
+                      " rows a step, but this run has " + std::to_string(global_batch) +
+                      "; adapt train_batch_size to the number of ranks");
+  }
+}
+
+}  // namespace memsieve::trainer
