@@ -32,8 +32,8 @@ struct RunData {
   /// `training` is always there
   std::optional<RowMaker> training, held_out, validation;
   std::optional<Dataset> prompts;
-  /// What training and held-out data are, whatever their files are called: a run that is resumed must go on with the
-  /// same.
+  /// What training and held-out data are, whatever their files are called: a run that is resumed must go on
+  /// with the same.
   std::string identity;
 };
 

@@ -52,8 +52,8 @@ class Session {
   bool make_reference();
 
   /// COLLECTIVE. Writes the checkpoint of the state after `step` steps and removes old ones. The sieve's reports must
-  /// have been flushed: its ledger is part of that state. `nonfinite_in_a_row`: steps without a usable gradient, up to
-  /// now.
+  /// have been flushed: its ledger is part of that state. `nonfinite_in_a_row`: steps without a usable
+  /// gradient, up to now.
   void save(int64_t step, int64_t nonfinite_in_a_row);
   /// COLLECTIVE. Notes that the run has done all that it was to do.
   void finish();

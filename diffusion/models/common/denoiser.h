@@ -38,8 +38,8 @@ class Denoiser {
   /// Keeps less for backward and computes it again there; the same gradients.
   virtual void set_gradient_checkpointing(bool on) = 0;
 
-  /// Throws ConfigError, naming `from` and the remedy, unless the model takes such rows and answers in their latents'
-  /// shape.
+  /// Throws ConfigError, naming `from` and the remedy, unless the model takes such rows and answers in the
+  /// shape of their latents.
   virtual void check_takes(const RowShape& rows, const std::string& from) const = 0;
 
   /// Writes the folder of one diffusers model (config.json and weights in the parameters' dtype). DataError.

@@ -33,8 +33,8 @@ struct Source {
 /// Throws ConfigError, with file and line, for text that is no YAML.
 YAML::Node parse_yaml(const std::string& text, const std::string& source);
 
-/// The value of a key that is no section. Throws ConfigError for another type, a value out of range or an unknown
-/// choice.
+/// The value of a key that is no section. Throws ConfigError for another type, a value out of range
+/// or an unknown choice.
 Value read_value(const Source& source, const std::string& path, const YAML::Node& node, const Option& option);
 /// The same for an option that is a list; a single scalar counts as a list of one.
 Value read_list(const Source& source, const std::string& path, const YAML::Node& node, const Option& option);

@@ -37,8 +37,8 @@ class Reference {
            int64_t cells, double clip);
   /// z [R, C] of pictures [R], less what the starting model explains of them.
   at::Tensor apply(const at::Tensor& z, const at::Tensor& picture) const;
-  /// Appends what `apply` made, [R, C] of pictures [R], to the rows that the line is fitted to, where valid [R];
-  /// refits.
+  /// Appends what `apply` made, [R, C] of pictures [R], to the rows that the line is fitted to, where
+  /// valid [R]; refits.
   void fold(const at::Tensor& picture, const at::Tensor& adjusted, const at::Tensor& valid);
   State state();
 

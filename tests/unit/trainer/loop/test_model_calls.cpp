@@ -1,5 +1,5 @@
-// Every rank calls the model equally often, whatever rows it has: one that is spread over the ranks would wait for
-// ever.
+// Every rank calls the model equally often, whatever rows it has: one that is spread over the ranks would
+// wait for ever.
 #include <ATen/ATen.h>
 #include <diffusion/models/unet/unet_family.h>
 #include <memsieve/builtin.h>
