@@ -29,7 +29,7 @@ TrainConfig config_of(const std::string& file, std::vector<std::string> override
     overrides.emplace_back(more);
   TrainConfig config = read_config(file, overrides);
   if (config.sieve && config.settings.text("sieve.reference.kind") != "none") {
-    overrides.emplace_back("sieve.reference.draws=1");
+    overrides.emplace_back("sieve.reference.draws=2");
     config = read_config(file, overrides);
   }
   // Nothing is written, so a run that the configuration has made already must not stand in the way.

@@ -26,7 +26,7 @@ struct StepTime {
 class Run {
  public:
   /// COLLECTIVE. Reads the configuration, builds everything and, if the sieve asks for it, shows it what the starting
-  /// model finds easy (once, whatever `sieve.reference.draws` says: that is not part of a step).
+  /// model finds easy (two draws, whatever `sieve.reference.draws` says: that is not part of a step).
   Run(const std::string& file, const std::vector<std::string>& overrides, runtime::Group& group);
 
   /// COLLECTIVE. The next `count` steps, to the end of what the device has to do for them.

@@ -25,6 +25,17 @@ cores() {
   say "$n"
 }
 
+# Processes among which the demo's batch of 32 is divided: one for each GPU, or two that share the cores.
+processes() {
+  local gpus n=2
+  gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null || echo 0)
+  if [ "$gpus" -gt 0 ]; then
+    n=1
+    while [ $((n * 2)) -le "$gpus" ] && [ "$n" -lt 32 ]; do n=$((n * 2)); done
+  fi
+  say "$n"
+}
+
 # Compile jobs: one per core, but a file that includes torch's headers needs up to 2 GiB.
 compile_jobs() {
   local by_memory by_cores limit

@@ -45,19 +45,13 @@ wait "$data" || { cat "$making" >&2; fail "making the data failed"; }
 cat "$making"
 took "data, beyond the build"
 
-# One process for each GPU, or two processes that share the cores. They divide a batch of 32 among them.
-gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())' 2>/dev/null || echo 0)
-processes=2
-if [ "$gpus" -gt 0 ]; then
-  processes=1
-  while [ $((processes * 2)) -le "$gpus" ] && [ "$processes" -lt 32 ]; do processes=$((processes * 2)); done
-fi
+processes=$(processes)
 threads=$(($(cores) / processes))
 export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
 
 rows=$((32 / processes))
-# Probe budget and drop cap are counted over blocks of rows, which must fit into a process's share.
-blocks=$((rows < 8 ? rows : 8))
+# The probe budget is counted over blocks of rows, which must fit into a process's share.
+blocks=$((rows < 16 ? rows : 16))
 
 # Trains run $1; the other arguments go to memsieve-train.
 train() {

@@ -111,7 +111,7 @@ def demo(quick):
     if not quick:
         need_gpu("the demo's whole runs need a GPU; scripts/demo.sh makes them on a CPU, --quick a few steps")
     few = ["max_train_steps=4", "sampling.every=2", "sampling.num_inference_steps=2", "validation.every=2", "validation.draws=1",
-           "checkpointing_steps=4", "train_batch_size=8"]
+           "checkpointing_steps=4", "train_batch_size=8", "sieve.block_rows=8"]
     runs = {}
     for name, more in (("off", ["filter=off"]), ("on", ["sieve.reference.kind=none"] if quick else [])):
         runs[name] = ROOT / "runs" / name

@@ -3,6 +3,7 @@
 
 #include <diffusion/data/lone_thread.h>
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -20,6 +21,8 @@ namespace memsieve::diffusion {
 /// that order. `make` must be a pure function of the index, so that results do not depend on when they were made; with
 /// `ahead` 0 there is no thread and it is called when the result is asked for.
 ///
+/// Where `make` needs something that comes to be only in time, `end` is what it can make so far, and `extend` moves it.
+///
 /// Memory: at most `ahead` results wait, one of them perhaps still being made. An exception of make(i) is thrown by
 /// take(i), on the caller's thread; an index that is never taken never fails. One consumer only.
 template <class T>
@@ -28,7 +31,7 @@ class Prefetcher {
   using Make = std::function<T(int64_t)>;
 
   Prefetcher(Make make, int64_t first, int64_t end, int64_t ahead)
-      : make_(std::move(make)), end_(end), ahead_(ahead), next_(first), made_(first) {
+      : make_(std::move(make)), ahead_(ahead), next_(first), made_(first), end_(end) {
     if (ahead_ > 0) worker_ = std::thread([this] { work(); });
   }
   Prefetcher(const Prefetcher&) = delete;
@@ -47,9 +50,9 @@ class Prefetcher {
   /// Result `index`, which must be the one after the last taken. Blocks until it is there. Throws what make(index)
   /// threw, and std::logic_error for any other index.
   T take(int64_t index) {
-    if (index != next_ || index >= end_)
+    if (index != next_ || index >= end())
       throw std::logic_error("Prefetcher: asked for " + std::to_string(index) + " where " + std::to_string(next_) +
-                             " of " + std::to_string(end_) + " comes next");
+                             " of " + std::to_string(end()) + " comes next");
     ++next_;
     if (ahead_ == 0) return make_(index);
     std::unique_lock lock(mutex_);
@@ -62,18 +65,32 @@ class Prefetcher {
     return std::move(result.value);
   }
 
+  /// Results up to `end` may be made from now on; never fewer than before.
+  void extend(int64_t end) {
+    {
+      const std::lock_guard lock(mutex_);
+      end_ = std::max(end_, end);
+    }
+    changed_.notify_all();
+  }
+
  private:
   struct Result {
     T value{};
     std::exception_ptr error;
   };
 
+  int64_t end() {
+    const std::lock_guard lock(mutex_);
+    return end_;
+  }
+
   void work() {
     compute_on_this_thread_alone();
-    for (; made_ < end_; ++made_) {
+    for (;; ++made_) {
       {
         std::unique_lock lock(mutex_);
-        changed_.wait(lock, [this] { return stop_ || static_cast<int64_t>(ready_.size()) < ahead_; });
+        changed_.wait(lock, [this] { return stop_ || (made_ < end_ && static_cast<int64_t>(ready_.size()) < ahead_); });
         if (stop_) return;
       }
       Result result;
@@ -89,7 +106,7 @@ class Prefetcher {
   }
 
   const Make make_;
-  const int64_t end_, ahead_;
+  const int64_t ahead_;
   /// to be taken; the consumer's
   int64_t next_;
   /// being made; the worker's
@@ -97,6 +114,7 @@ class Prefetcher {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Result> ready_;
+  int64_t end_;
   bool stop_ = false;
   std::thread worker_;
 };

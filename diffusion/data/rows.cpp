@@ -4,6 +4,19 @@
 
 namespace memsieve::diffusion {
 
+namespace {
+
+constexpr int64_t kSmallPicture = 4;  // height and width
+
+/// What copies of a picture have in common, though they may be shifted or recoloured: [B, F].
+at::Tensor features(const at::Tensor& text, const at::Tensor& latents) {
+  const auto unit = [](const at::Tensor& t) { return t / t.norm(2, {1}, /*keepdim=*/true).clamp_min(1e-6); };
+  const auto small = at::adaptive_avg_pool2d(latents, {kSmallPicture, kSmallPicture});
+  return at::cat({unit(text.mean(1)), unit(small.flatten(1))}, 1);
+}
+
+}  // namespace
+
 RowMaker::RowMaker(Dataset data, const NoiseSchedule& schedule, c10::Device device)
     : data_(std::move(data)), schedule_(schedule), device_(device), null_(data_.null().to(device)) {}
 
@@ -48,7 +61,9 @@ NoisyRows RowMaker::make(const HostRows& rows) const {
   out.noisy = schedule_.add_noise(latents, shown, out.timestep).contiguous(at::MemoryFormat::ChannelsLast);
   out.target = schedule_.target(latents, asked, out.timestep).contiguous(at::MemoryFormat::ChannelsLast);
   const at::Tensor without = to_device(rows.uncaptioned);
-  out.condition = rows.condition.to(device_).uncaptioned_where(without, null_);
+  const Conditioning captioned = rows.condition.to(device_);
+  out.likeness = features(captioned.text, latents);
+  out.condition = captioned.uncaptioned_where(without, null_);
   out.captioned = without.logical_not();
   return out;
 }

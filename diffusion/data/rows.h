@@ -25,6 +25,8 @@ struct NoisyRows {
   Conditioning condition;
   /// [B] bool
   at::Tensor captioned;
+  /// [B, F] float32: caption and a small version of the picture, each of length 1; alike for copies
+  at::Tensor likeness = {};
 };
 
 /// Rows with all that NoisyRows are made from, still on the host, pinned where the device is a GPU.

@@ -42,6 +42,18 @@ std::vector<int64_t> Sampler::global_batch(int64_t step) const {
   return slice(step * global_batch_size(), global_batch_size());
 }
 
+Filled Sampler::fill(int64_t position, const std::function<bool(int64_t id)>& passes_over) const {
+  Filled batch;
+  const int64_t rows = global_batch_size(), last = position + kMostWalked * rows;
+  while (static_cast<int64_t>(batch.ids.size()) < rows) {
+    const int64_t id = sample_at(position);
+    (position < last && passes_over(id) ? batch.passed_over : batch.ids).push_back(id);
+    ++position;
+  }
+  batch.end = position;
+  return batch;
+}
+
 std::vector<int64_t> Sampler::rows(int64_t step, int64_t micro, int64_t rank) const {
   return slice(step * global_batch_size() + place(micro, rank, 0), rows_);
 }
@@ -49,7 +61,7 @@ std::vector<int64_t> Sampler::rows(int64_t step, int64_t micro, int64_t rank) co
 std::vector<int64_t> Sampler::slice(int64_t first, int64_t count) const {
   std::vector<int64_t> ids;
   ids.reserve(count);
-  for (int64_t at = first; at < first + count; ++at) ids.push_back(permutation(at / size_)[at % size_]);
+  for (int64_t at = first; at < first + count; ++at) ids.push_back(sample_at(at));
   return ids;
 }
 

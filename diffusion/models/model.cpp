@@ -56,8 +56,19 @@ void Model::add_lora(const LoraConfig& config, uint64_t seed, const std::string&
   torch::nn::Module& module = denoiser_->module();
   base_fingerprint_ = fingerprint(module);
   lora_.emplace(module, config, seed, where, denoiser_->component());
+  keep_compute_dtype();
+}
+
+void Model::freeze() {
+  torch::nn::Module& module = denoiser_->module();
+  base_fingerprint_ = fingerprint(module);
+  for (auto& p : module.parameters()) p.requires_grad_(false);
+  keep_compute_dtype();
+}
+
+void Model::keep_compute_dtype() {
   if (!options_.autocast) return;
-  for (const auto& layer : module.modules(/*include_self=*/false)) {
+  for (const auto& layer : denoiser_->module().modules(/*include_self=*/false)) {
     if (dynamic_cast<Adaptable*>(layer.get()) != nullptr) layer->to(*options_.autocast);
   }
 }

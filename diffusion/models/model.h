@@ -33,6 +33,9 @@ class Model {
   /// Under mixed precision the layers of the frozen model then keep the dtype that they compute in; norms stay float32.
   void add_lora(const LoraConfig& config, uint64_t seed, const std::string& where);
 
+  /// Nothing of it is trained: the layers keep the dtype that they compute in, as those under adapters do.
+  void freeze();
+
   /// What is trained: the denoiser's parameters, or the adapters alone.
   std::vector<std::pair<std::string, at::Tensor>> parameters() const;
   std::vector<at::Tensor> parameter_list() const;
@@ -45,10 +48,12 @@ class Model {
   /// Null when the denoiser's own weights are trained.
   Lora* lora() { return lora_ ? &*lora_ : nullptr; }
   c10::Device device() const { return options_.device; }
-  /// Of the denoiser as it was read: diffusion/models/lora/lora.h. Empty unless there are adapters.
+  /// Of the denoiser as it was read: diffusion/models/lora/lora.h. Empty unless there are adapters or it is frozen.
   const std::string& base_fingerprint() const { return base_fingerprint_; }
 
  private:
+  void keep_compute_dtype();
+
   std::unique_ptr<Denoiser> denoiser_;
   ModelOptions options_;
   std::optional<Lora> lora_;
@@ -58,8 +63,10 @@ class Model {
 /// The model without its adapters for a scope: the one that fine-tuning started from.
 class AdaptersOff {
  public:
-  explicit AdaptersOff(Model& model) : lora_(model.lora()) { apply(false); }
-  ~AdaptersOff() { apply(true); }
+  explicit AdaptersOff(Model& model) : lora_(model.lora()), before_(lora_ != nullptr && lora_->applied()) {
+    apply(false);
+  }
+  ~AdaptersOff() { apply(before_); }
   AdaptersOff(const AdaptersOff&) = delete;
   AdaptersOff& operator=(const AdaptersOff&) = delete;
 
@@ -68,6 +75,7 @@ class AdaptersOff {
     if (lora_ != nullptr) lora_->apply(on);
   }
   Lora* lora_;
+  bool before_;
 };
 
 }  // namespace memsieve::diffusion

@@ -32,11 +32,16 @@ enum class Stream : uint64_t {
   train_flip = 20,
   held_out_flip = 21,
   reference_flip = 22,
+  look_noise = 23,
+  look_offset = 24,
+  look_perturbation = 25,
+  look_latent = 26,
+  look_flip = 27,
 };
 
-/// What names a row within a stream: (step, place) for training and held-out rows, (sample, draw) for reference and
-/// validation passes, (prompt, picture) for drawing. A held-out picture's reference draws need a sample number of their
-/// own, e.g. -1 - i.
+/// What names a row within a stream: (step, place) for training rows, held-out rows and looks, (sample, draw) for
+/// reference and validation passes, (prompt, picture) for drawing. A held-out picture's reference draws need a sample
+/// number of their own, e.g. -1 - i.
 struct RowKey {
   int64_t first = 0;
   int64_t second = 0;

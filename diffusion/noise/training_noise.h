@@ -29,6 +29,8 @@ inline constexpr NoiseStreams kTrainNoise{Stream::train_noise, Stream::train_lat
                                           Stream::train_perturbation, Stream::train_flip};
 inline constexpr NoiseStreams kHeldOutNoise{Stream::held_out_noise, Stream::held_out_latent, Stream::held_out_offset,
                                             Stream::held_out_perturbation, Stream::held_out_flip};
+inline constexpr NoiseStreams kLookNoise{Stream::look_noise, Stream::look_latent, Stream::look_offset,
+                                         Stream::look_perturbation, Stream::look_flip};
 inline constexpr NoiseStreams kReferenceNoise{Stream::reference_noise, Stream::reference_latent,
                                               Stream::reference_offset, Stream::reference_perturbation,
                                               Stream::reference_flip};

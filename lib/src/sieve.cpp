@@ -28,6 +28,8 @@ int64_t Sieve::Impl::check_batch(const Batch& batch, int64_t most) const {
   if (!batch.timestep.defined()) bad_batch("timestep is missing");
   one_a_row(batch.timestep, "timestep");
   if (batch.has_caption.defined()) one_a_row(batch.has_caption, "has_caption");
+  if (batch.likeness.defined() && (batch.likeness.dim() < 2 || batch.likeness.size(0) != rows))
+    bad_batch("likeness must be [" + std::to_string(rows) + ", F]");
   if (batch.exempt.defined()) one_a_row(batch.exempt, "exempt");
   check_stratum(batch, rows);
   if (!batch.timestep.is_cpu()) return rows;  // reading it would make the host wait
@@ -68,14 +70,14 @@ at::Tensor Sieve::Impl::device_ids(const Batch& batch, int64_t limit) const {
   return to_device(ids, setup.device);
 }
 
-Sieve::Impl::Judged Sieve::Impl::judged(const Batch& batch, const at::Tensor& ids, bool held_out, int64_t step) const {
+Sieve::Impl::Judged Sieve::Impl::judged(const Batch& batch, const at::Tensor& ids, const Past& past,
+                                        int64_t step) const {
   const at::NoGradGuard no_grad;
-  const Past past = judge.recall(ids, held_out);
   const RawScores scores = signals.measure(batch, [&](const RawScores& free, const at::Tensor& eligible) {
-    return judge.rows_to_probe(past, free, eligible);
+    return judge.rows_to_probe(past, free, eligible, step);
   });
   const Verdicts verdicts = judge.judge(past, scores, step);
-  return {record_lines(ids, scores, verdicts), verdicts.weight};
+  return {record_lines(ids, scores, verdicts, shape), verdicts.weight};
 }
 
 void Sieve::Impl::fail(const std::exception_ptr& error, const std::string& where) {
@@ -130,7 +132,7 @@ Plan Sieve::inspect(const Batch& batch, const Clock& clock) {
     }
     s.check_batch(batch, s.shape.rows);
     const auto ids = s.device_ids(batch, s.setup.dataset_size);
-    const auto judged = s.judged(batch, ids, false, clock.step);
+    const auto judged = s.judged(batch, ids, s.judge.recall(ids, false), clock.step);
     s.record.put_training(s.micro, judged.lines);
     s.seen[s.micro] = plan.seen_;
     plan.weight_ = judged.weight;
@@ -179,7 +181,7 @@ void Sieve::observe(const Batch& batch, const Clock& clock) {
       bad_batch("step " + std::to_string(clock.step) + " observes no held-out rows");
     const int64_t rows = s.check_batch(batch, s.shape.held_out - s.held_out_seen);
     const auto ids = s.device_ids(batch, s.judge.pseudo_rows());
-    s.record.put_held_out(s.held_out_seen, s.judged(batch, ids, true, clock.step).lines);
+    s.record.put_held_out(s.held_out_seen, s.judged(batch, ids, s.judge.recall(ids, true), clock.step).lines);
     s.held_out_seen += rows;
   } catch (...) {
     s.fail(std::current_exception(), "held-out: ");
@@ -194,7 +196,9 @@ StepEnd Sieve::end_step(const Clock& clock, at::TensorList gradients) {
   s.carry_losses();
   s.carry_gradients(gradients);
   s.carry_ledger_errors();
+  s.end_looks(clock.step);
   s.record.set_step(clock.step);
+  if (s.judge.options().evidence.discounts()) s.record.set_drift(s.judge.drift());
   const auto all = s.communicator->all_gather(s.record.flat());
   s.record.clear();
   s.micro = s.held_out_seen = 0;
@@ -207,12 +211,14 @@ StepEnd Sieve::end_step(const Clock& clock, at::TensorList gradients) {
   // The host learns of an error later: until then no update may follow it.
   s.halted.logical_or_(gathered.failed.sum() > 0).logical_or_((gathered.step != gathered.step[0]).any());
   if (s.options.fail_on_nonfinite)
-    s.halted.logical_or_(nonfinite).logical_or_(gathered.held_out.select(1, RecordShape::nonfinite).sum() > 0);
+    s.halted.logical_or_(nonfinite)
+        .logical_or_(gathered.held_out.select(1, RecordShape::nonfinite).sum() > 0)
+        .logical_or_(gathered.looks.select(1, RecordShape::nonfinite).sum() > 0);
   const auto skip = (weight == 0) | nonfinite | s.halted;
   const auto expected = static_cast<double>(s.ranks * s.shape.training_lines());
   StepEnd end{at::where(skip, at::ones_like(weight), weight / expected).to(at::kFloat), skip.to(at::kFloat),
               nonfinite.to(at::kFloat)};
-  s.reporter.push(clock, all);
+  s.reporter.push(clock, all, std::exchange(s.passed_over, {}));
   s.reporter.catch_up(false);
   return end;
 }
@@ -233,6 +239,7 @@ std::map<std::string, at::Tensor> Sieve::state() const {
   state["filters"] = at::tensor(std::vector<uint8_t>(names.begin(), names.end()), at::kByte);
   state["ledger_rows"] = at::full({}, impl_->reporter.ledger_rows(), at::kLong);
   state["reference_known"] = at::full({}, impl_->reference_known ? 1 : 0, at::kLong);
+  for (auto& [name, tensor] : impl_->flags.state()) state[name] = std::move(tensor);
   return state;
 }
 
@@ -261,6 +268,7 @@ void Sieve::restore(const std::map<std::string, at::Tensor>& state) {
     }
   }
   for (const auto& [name, tensor] : s.judge.state()) tensor->copy_(find(name));
+  s.flags.restore(state);
   s.reference_known = find("reference_known").item<int64_t>() != 0;
   const int64_t rows = find("ledger_rows").item<int64_t>();
   s.reporter.set_ledger_rows(rows);

@@ -51,12 +51,18 @@ Sieve::Impl::Impl(Configuration configuration, const std::string& yaml, std::sha
       communicator(std::move(comm)),
       options(configuration.record),
       ranks(communicator->size()),
-      shape{static_cast<int64_t>(configuration.channels.size()), given.micro_batches, given.rows_per_micro_batch,
-            (configuration.judge.held_out.rows + ranks - 1) / ranks},
-      signals(std::move(configuration.channels), setup.filters.signals(), setup.device),
+      shape{static_cast<int64_t>(configuration.channels.size()),
+            given.micro_batches,
+            given.rows_per_micro_batch,
+            (configuration.judge.held_out.rows + ranks - 1) / ranks,
+            (configuration.judge.revisit.rows + ranks - 1) / ranks,
+            configuration.judge.probe.likeness > 0 ? kLikenessWidth : 0},
+      flags(configuration.judge, given),
+      signals(std::move(configuration.channels), setup.filters.signals(), setup.device, shape.likeness > 0),
       judge(configuration.judge, setup, ranks),
       record(shape, given.device),
-      reporter(options, given, shape, communicator->rank(), yaml),
+      reporter(options, given, shape, communicator->rank(), yaml,
+               [this](int64_t step, const Gathered& records) { flags.add(step, records); }),
       seen(given.micro_batches),
       halted(at::zeros({}, at::device(given.device).dtype(at::kBool))) {}
 
@@ -107,8 +113,15 @@ std::vector<std::string> Sieve::channels() const {
   return impl_->options.channels;
 }
 
+std::vector<std::string> Sieve::counterfactuals() const {
+  return impl_->signals.counterfactuals();
+}
+
 std::vector<std::string> Sieve::warnings() const {
   auto lines = impl_->judge.warnings();
+  if (impl_->judge.options().action.pass_over && impl_->judge.options().revisit.rows == 0)
+    lines.emplace_back(
+        "samples that are passed over never come back: nothing looks at them again; set revisit.rows to 4 or so");
   if (const std::string note = impl_->reporter.ledger_note(); !note.empty()) lines.push_back(note);
   return lines;
 }

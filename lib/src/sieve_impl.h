@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "config/configuration.h"
+#include "judge/flags.h"
 #include "judge/judge.h"
 #include "record/record.h"
 #include "record/reporter.h"
@@ -31,11 +32,14 @@ struct Sieve::Impl {
   RecordOptions options;
   int64_t ranks;
   RecordShape shape;
+  Flags flags;
   Signals signals;
   Judge judge;
   RecordBuilder record;
   Reporter reporter;
   int64_t micro = 0, held_out_seen = 0;
+  /// samples that were passed over in this step
+  std::vector<int64_t> passed_over;
   /// of each micro-batch's per-sample loss
   std::vector<std::shared_ptr<Plan::Seen>> seen;
   /// bool []: an error or a value that ends the run turned up in some step
@@ -53,7 +57,11 @@ struct Sieve::Impl {
   struct Judged {
     at::Tensor lines, weight;
   };
-  Judged judged(const Batch& batch, const at::Tensor& ids, bool held_out, int64_t step) const;
+  Judged judged(const Batch& batch, const at::Tensor& ids, const Past& past, int64_t step) const;
+  /// What this rank's looks of step `step` are.
+  std::vector<Flags::Planned> own_looks(int64_t step) const;
+  /// Notes that step `step` ends, before its records arrive.
+  void end_looks(int64_t step);
   /// Carries an error to the step's record: all ranks throw it at the end of the step.
   void fail(const std::exception_ptr& error, const std::string& where = "");
   void carry_losses();

@@ -14,6 +14,30 @@ at::Tensor column(const at::Tensor& t) {
   return t.to(at::kDouble).unsqueeze(1);
 }
 
+/// The host may wait here, and a row without a signal need not be paid for. One is asked for in any case: how often the
+/// model is called must not depend on what the rows hold.
+at::Tensor rows_to_ask_for(const RawScores&, const at::Tensor& eligible) {
+  const auto rows = at::nonzero(eligible).squeeze(1);
+  return rows.size(0) > 0 ? rows : at::zeros({1}, rows.options());
+}
+
+/// The model that the pass shows is the starting model, so what that predicts need not be asked for.
+Batch before_training(Batch batch) {
+  batch.counterfactuals["start"] = [prediction = batch.prediction](const at::Tensor& rows) {
+    return prediction.index_select(0, rows);
+  };
+  return batch;
+}
+
+/// What compares the model with the starting model says nothing yet: a scale of zeros would make extremes of all that
+/// comes later.
+void leave_out_start(RawScores& scores, const std::vector<Channel>& channels) {
+  for (size_t c = 0; c < channels.size(); ++c) {
+    if (channels[c].reads_start)
+      scores.raw.select(1, static_cast<int64_t>(c)).fill_(std::numeric_limits<double>::quiet_NaN());
+  }
+}
+
 /// Rows whose signals hold a NaN or Inf: an error naming the first, or no signal at all.
 void settle_nonfinite(RawScores& scores, const at::Tensor& ids, bool held_out, bool fail) {
   const auto bad = at::nonzero(scores.nonfinite).squeeze(1).to(at::kCPU);
@@ -57,9 +81,8 @@ bool Sieve::reference(const Batch& batch, bool held_out) {
     s.check_batch(batch, std::numeric_limits<int64_t>::max());
     const auto ids = s.device_ids(batch, held_out ? s.setup.held_out_size : samples);
     const at::NoGradGuard no_grad;
-    // The host may wait here, and a row without a signal need not be paid for.
-    RawScores scores = s.signals.measure(
-        batch, [](const RawScores&, const at::Tensor& eligible) { return at::nonzero(eligible).squeeze(1); });
+    RawScores scores = s.signals.measure(before_training(batch), rows_to_ask_for);
+    leave_out_start(scores, s.signals.channels());
     settle_nonfinite(scores, batch.sample_id, held_out, s.options.fail_on_nonfinite);
     const auto picture = ids + (held_out ? samples : 0);
     s.draws.push_back(at::cat(

@@ -71,6 +71,9 @@ CASES = {
     "noise": ["noise_offset=0.1", "input_perturbation=0.1", "timestep_sampling=logit_normal", "allow_tf32=true"],
     "quantile": ["sieve.threshold.kind=quantile", "sieve.threshold.drop=0.9", "sieve.threshold.release=0.5",
                  "sieve.standardise.population=training", "sieve.held_out.rows=0"],
+    "discounted": ["sieve.evidence.kind=discounted", "sieve.evidence.min_visits=1", "sieve.threshold.kind=rate", "sieve.probe.kind=budget",
+                   "sieve.probe.likeness=3", "sieve.action.pass_over=true", "sieve.revisit.rows=2"],
+    "pass_over": ["sieve.action.pass_over=true", "sieve.revisit.rows=2", "sieve.evidence.min_visits=1"],
 }
 
 

@@ -20,6 +20,7 @@ TRAIN = BUILD / "trainer" / "memsieve-train"
 STEPS = 24
 OURS = ["sieve.reference.kind=start_model", "sieve.reference.draws=2", "sieve.threshold.drop=0.3", "sieve.threshold.release=0.4",
         "sieve.evidence.min_visits=1", "sieve.standardise.min_count=4", "sieve.block_rows=1", "sieve.held_out.rows=4"]
+PASS_OVER = [*OURS, "sieve.action.pass_over=true", "sieve.revisit.rows=4", "sieve.revisit.every=2"]
 PUBLISHED = [*tiny.PUBLISHED, "sieve.threshold.drop=-1.5"]
 TRAINED = [f"max_train_steps={STEPS}", "learning_rate=0.003", "use_ema=true", "data.validation=held_out.h5", "validation.every=12",
            "data.prompts=held_out.h5", "sampling.every=12", "sampling.num_inference_steps=3"]
@@ -89,7 +90,7 @@ def folder(tmp_path):
 
 CASES = {"ours": OURS, "published": PUBLISHED, "lora": [*OURS, "lora.rank=2", "lora.init=gaussian", "learning_rate=0.02"],
          "accumulation": [*OURS, "gradient_accumulation_steps=2", "snr_gamma=5"],
-         "checkpointing": [*OURS, "gradient_checkpointing=true"]}
+         "checkpointing": [*OURS, "gradient_checkpointing=true"], "pass_over": PASS_OVER}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,6 +100,7 @@ def test_a_gpu_trains_as_the_cpu_does(folder, case):
     visits = ledger(cpu)
     training = visits[visits["kind"] == 0]
     assert 0.1 < (training["weight"] == 0).mean() < 0.9  # or nothing would be compared
+    assert ((visits["kind"] == 2).sum() > 4 and (visits["kind"] == 3).sum() > 4) == (case == "pass_over")
     with h5py.File(cpu / "samples" / f"step-{STEPS:06}.h5") as a, h5py.File(gpu / "samples" / f"step-{STEPS:06}.h5") as b:
         (name,) = a
         difference = np.abs(a[name][:].astype(int) - b[name][:].astype(int))
@@ -126,9 +128,8 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(folder):
     assert lines(parts) == lines(trained(folder, "cuda", *OURS, out="whole"))
 
 
-@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
-def test_a_resumed_run_equals_an_uninterrupted_one(folder, precision):
-    settings = [*OURS, f"mixed_precision={precision}"]
+@pytest.mark.parametrize("settings", [OURS, [*OURS, "mixed_precision=fp16"], [*OURS, "mixed_precision=bf16"], PASS_OVER])
+def test_a_resumed_run_equals_an_uninterrupted_one(folder, settings):
     whole = trained(folder, "cuda", *settings, out="whole")
     trained(folder, "cuda", *settings, "max_train_steps=12", out="parts")
     parts = trained(folder, "cuda", *settings, "resume_from_checkpoint=latest", out="parts")

@@ -39,6 +39,12 @@ def test_accumulation():
     assert whole == accumulated and 0 < int(whole) < 1920
 
 
+def test_a_frozen_copy_shows_the_repeated_picture():
+    out = run_ok(EXAMPLES / "6-starting-model")
+    repeated, others = map(int, re.search(r"dropped: (\d+)% .* (\d+)% of the others", out).groups())
+    assert repeated >= 55 and others <= 3, out
+
+
 def test_readme_shows_the_example():
     source = (ROOT / "examples" / "1-no-gpu-toy-denoiser.cpp").read_text()
     region = re.search(r"// \[readme\]\n(.*?)\n *// \[/readme\]", source, re.S)[1]

@@ -1,4 +1,5 @@
 """The ledger as a user reads it: with h5py, while a run goes on, after a crash, after a resumption."""
+import json
 import signal
 import subprocess
 import time
@@ -28,7 +29,7 @@ def test_layout(tmp_path):
     assert attributes["filters"].decode() == "magnitude,prediction_error"
     assert b"timestep_min" in attributes["configuration"]
     assert rows.dtype.names == ("step", "epoch", "sample", "group", "timestep", "kind", "captioned", "flagged", "weight", "score",
-                                "threshold", "raw_magnitude", "z_magnitude", "raw_prediction_error", "z_prediction_error")
+                                "threshold", "alike", "raw_magnitude", "z_magnitude", "raw_prediction_error", "z_prediction_error")
     assert len(rows) == 6 * (4 + 2)
     training, held_out = rows[rows["kind"] == 0], rows[rows["kind"] == 1]
     assert sorted(np.unique(training["step"])) == list(range(6))
@@ -37,6 +38,28 @@ def test_layout(tmp_path):
     assert (held_out["sample"] < 8).all() and (held_out["weight"] == 0).all()
     measured = training["captioned"] == 1
     assert np.isfinite(training["raw_magnitude"][measured]).all() and np.isnan(training["raw_magnitude"][~measured]).all()
+
+
+def test_passed_over_visits_and_looks(tmp_path):
+    tiny.write_run(tmp_path)
+    half = ["max_train_steps=40", "sieve.threshold.kind=robust_z", "sieve.threshold.drop=0", "sieve.threshold.release=0",
+            "sieve.reference.kind=none", "sieve.evidence.min_visits=1", "sieve.standardise.bins=1"]
+    run_ok(*command("output_dir=plain", *half, "max_train_steps=120"), cwd=tmp_path)
+    run_ok(*command(*half, "sieve.action.pass_over=true", "sieve.revisit.rows=2", "sieve.revisit.every=4"), cwd=tmp_path)
+    _, rows = visits(tmp_path / "run" / "ledger.h5")
+    training, passed, looks = (rows[rows["kind"] == kind] for kind in (0, 2, 3))
+    assert len(training) == 40 * 4 and len(passed) > 20 and 0 < len(looks) <= 10 * 2
+    assert ((passed["flagged"] == 1) & (passed["weight"] == 0) & (passed["captioned"] == 0)).all()
+    assert all(np.isnan(passed[name]).all() for name in rows.dtype.names if name.startswith(("raw_", "z_", "score", "timestep")))
+    assert (looks["weight"] == 0).all() and np.isfinite(looks["raw_magnitude"]).all() and (looks["step"] % 4 == 0).all()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = [line["passed_over"] for line in lines if line["kind"] == "step"]
+    assert told == [int((passed["step"] == step).sum()) for step in range(40)]
+    # Trained on or passed over: the stream of samples is the one of a run that takes what comes.
+    _, plain = visits(tmp_path / "plain" / "ledger.h5")
+    stream, walked = plain["sample"][plain["kind"] == 0], np.concatenate([training["sample"], passed["sample"]])
+    assert sorted(walked) == sorted(stream[:len(walked)])
+    assert training["epoch"].max() == (len(walked) - 1 - told[-1] - 3) // 16
 
 
 def test_a_killed_run_leaves_a_readable_ledger(tmp_path):

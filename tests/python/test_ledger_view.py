@@ -60,6 +60,15 @@ def test_groups_are_counted_together_and_ordered_by_what_they_lost(tmp_path):
     assert html.count('class="lost"') == 2 and not re.search(r'(src|href)="(?!data:)', html)
 
 
+def test_visits_that_were_passed_over_are_lost_and_looks_are_no_visits(tmp_path):
+    nan = np.nan
+    run = write(tmp_path, [*VISITS, (7, 3, 8, 2, 1, 0, nan, nan, nan), (8, 3, 8, 3, 1, 0, 9, 4, 9)])
+    assert view.main([str(run)]) == 0
+    lost = {row["id"]: row for row in table(run)}["8"]
+    assert (lost["visits"], lost["dropped"], lost["first_dropped_step"]) == ("2", "1", "7")
+    assert (lost["highest_score"], lost["z_magnitude_when_flagged"]) == ("2.0", "")
+
+
 def test_samples_by_themselves_and_only_so_many(tmp_path):
     run = write(tmp_path)
     assert view.main([str(run), "--by", "sample", "--top", "1", "--out", str(tmp_path / "there")]) == 0

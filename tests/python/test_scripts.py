@@ -79,7 +79,8 @@ def test_demo_keeps_what_is_not_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("script, arguments", [("demo.sh", ["--seed", "x"]), ("demo.sh", ["--what"]), ("bench.sh", []), ("bench.sh", ["what"]),
-                                               ("bench.sh", ["train-step", "--what"]), ("test.sh", ["--what"]),
+                                               ("bench.sh", ["train-step", "--what"]), ("bench.sh", ["detection", "--what"]),
+                                               ("bench.sh", ["detection", "--seed"]), ("test.sh", ["--what"]),
                                                ("setup.sh", ["--what"]), ("format.sh", ["--what"])])
 def test_unknown_options(script, arguments):
     result = run(ROOT / "scripts" / script, *arguments)

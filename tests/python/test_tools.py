@@ -15,11 +15,10 @@ pytest.importorskip("matplotlib")
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path[:0] = [str(TOOLS), str(TOOLS / "demo")]
 
-import aggregate
 import demo_sources as sources
 import make_demo_data as maker
 import report
-from reports import figures, run
+from reports import figures, ledger, run
 
 # ---- the maker of the demo data ----------------------------------------------------------------------------------------
 
@@ -279,6 +278,20 @@ def test_control_is_interpolated_between_samples(demo):
     assert control["copies"] == pytest.approx(0.25)
 
 
+def test_passed_over_visits_count_as_dropped(demo):
+    """Steps 2 and 3 pass over A's visits and train on rows 2 and 3 twice: the plain run sees as much in its steps 0 to 4."""
+    trained = [(step, row, 0, 1.0) for step in range(2) for row in range(4)]
+    trained += [(step, row, 0, 1.0) for step in (2, 3) for row in (2, 3, 2, 3)]
+    others = [(2, 0, 2, 0.0), (2, 1, 2, 0.0), (3, 0, 2, 0.0), (3, 1, 2, 0.0), (3, 0, 3, 0.0), (3, 0, 1, 0.0)]
+    write_run(demo / "passed", {4: np.zeros((2, 2, 3, 32, 32), np.uint8)}, ledger=trained + others)
+    passed = run.Run.read(demo / "passed").visits()
+    assert len(passed) == 20  # neither the look nor the held-out row
+    overall, quarters = figures.drop_figures(passed, np.array([True, True, False, False]))
+    assert overall["repeated_dropped"] == pytest.approx(4 / 8) and overall["ordinary_dropped"] == 0
+    assert [quarter["repeated_dropped"] for quarter in quarters] == [0.0, 0.0, 1.0, 1.0]
+    assert ledger.completed_without_passing_over(passed).tolist() == [1] * 4 + [2] * 4 + [3] * 4 + [4, 4, 5, 5] + [4, 4, 5, 5]
+
+
 def test_control_run_and_published_run(demo):
     assert run_report(demo, "--control", str(demo / "off"), "--published", str(demo / "on")) == 0
     summary = json.loads((demo / "out/summary.json").read_text())
@@ -368,27 +381,3 @@ def test_samples_of_other_prompts_are_refused(demo, capsys):
         file["images"] = np.zeros((5, 2, 3, 32, 32), dtype=np.uint8)
     assert run_report(demo) == 3
     assert "other prompts" in capsys.readouterr().err
-
-
-# ---- the table over seeds ----------------------------------------------------------------------------------------------
-
-
-def test_aggregate_by_hand(tmp_path, capsys):
-    for seed, copies, loss in ((1, 0.8, 0.40), (2, 1.0, 0.42)):
-        (tmp_path / f"{seed}.json").write_text(json.dumps(
-            {"seed": seed, "copies_off": copies, "copies_on": 0.1, "copies_control": 0.5, "val_loss_off": 0.40, "val_loss_on": loss,
-             "ordinary_dropped": 0.04, "repeated_dropped": 0.5, "precision": None, "step_ms_off": 100, "step_ms_on": 110,
-             "control": {"source": "interpolated"}}))
-    assert aggregate.main([str(tmp_path / "1.json"), str(tmp_path / "2.json")]) == 0
-    out = capsys.readouterr().out
-    assert "| copies among drawings of repeated pictures | 90.0% (80.0% to 100.0%) | 10.0% (10.0% to 10.0%) |" in out
-    assert "| the same against plain, per seed | – | +2.5% (+0.0% to +5.0%) |" in out
-    assert "| step time against plain, per seed | – | x1.10 (x1.10 to x1.10) |" in out
-    assert "| control: copies of plain at as many kept visits | – | 50.0% (50.0% to 50.0%) |" in out
-    assert "(interpolated between its samples)" in out and "seeds 1, 2" in out
-
-
-def test_aggregate_refuses_other_files(tmp_path, capsys):
-    (tmp_path / "x.json").write_text("{}")
-    assert aggregate.main([str(tmp_path / "x.json")]) == 3
-    assert capsys.readouterr().err.count("\n") == 1

@@ -74,16 +74,16 @@ def split(pairs, lengths, seed):
     return parts
 
 
-def near_copy(image, rng):
-    """A near copy [3, H, W] uint8: hue and brightness a little changed, shifted by up to two pixels."""
+def near_copy(image, rng, shift=2):
+    """A near copy [3, H, W] uint8: hue and brightness a little changed, shifted by up to `shift` pixels."""
     from PIL import Image
     hsv = np.asarray(Image.fromarray(image.transpose(1, 2, 0)).convert("HSV")).astype(np.int16)
     hsv[..., 0] = (hsv[..., 0] + rng.integers(-8, 9)) % 256
     rgb = np.asarray(Image.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB")).astype(np.float32)
     rgb = rgb * rng.uniform(0.88, 1.12) + rng.uniform(-8, 8)
-    dy, dx = rng.integers(-2, 3, size=2)
-    padded = np.pad(rgb, ((2, 2), (2, 2), (0, 0)), mode="edge")
-    moved = padded[2 - dy:2 - dy + rgb.shape[0], 2 - dx:2 - dx + rgb.shape[1]]
+    dy, dx = rng.integers(-shift, shift + 1, size=2)
+    padded = np.pad(rgb, ((shift, shift), (shift, shift), (0, 0)), mode="edge")
+    moved = padded[shift - dy:shift - dy + rgb.shape[0], shift - dx:shift - dx + rgb.shape[1]]
     return np.clip(np.rint(moved), 0, 255).astype(np.uint8).transpose(2, 0, 1)
 
 
@@ -142,8 +142,32 @@ class Writer:
             raise
 
 
-def up_to_date(folder, fingerprint):
-    for name in FILES:
+class Pictures:
+    """All pictures of the sources with the token states of their captions."""
+
+    def __init__(self, font, names, stamps):
+        self.pairs = sources.deduplicate([*sources.read_emoji(font, names), *sources.read_stamps(stamps)])
+        captions = [pair.caption for pair in self.pairs] + [""]
+        encoded, lengths = sources.encode(captions)
+        self.states = dict(zip(captions, encoded))
+        self.lengths = lengths[:-1]
+
+    def encode(self, captions):
+        """Sees to it that `states` has these captions."""
+        unseen = sorted(set(captions) - self.states.keys())
+        if unseen:
+            self.states.update(zip(unseen, sources.encode(unseen)[0]))
+
+    def writer(self, folder, base, fingerprint):
+        """A Writer with the statistics of the pictures `base`, which the base model is trained on."""
+        images = np.stack([self.pairs[index].image for index in base]).astype(np.float64) / 255.0
+        text = np.concatenate([self.states[self.pairs[index].caption] for index in base])
+        return Writer(folder, (images.mean(axis=(0, 2, 3)), images.std(axis=(0, 2, 3))),
+                      (text.mean(axis=0), text.std(axis=0) + 1e-6, self.states), fingerprint)
+
+
+def up_to_date(folder, fingerprint, files=FILES):
+    for name in files:
         try:
             with h5py.File(os.path.join(folder, name), "r") as file:
                 if file.attrs.get("fingerprint") != fingerprint:
@@ -166,20 +190,12 @@ def make(arguments):
         return
     folder.mkdir(parents=True, exist_ok=True)
 
-    pairs = sources.deduplicate([*sources.read_emoji(font, names), *sources.read_stamps(stamps)])
-    captions = [pair.caption for pair in pairs]
-    encoded, lengths = sources.encode(captions + [""])
-    states = dict(zip(captions + [""], encoded))
-    parts = split(pairs, lengths[:-1], arguments.seed)
+    pictures = Pictures(font, names, stamps)
+    pairs = pictures.pairs
+    parts = split(pairs, pictures.lengths, arguments.seed)
     mix = mixture(pairs, parts, arguments.seed, arguments.copies, arguments.near)
-    unseen = sorted({pair.caption for pair, _, _ in mix} - states.keys())
-    if unseen:
-        states.update(zip(unseen, sources.encode(unseen)[0]))
-
-    base = np.stack([pairs[index].image for index in parts["base"]]).astype(np.float64) / 255.0
-    base_text = np.stack([states[pairs[index].caption] for index in parts["base"]]).reshape(-1, encoded.shape[-1])
-    writer = Writer(folder, (base.mean(axis=(0, 2, 3)), base.std(axis=(0, 2, 3))),
-                    (base_text.mean(axis=0), base_text.std(axis=0) + 1e-6, states), fingerprint)
+    pictures.encode(pair.caption for pair, _, _ in mix)
+    writer = pictures.writer(folder, parts["base"], fingerprint)
 
     def plain(part, repeated=0):
         return [(pairs[index], index, repeated) for index in parts[part]]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reports.ledger import completed
+from reports.ledger import completed, completed_without_passing_over
 from reports.program import InputError
 
 COPY = 0.8        # correlation from which a drawing counts as a copy
@@ -83,7 +83,7 @@ def thinning_control(off, on_visits, off_visits, mix, originals, count):
     truth = mix.repeated[on_visits["sample"]]
     kept = float(on_visits["weight"][truth].sum())
     source = on_visits if off_visits is None else off_visits
-    steps = np.sort(completed(source["step"])[mix.repeated[source["sample"]]])
+    steps = np.sort(completed_without_passing_over(source)[mix.repeated[source["sample"]]])
     seen = np.arange(1, len(steps) + 1)
     step = float(np.interp(kept, seen, steps)) if len(steps) else 0.0
     at = sorted(off.samples)

@@ -5,7 +5,7 @@ import numpy as np
 from reports.files import open_h5
 from reports.program import InputError
 
-TRAINING, HELD_OUT = 0, 1  # the column `kind`
+TRAINING, HELD_OUT, PASSED_OVER, LOOK = 0, 1, 2, 3  # the column `kind`
 
 
 def read_ledger(path):
@@ -17,7 +17,8 @@ def read_ledger(path):
 
 
 def of_training_rows(visits):
-    return visits[visits["kind"] == TRAINING]
+    """Visits of training samples, those that were passed over among them: these have a weight of 0, like dropped ones."""
+    return visits[np.isin(visits["kind"], (TRAINING, PASSED_OVER))]
 
 
 def of_held_out_rows(visits):
@@ -33,3 +34,14 @@ def completed(ledger_step):
     """Steps done once the visits of `ledger_step` count: the ledger may number steps from 0 or from 1."""
     steps = ledger_step.astype(np.int64)
     return steps + 1 if len(steps) and steps.min() == 0 else steps
+
+
+def completed_without_passing_over(visits):
+    """completed() of a run that trains on the same stream of samples and passes over none."""
+    passed = visits["kind"] == PASSED_OVER
+    if not passed.any():
+        return completed(visits["step"])
+    rows = np.unique(visits["step"][~passed], return_counts=True)[1].max()
+    place = np.empty(len(visits), dtype=np.int64)
+    place[np.argsort(visits["step"], kind="stable")] = np.arange(len(visits))
+    return place // rows + 1

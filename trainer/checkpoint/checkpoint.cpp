@@ -51,6 +51,7 @@ void write_parts(const fs::path& folder, const CheckpointState& state, const Che
                                     {"world_size", state.world_size},
                                     {"global_batch", state.global_batch},
                                     {"nonfinite_in_a_row", state.nonfinite_in_a_row},
+                                    {"stream_position", state.stream_position},
                                     {"run_id", state.run_id},
                                     {"has_ema", static_cast<bool>(parts.save_weights_ema)},
                                     {"has_sieve", parts.sieve.has_value()},
@@ -106,6 +107,7 @@ CheckpointState read_checkpoint_state(const std::string& folder) {
     state.world_size = json.at("world_size").get<int64_t>();
     state.global_batch = json.at("global_batch").get<int64_t>();
     state.nonfinite_in_a_row = json.at("nonfinite_in_a_row").get<int64_t>();
+    state.stream_position = json.value("stream_position", state.step * state.global_batch);
     state.run_id = json.at("run_id").get<std::string>();
     state.meaning = json.at("meaning").get<std::string>();
     state.base = json.value("base", "");

@@ -3,7 +3,7 @@
 #include <runtime/agreement.h>
 #include <runtime/log.h>
 #include <trainer/loop/reference_pass.h>
-#include <trainer/loop/null_pass.h>
+#include <trainer/loop/counterfactuals.h>
 #include <runtime/stop.h>
 
 #include <algorithm>
@@ -51,9 +51,9 @@ class ReferencePass {
     const RowNoise noise = maker.noise(options_.seed, kReferenceNoise, keys, options_.noise);
     const at::Tensor t = at::full({static_cast<int64_t>(ids.size())}, timestep, at::kLong);
     const NoisyRows rows = maker.make(ids, ids, t, noise);
-    NullPass null_pass(model_);
+    Counterfactuals counterfactuals(model_, /*start=*/nullptr);
     Batch batch = batch_of(rows, model_.predict(rows.noisy, rows.timestep, rows.condition));
-    batch.null_prediction = null_pass.of(rows, maker.null());
+    batch.counterfactuals = counterfactuals.of(rows, maker.null());
     return sieve.reference(batch, chunk.held_out);
   }
 

@@ -4,7 +4,9 @@
 #include <runtime/log.h>
 #include <trainer/loop/evaluate.h>
 #include <trainer/loop/session.h>
-#include <trainer/loop/starting_model.h>
+
+#include <iomanip>
+#include <sstream>
 
 namespace memsieve::trainer {
 
@@ -46,6 +48,7 @@ Session::Session(const TrainConfig& config, Group& group, bool dry)
   on_all_ranks(group_, [&] { open_data(); });
   build_trainee();
   build_sieve();
+  build_starting_model();
   if (finished()) return;
   if (start_.saved) on_all_ranks(group_, [&] { restore(); });
   if (!dry_) on_all_ranks(group_, [&] { start_writing(); });
@@ -74,8 +77,8 @@ void Session::open_data() {
   require_same_rows(start_, data_->identity, sampler_->global_batch_size(), config_.settings.where("data.train"));
 }
 
-Model Session::checked_model() {
-  const StartingModelOptions options{
+ModelSource Session::model_source() const {
+  return {
       .pretrained = config_.model_pretrained,
       .config = config_.model_config,
       .seed = config_.seed,
@@ -85,16 +88,23 @@ Model Session::checked_model() {
       .lora_where = config_.settings.where("lora"),
       .model = {
           .device = group_.device(), .autocast = config_.autocast, .first_timestep = data_->schedule.first_timestep()}};
-  Model model = make_model(options, start_.checkpoint, group_);
+}
+
+Model Session::checked_model() {
+  Model model = make_model(model_source(), start_.checkpoint, group_);
   on_all_ranks(group_, [&] {
-    if (start_.saved && start_.saved->base != model.base_fingerprint())
-      throw ConfigError(config_.settings.where(config_.model_pretrained.empty() ? "model.config" : "model.pretrained") +
-                        ": is not the UNet that the adapters of " + start_.checkpoint +
-                        " were trained on; name that one");
+    if (config_.lora)
+      require_same_base(model.base_fingerprint(), "the adapters of " + start_.checkpoint + " were trained on");
     const Dataset& data = data_->training->data();
     model.denoiser().check_takes(row_shape(data), data.path());
   });
   return model;
+}
+
+void Session::require_same_base(const std::string& fingerprint, const std::string& what) const {
+  if (!start_.saved || start_.saved->base == fingerprint) return;
+  throw ConfigError(config_.settings.where(config_.model_pretrained.empty() ? "model.config" : "model.pretrained") +
+                    ": is not the UNet that " + what + "; name that one");
 }
 
 void Session::build_trainee() {
@@ -132,9 +142,36 @@ void Session::build_sieve() {
   sieve_.emplace(Sieve::from_settings(config_.settings.section("sieve"), group_.communicator(), setup));
 }
 
+void Session::build_starting_model() {
+  if (!sieve_) return;
+  bool wanted = false;
+  for (const auto& name : sieve_->counterfactuals()) {
+    if (name == "start") {
+      wanted = true;
+    } else if (name != "null") {
+      throw ConfigError(config_.settings.where("sieve.filters") + ": a filter reads the counterfactual prediction '" +
+                        name + "', which this trainer does not make (it makes null and start); a loop of your own can");
+    }
+  }
+  if (!wanted) return;
+  if (config_.lora) {
+    starting_model_.emplace(trainee_->model());
+    return;
+  }
+  starting_model_.emplace(std::make_unique<Model>(make_starting_model(model_source(), group_)));
+  on_all_ranks(group_, [&] {
+    require_same_base(starting_model_->fingerprint(),
+                      "the run of " + start_.checkpoint + " started from and its sieve compares with");
+  });
+}
+
 StepOptions Session::step_options() const {
   const Settings& s = config_.settings;
-  const bool observes = config_.sieve && s.integer("sieve.held_out.rows") > 0;
+  const auto every = [&](const std::string& section) {
+    const bool on = config_.sieve && s.integer("sieve." + section + ".rows") > 0;
+    return on ? s.integer("sieve." + section + ".every") : 0;
+  };
+  const int64_t first = start_.first_step();
   return {.seed = config_.seed,
           .noise = config_.diffusion.noise,
           .snr_gamma = config_.diffusion.snr_gamma,
@@ -143,7 +180,15 @@ StepOptions Session::step_options() const {
           .accumulation = config_.accumulation,
           .max_train_steps = config_.max_train_steps,
           .prefetch = config_.prefetch,
-          .held_out_every = observes ? s.integer("sieve.held_out.every") : 0};
+          .held_out_every = every("held_out"),
+          .revisit_every = every("revisit"),
+          .pass_over = passes_over(),
+          .first_step = first,
+          .stream_position = start_.saved ? start_.saved->stream_position : 0};
+}
+
+bool Session::passes_over() const {
+  return config_.sieve && config_.settings.boolean("sieve.action.pass_over");
 }
 
 bool Session::needs_reference() const {
@@ -190,10 +235,11 @@ void Session::start_writing() {
   options.first_step = start_.first_step();
   options.rows_per_step = sampler_->global_batch_size();
   if (sieve_) options.channels = sieve_->channels();
+  options.passes_over = passes_over();
   metrics_.emplace(std::move(options));
 }
 
-void Session::save(int64_t step, int64_t nonfinite_in_a_row) {
+void Session::save(int64_t step, int64_t nonfinite_in_a_row, int64_t stream_position) {
   on_all_ranks(group_, [&] {
     if (group_.rank() != 0) return;
     metrics_->flush();
@@ -203,9 +249,10 @@ void Session::save(int64_t step, int64_t nonfinite_in_a_row) {
     state.world_size = group_.world_size();
     state.global_batch = sampler_->global_batch_size();
     state.nonfinite_in_a_row = nonfinite_in_a_row;
+    state.stream_position = stream_position;
     state.run_id = start_.run_id;
     state.meaning = config_.settings.yaml(Keys::binding);
-    state.base = trainee_->model().base_fingerprint();
+    state.base = starting_model_ ? starting_model_->fingerprint() : trainee_->model().base_fingerprint();
     state.data = data_->identity;
     CheckpointParts parts = trainee_->checkpoint_parts();
     parts.scheduler = scheduler_json(config_.diffusion.schedule, config_.diffusion.draw);
@@ -221,6 +268,16 @@ void Session::finish() {
   });
 }
 
+std::string Session::starting_model_memory() const {
+  if (!starting_model_) return "";
+  const double megabytes = static_cast<double>(starting_model_->bytes()) / double(1 << 20);
+  if (megabytes == 0) return "; the starting model is the trained one without adapters";
+  std::ostringstream text;
+  text << "; a frozen copy of the starting model takes " << std::fixed << std::setprecision(1) << megabytes
+       << " MiB on each rank";
+  return text.str();
+}
+
 std::string Session::describe() {
   const int64_t rows = sampler_->global_batch_size(), size = data_->training->data().size();
   return parameter_counts(trainee_->model()) + " on " + std::to_string(group_.world_size()) + " x " +
@@ -229,7 +286,8 @@ std::string Session::describe() {
          " rows = " + std::to_string(config_.max_train_steps * rows / size) + " epochs; " +
          (sieve_                          ? "sieve on"
           : config_.settings.has("sieve") ? "sieve off (filter: off)"
-                                          : "no sieve");
+                                          : "no sieve") +
+         starting_model_memory();
 }
 
 }  // namespace memsieve::trainer

@@ -8,8 +8,10 @@
 #include <trainer/checkpoint/run_folder.h>
 #include <trainer/config/train_config.h>
 #include <trainer/loop/reference_pass.h>
+#include <trainer/loop/make_model.h>
 #include <trainer/loop/run_data.h>
 #include <trainer/loop/run_start.h>
+#include <trainer/loop/starting_model.h>
 #include <trainer/loop/train_step.h>
 #include <trainer/loop/trainee.h>
 #include <trainer/metrics/metrics.h>
@@ -43,7 +45,12 @@ class Session {
   /// For a TrainStep of this run.
   StepOptions step_options() const;
   StepParts step_parts() {
-    return {.data = data(), .sampler = sampler(), .trainee = trainee(), .sieve = sieve(), .group = group_};
+    return {.data = data(),
+            .sampler = sampler(),
+            .trainee = trainee(),
+            .sieve = sieve(),
+            .start = starting_model_ ? &*starting_model_ : nullptr,
+            .group = group_};
   }
 
   /// Whether the sieve wants to be shown what the starting model finds easy, and has not been.
@@ -53,8 +60,8 @@ class Session {
 
   /// COLLECTIVE. Writes the checkpoint of the state after `step` steps and removes old ones. The sieve's reports must
   /// have been flushed: its ledger is part of that state. `nonfinite_in_a_row`: steps without a usable
-  /// gradient, up to now.
-  void save(int64_t step, int64_t nonfinite_in_a_row);
+  /// gradient, up to now. `stream_position`: where step `step` begins in the stream of samples.
+  void save(int64_t step, int64_t nonfinite_in_a_row, int64_t stream_position);
   /// COLLECTIVE. Notes that the run has done all that it was to do.
   void finish();
   /// Whether an earlier part of this run has; then nothing is restored or opened for writing.
@@ -63,12 +70,19 @@ class Session {
   std::string describe();
 
  private:
+  /// Whether samples that the sieve has flagged are kept out of the batches.
+  bool passes_over() const;
   void open_data();
   Model checked_model();
   void build_trainee();
   /// `ledger`: the file to write, "" = none.
   Setup sieve_setup(const std::string& ledger) const;
   void build_sieve();
+  void build_starting_model();
+  ModelSource model_source() const;
+  /// Throws ConfigError if the weights that this run starts from are not those of the run that is resumed.
+  void require_same_base(const std::string& fingerprint, const std::string& what) const;
+  std::string starting_model_memory() const;
   void restore();
   void start_writing();
 
@@ -82,6 +96,7 @@ class Session {
   std::optional<PictureDecoder> pictures_;
   std::optional<Trainee> trainee_;
   std::optional<Sieve> sieve_;
+  std::optional<StartingModel> starting_model_;
   std::optional<MetricsWriter> metrics_;
 };
 

@@ -1,34 +1,24 @@
 #include <ATen/ATen.h>
-#include <diffusion/models/families.h>
-#include <runtime/agreement.h>
-#include <runtime/reducer.h>
+#include <ATen/core/grad_mode.h>
 #include <trainer/loop/starting_model.h>
 
 namespace memsieve::trainer {
 
-Model make_model(const StartingModelOptions& options, const std::string& checkpoint, Group& group) {
-  std::unique_ptr<Denoiser> denoiser;
-  on_all_ranks(group, [&] {
-    const bool whole = !checkpoint.empty() && !options.lora;
-    const std::string from = whole ? checkpoint : options.pretrained;
-    if (!from.empty()) {
-      denoiser = load_denoiser(denoiser_folder(from));
-    } else {
-      at::manual_seed(options.seed);
-      denoiser = make_denoiser(options.config);
-    }
-  });
-  denoiser->set_gradient_checkpointing(options.gradient_checkpointing);
-  Model model(std::move(denoiser), options.model);
-  broadcast_parameters(model.parameter_list(), group);
-  if (!options.lora) return model;
-  on_all_ranks(group, [&] {
-    model.add_lora(*options.lora, options.seed, options.lora_where);
-    const std::string from = checkpoint.empty() ? options.lora_pretrained : checkpoint + "/lora/" + lora_file_name;
-    if (!from.empty()) model.lora()->restore(from);
-  });
-  broadcast_parameters(model.parameter_list(), group);
-  return model;
+StartingModel::StartingModel(std::unique_ptr<Model> copy) : copy_(std::move(copy)), model_(*copy_) {
+  copy_->freeze();
+}
+
+at::Tensor StartingModel::predict(const at::Tensor& sample, const at::Tensor& timestep, const Conditioning& condition) {
+  const at::NoGradGuard no_grad;
+  const AdaptersOff off(model_);
+  return model_.predict(sample, timestep, condition);
+}
+
+int64_t StartingModel::bytes() const {
+  int64_t sum = 0;
+  if (!copy_) return sum;
+  for (const auto& p : copy_->denoiser().module().parameters()) sum += static_cast<int64_t>(p.nbytes());
+  return sum;
 }
 
 }  // namespace memsieve::trainer

@@ -1,35 +1,33 @@
 #pragma once
-// The model that a run starts from, the same on all ranks.
+// The model that fine-tuning started from, beside the one that is trained.
 
 #include <diffusion/models/model.h>
-#include <runtime/group.h>
 #include <trainer/rooms.h>
 
-#include <optional>
+#include <memory>
 #include <string>
 
 namespace memsieve::trainer {
 
-struct StartingModelOptions {
-  /// folder of a diffusers denoiser or of a pipeline that has one; or "" and
-  std::string pretrained;
-  /// the config.json of one that starts from random weights
-  std::string config;
-  /// keys random weights and adapters
-  uint64_t seed = 0;
-  bool gradient_checkpointing = false;
-  /// nothing = the denoiser's own weights are trained
-  std::optional<LoraConfig> lora;
-  /// adapter file to start from, or ""
-  std::string lora_pretrained;
-  /// begins messages about the adapters: "run.yaml:3: lora"
-  std::string lora_where = "lora";
-  ModelOptions model;
-};
+/// The trained model with its adapters off, or a frozen copy in the dtype that it computes in.
+class StartingModel {
+ public:
+  /// `trained` has adapters; it must outlive this.
+  explicit StartingModel(Model& trained) : model_(trained) {}
+  /// `copy` is frozen here.
+  explicit StartingModel(std::unique_ptr<Model> copy);
 
-/// COLLECTIVE (agreement on errors; weights of rank 0 on all ranks). The model that the options name, with the weights
-/// of checkpoint `checkpoint` if that is not empty: a whole denoiser, or adapters beside the options' denoiser. Throws
-/// ConfigError or DataError.
-Model make_model(const StartingModelOptions& options, const std::string& checkpoint, Group& group);
+  /// As Model::predict, without gradient.
+  at::Tensor predict(const at::Tensor& sample, const at::Tensor& timestep, const Conditioning& condition);
+
+  /// Bytes that it takes beside the trained model; 0 with adapters.
+  int64_t bytes() const;
+  /// Of its weights (diffusion/models/lora/lora.h): a run that is resumed must compare with the same.
+  const std::string& fingerprint() const { return model_.base_fingerprint(); }
+
+ private:
+  std::unique_ptr<Model> copy_;
+  Model& model_;
+};
 
 }  // namespace memsieve::trainer

@@ -11,20 +11,20 @@ StepLog::StepLog(const Options& options, MetricsWriter& metrics, Sieve* sieve, c
       sampler_(sampler),
       progress_("step", options.max_train_steps, options.log_every) {}
 
-void StepLog::begin(int64_t step) {
-  begun_[step] = std::chrono::steady_clock::now();
+void StepLog::begin(int64_t step, int64_t epoch) {
+  begun_[step] = {std::chrono::steady_clock::now(), epoch};
 }
 
 void StepLog::add(int64_t step, const StepNumbers& n, Time arrived) {
   const auto began = begun_.extract(step).mapped();
   StepMetrics m;
   m.step = step;
-  m.epoch = sampler_.epoch(step);
+  m.epoch = began.epoch;
   m.loss = n.loss_sum / static_cast<double>(sampler_.global_batch_size());
   m.lr = n.lr;
   m.grad_norm = n.grad_norm;
   m.loss_scale = n.loss_scale;
-  m.step_ms = std::chrono::duration<double, std::milli>(arrived - std::max(began, arrived_)).count();
+  m.step_ms = std::chrono::duration<double, std::milli>(arrived - std::max(began.at, arrived_)).count();
   m.skipped = n.skipped > 0;
   m.nonfinite = n.nonfinite > 0;
   arrived_ = arrived;
@@ -38,8 +38,8 @@ void StepLog::write() {
   if (sieve_ == nullptr) return;
   for (const auto& report : sieve_->take_reports()) {
     metrics_.report(report);
-    rows_ += report.rows;
-    dropped_ += report.dropped;
+    visits_ += report.rows + report.passed_over;
+    dropped_ += report.dropped + report.passed_over;
   }
 }
 
@@ -51,9 +51,9 @@ std::string StepLog::note() const {
   char text[160];
   int n =
       std::snprintf(text, sizeof text, "loss %.4f  lr %.2e  %.0f ms/step", smooth_loss_, latest_.lr, latest_.step_ms);
-  if (rows_ > 0 && n > 0) {
+  if (visits_ > 0 && n > 0) {
     std::snprintf(text + n, sizeof text - static_cast<size_t>(n), "  dropped %.1f%%",
-                  100.0 * double(dropped_) / double(rows_));
+                  100.0 * double(dropped_) / double(visits_));
   }
   return text;
 }

@@ -27,8 +27,8 @@ class StepLog {
   /// `sieve`: null = none. All references must outlive the log.
   StepLog(const Options& options, MetricsWriter& metrics, Sieve* sieve, const Sampler& sampler);
 
-  /// Step `step` begins now.
-  void begin(int64_t step);
+  /// Step `step` begins now, in that epoch.
+  void begin(int64_t step, int64_t epoch);
   /// Its numbers arrived. A step lasts from its beginning, or from the end of the one before if the GPU was still at
   /// that, until its numbers arrive.
   void add(int64_t step, const StepNumbers& numbers, Time arrived);
@@ -46,14 +46,19 @@ class StepLog {
   Sieve* sieve_;
   const Sampler& sampler_;
   Progress progress_;
-  /// of steps whose numbers have not arrived
-  std::map<int64_t, Time> begun_;
+  struct Begun {
+    Time at;
+    int64_t epoch;
+  };
+  /// steps whose numbers have not arrived
+  std::map<int64_t, Begun> begun_;
   /// of the latest numbers
   Time arrived_{};
   std::deque<StepMetrics> unwritten_;
   StepMetrics latest_;
   double smooth_loss_ = -1;
-  int64_t rows_ = 0, dropped_ = 0;
+  /// visits, those that were passed over among them
+  int64_t visits_ = 0, dropped_ = 0;
 };
 
 }  // namespace memsieve::trainer

@@ -60,7 +60,7 @@ class Run {
       if (save || look) read_mail(true);
       if (stop_ && !end) return stop_here(step);
       // What takes long comes after the checkpoint: a run that is resumed from it evaluates anew.
-      if (save) session_.save(step, nonfinite_in_a_row_);
+      if (save) save_after(step);
       if (look) evaluate(step, end);
     }
     log_.pause();
@@ -71,7 +71,7 @@ class Run {
 
  private:
   void one_step(int64_t step) {
-    log_.begin(step);
+    log_.begin(step, step_.epoch(step));
     mailbox_.push(step, step_.run(step));
     read_mail(false);
     try {
@@ -125,10 +125,12 @@ class Run {
     });
   }
 
+  void save_after(int64_t step) { session_.save(step, nonfinite_in_a_row_, step_.stream_position(step)); }
+
   ExitCode stop_here(int64_t step) {
     read_mail(true);
     log_.pause();
-    session_.save(step, nonfinite_in_a_row_);
+    save_after(step);
     if (group_.rank() == 0) {
       log_warning("stopped by a signal after " + std::to_string(step) + " steps; continue with --resume-from latest");
     }

@@ -11,11 +11,14 @@ namespace memsieve::trainer {
 
 namespace {
 
-/// The rows of one micro-batch of rank `rank`, a function of the configuration and the step alone.
-HostRows gather_rows(const RunData& data, const StepOptions& options, const Sampler& sampler, int64_t rank,
-                     int64_t step, int64_t micro) {
-  const auto keys = place_keys(step, sampler.place(micro, rank, 0), options.train_batch_size);
-  const auto ids = sampler.rows(step, micro, rank);
+/// Steps that are planned ahead: as far as the sieve knows whom it will have passed over.
+constexpr int64_t kPlannedAhead = kFlagLag - 3;
+
+/// The rows `ids` of a micro-batch that begins at place `place` of step `step`, a function of these and the
+/// configuration alone.
+HostRows gather_rows(const RunData& data, const StepOptions& options, const std::vector<int64_t>& ids, int64_t step,
+                     int64_t place) {
+  const auto keys = place_keys(step, place, options.train_batch_size);
   return data.training->gather(
       ids, ids,
       training_timesteps(options.seed, Stream::train_timestep, keys, data.schedule.num_timesteps(), options.noise),
@@ -46,17 +49,38 @@ TrainStep::TrainStep(const StepOptions& options, const StepParts& parts)
       trainee_(parts.trainee),
       sieve_(parts.sieve),
       group_(parts.group),
-      null_pass_(trainee_.model()) {}
+      counterfactuals_(trainee_.model(), parts.start) {
+  if (sieve_ != nullptr && options_.pass_over) plan_.emplace(sampler_, options_.first_step, options_.stream_position);
+}
+
+int64_t TrainStep::stream_position(int64_t step) const {
+  return plan_ ? plan_->position(step) : step * sampler_.global_batch_size();
+}
+
+void TrainStep::plan(int64_t step) {
+  plan_->forget_before(step);
+  const int64_t last = std::max(step, std::min(step + kPlannedAhead, options_.max_train_steps - 1));
+  while (plan_->end() <= last) plan_->add(sieve_->flagged(plan_->end()));
+}
+
+std::vector<int64_t> TrainStep::sample_ids(int64_t step, int64_t micro) const {
+  return plan_ ? plan_->rows(step, micro, group_.rank()) : sampler_.rows(step, micro, group_.rank());
+}
 
 HostRows TrainStep::next_rows(int64_t step, int64_t micro) {
   const int64_t per_step = options_.accumulation, index = step * per_step + micro;
   if (!ahead_ || index != ahead_next_) {
     // A sampler of its own: it caches permutations, and runs on another thread.
-    const auto make = [&data = data_, options = options_, sampler = sampler_, rank = group_.rank(), per_step](
-                          int64_t i) { return gather_rows(data, options, sampler, rank, i / per_step, i % per_step); };
-    const int64_t end = std::max(options_.max_train_steps * per_step, index + 1);
-    ahead_.emplace(make, index, end, options_.prefetch);
+    const auto make = [&data = data_, options = options_, sampler = sampler_, plan = plan_ ? &*plan_ : nullptr,
+                       rank = group_.rank(), per_step](int64_t i) {
+      const int64_t of = i / per_step, micro_batch = i % per_step;
+      const auto ids = plan != nullptr ? plan->rows(of, micro_batch, rank) : sampler.rows(of, micro_batch, rank);
+      return gather_rows(data, options, ids, of, sampler.place(micro_batch, rank, 0));
+    };
+    const int64_t end = plan_ ? 0 : options_.max_train_steps * per_step;
+    ahead_.emplace(make, index, std::max(end, index + 1), options_.prefetch);
   }
+  if (plan_) ahead_->extend(plan_->end() * per_step);
   ahead_next_ = index + 1;
   return ahead_->take(index);
 }
@@ -81,7 +105,7 @@ NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
     fail(std::current_exception());
   }
   // The peers wait for this rank's gradient: it goes on with rows of nothing, and all ranks stop after the step.
-  return nothing(sampler_.rows(step, micro, group_.rank()));
+  return nothing(sample_ids(step, micro));
 }
 
 NoisyRows TrainStep::held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step) {
@@ -97,27 +121,51 @@ NoisyRows TrainStep::held_out_rows(const std::vector<HeldOutVisit>& visits, int6
   return data_.held_out->make(pictures, labels, at::tensor(t, at::kLong), noise);
 }
 
-void TrainStep::make_held_out(int64_t step) {
+NoisyRows TrainStep::look_rows(const std::vector<Look>& looks, int64_t step) {
+  std::vector<int64_t> ids, t;
+  std::vector<RowKey> keys;
+  for (const auto& look : looks) {
+    ids.push_back(look.id);
+    t.push_back(timestep_at(look.timestep_fraction, data_.schedule.num_timesteps(), options_.noise));
+    keys.push_back({step, look.place});
+  }
+  const RowNoise noise = data_.training->noise(options_.seed, kLookNoise, keys, options_.noise);
+  return data_.training->make(ids, ids, at::tensor(t, at::kLong), noise);
+}
+
+void TrainStep::make_extra_rows(int64_t step) {
   held_out_.reset();
-  null_pass_.forget();
+  looks_.reset();
+  counterfactuals_.forget();
   const auto visits = sieve_->held_out_visits(step);
-  if (visits.empty()) return;
+  const auto looks = sieve_->looks(step);
+  if (visits.empty() && looks.empty()) return;
   try {
-    held_out_ = held_out_rows(visits, step);
-    null_pass_.await(*held_out_);
+    if (!looks.empty()) looks_ = look_rows(looks, step);
+    if (!visits.empty()) held_out_ = held_out_rows(visits, step);
+    counterfactuals_.await(held_out_, looks_);
   } catch (const Error&) {
+    held_out_.reset();
+    looks_.reset();
     fail(std::current_exception());
   }
 }
 
-void TrainStep::observe_held_out(const Clock& clock) {
+void TrainStep::observe_extra_rows(const Clock& clock) {
   const at::NoGradGuard no_grad;
+  const int64_t held_out = held_out_ ? held_out_->noisy.size(0) : 0;
   if (held_out_) {
-    Batch seen = batch_of(*held_out_, null_pass_.awaited());
-    seen.null_prediction = null_pass_.of(*held_out_, data_.held_out->null());
-    return sieve_->observe(seen, clock);
+    Batch seen = batch_of(*held_out_, counterfactuals_.awaited().slice(0, 0, held_out));
+    seen.counterfactuals = counterfactuals_.of_held_out(data_.held_out->null(), data_.training->null());
+    sieve_->observe(seen, clock);
   }
-  if (options_.held_out_every == 0 || clock.step % options_.held_out_every != 0) return;
+  if (looks_) {
+    Batch seen = batch_of(*looks_, counterfactuals_.awaited().slice(0, held_out));
+    seen.counterfactuals = counterfactuals_.of_looks(data_.training->null());
+    sieve_->look(seen, clock);
+  }
+  const auto due = [&](int64_t every) { return every > 0 && clock.step % every == 0; };
+  if (held_out_ || looks_ || !(due(options_.held_out_every) || due(options_.revisit_every))) return;
   // Other ranks call the model once more for rows of theirs, and a model that is spread over the ranks waits for all.
   const NoisyRows none = nothing({0});
   trainee_.model().predict(none.noisy, none.timestep, none.condition);
@@ -134,7 +182,7 @@ at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
   at::Tensor loss;
   if (sieve_ != nullptr) {
     Batch seen = batch_of(batch, prediction);
-    seen.null_prediction = null_pass_.of(batch, data_.training->null());
+    seen.counterfactuals = counterfactuals_.of(batch, data_.training->null());
     loss = sieve_->inspect(seen, clock).loss(row_loss);
   } else {
     loss = row_loss.mean();
@@ -151,7 +199,7 @@ StepEnd TrainStep::end_step(const Clock& clock) {
     const at::Tensor no = at::zeros({}, at::TensorOptions(at::kFloat).device(group_.device()));
     return {.grad_scale = at::ones_like(no), .skip = no, .nonfinite = no};
   }
-  observe_held_out(clock);
+  observe_extra_rows(clock);
   ended(Part::probe);
   const StepEnd end = sieve_->end_step(clock);
   ended(Part::reduce);
@@ -159,10 +207,12 @@ StepEnd TrainStep::end_step(const Clock& clock) {
 }
 
 at::Tensor TrainStep::run(int64_t step) {
-  const Clock clock{.step = step, .epoch = sampler_.epoch(step)};
+  if (plan_) plan(step);
+  const Clock clock{.step = step, .epoch = epoch(step)};
+  if (plan_) sieve_->pass_over(plan_->passed_over(step), clock);
   at::Tensor sums = at::zeros({kSummedNumbers}, at::TensorOptions(at::kDouble).device(group_.device()));
   const auto sum = [&](StepNumber number) { return sums[static_cast<int64_t>(number)]; };
-  if (sieve_ != nullptr) make_held_out(step);
+  if (sieve_ != nullptr) make_extra_rows(step);
   ended(Part::data);
   for (int64_t micro = 0; micro < options_.accumulation; ++micro) sum(StepNumber::loss_sum) += micro_step(clock, micro);
   const StepEnd end = end_step(clock);

@@ -4,7 +4,8 @@
 #include <diffusion/data/prefetch.h>
 #include <diffusion/data/sampler.h>
 #include <memsieve/sieve.h>
-#include <trainer/loop/null_pass.h>
+#include <trainer/loop/batch_plan.h>
+#include <trainer/loop/counterfactuals.h>
 #include <trainer/loop/run_data.h>
 #include <trainer/loop/step_numbers.h>
 #include <trainer/loop/trainee.h>
@@ -31,8 +32,13 @@ struct StepOptions {
   int64_t max_train_steps = 0;
   /// micro-batches made ahead of the step, by a thread of their own; 0 = none
   int64_t prefetch = 0;
-  /// held-out rows are observed in every step that this divides, by ranks that have some; 0 = never
-  int64_t held_out_every = 0;
+  /// held-out rows are observed, and flagged samples looked at, in every step that this divides, by ranks that have
+  /// some; 0 = never
+  int64_t held_out_every = 0, revisit_every = 0;
+  /// samples that the sieve has flagged are passed over
+  bool pass_over = false;
+  /// of this part of the run, and where it begins in the stream of samples
+  int64_t first_step = 0, stream_position = 0;
 };
 
 /// What a step works on; all of it must outlive the step.
@@ -42,6 +48,8 @@ struct StepParts {
   Trainee& trainee;
   /// null = none
   Sieve* sieve;
+  /// null = no signal compares with it
+  StartingModel* start = nullptr;
   Group& group;
 };
 
@@ -63,6 +71,10 @@ class TrainStep {
 
   /// This rank's rows of a micro-batch: the same whenever they are asked for.
   NoisyRows rows(int64_t step, int64_t micro);
+  /// Where in the stream of samples step `step` begins: of the step to come, or of the one that runs.
+  int64_t stream_position(int64_t step) const;
+  /// The pass over the data set that this belongs to.
+  int64_t epoch(int64_t step) const { return sampler_.epoch_at(stream_position(step)); }
   /// Calls `listener` on the host after each part of each step, to measure; a part may come more than once.
   void tell_parts(std::function<void(Part)> listener) { ended_ = std::move(listener); }
 
@@ -70,12 +82,15 @@ class TrainStep {
   void ended(Part part) const {
     if (ended_) ended_(part);
   }
+  void plan(int64_t step);
+  std::vector<int64_t> sample_ids(int64_t step, int64_t micro) const;
   HostRows next_rows(int64_t step, int64_t micro);
   /// `ids` as rows of zeros with the empty caption.
   NoisyRows nothing(const std::vector<int64_t>& ids) const;
   NoisyRows held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step);
-  void make_held_out(int64_t step);
-  void observe_held_out(const Clock& clock);
+  NoisyRows look_rows(const std::vector<Look>& looks, int64_t step);
+  void make_extra_rows(int64_t step);
+  void observe_extra_rows(const Clock& clock);
   at::Tensor micro_step(const Clock& clock, int64_t micro);
   StepEnd end_step(const Clock& clock);
 
@@ -85,11 +100,13 @@ class TrainStep {
   Trainee& trainee_;
   Sieve* sieve_;
   Group& group_;
-  NullPass null_pass_;
+  Counterfactuals counterfactuals_;
   /// this step's, of this rank
-  std::optional<NoisyRows> held_out_;
+  std::optional<NoisyRows> held_out_, looks_;
   std::exception_ptr failure_;
   std::function<void(Part)> ended_;
+  /// where samples are passed over
+  std::optional<BatchPlan> plan_;
   /// of micro-batches, counted through all steps
   std::optional<Prefetcher<HostRows>> ahead_;
   int64_t ahead_next_ = -1;

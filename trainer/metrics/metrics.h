@@ -34,6 +34,8 @@ struct MetricsOptions {
   int64_t rows_per_step = 0;
   /// of the sieve (Sieve::channels()); nothing = no sieve
   std::optional<std::vector<std::string>> channels;
+  /// visits are passed over, and told
+  bool passes_over = false;
 };
 
 /// Appends to metrics.jsonl (rank 0; elsewhere it does nothing). NaN and Inf are written as null. Event files get the

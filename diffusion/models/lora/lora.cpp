@@ -123,6 +123,7 @@ std::vector<std::pair<std::string, at::Tensor>> Lora::parameters() const {
 }
 
 void Lora::apply(bool on) {
+  applied_ = on;
   for (const Entry& entry : entries_) entry.adapter->on = on;
 }
 

@@ -32,6 +32,7 @@ class Lora {
 
   /// Whether the layers apply their adapters. Off: the model is the one without adapters.
   void apply(bool on);
+  bool applied() const { return applied_; }
 
   /// Writes `folder`/pytorch_lora_weights.safetensors in the form that diffusers' load_lora_weights reads (diffusers
   /// 0.34 and later honour the alpha in its header; earlier ones take alpha = rank). DataError.
@@ -51,6 +52,7 @@ class Lora {
   LoraConfig config_;
   std::string component_;
   std::vector<Entry> entries_;
+  bool applied_ = true;
 };
 
 /// The file that Lora::save writes.

@@ -31,7 +31,8 @@ struct Batch {
   at::Tensor prediction;
   /// like prediction
   at::Tensor target;
-  /// short for counterfactuals["null"]; asked for only if a configured filter reads the magnitude
+  /// short for counterfactuals["null"]; asked for only if a configured filter reads a signal that
+  /// needs it, as the magnitude does
   NullPrediction null_prediction;
   /// [B] bool, any device, or undefined = all; rows under caption dropout are not measured
   at::Tensor has_caption;
@@ -45,6 +46,10 @@ struct Batch {
   /// [B] int64 in [0, Setup::strata), any device, or undefined = all 0 (checked on the CPU only). z-scores compare a
   /// row with rows of its own stratum: resolutions, data sources, noise schedules.
   at::Tensor stratum = {};
+  /// [B, F] of any floating type, any device, or undefined. Any features that are alike for copies of one picture (a
+  /// caption's embedding, a small version of the picture): with `probe.likeness`, rows that resemble those found out
+  /// lately are probed first, and less is asked of them. No evidence by itself.
+  at::Tensor likeness = {};
 };
 
 /// Where the loop is. `step` counts optimiser steps attempted (skipped ones too).
@@ -86,6 +91,16 @@ struct StepEnd {
   at::Tensor skip;
   /// 1 when a training row or a gradient was not finite: for loops that count such steps (`on_nonfinite: skip`).
   at::Tensor nonfinite = {};
+};
+
+/// A training sample to look at again: judged memorised, so that the loop passes over it. Where fewer are than rows to
+/// look at, some other sample, of which nothing is kept: shapes stay the same.
+struct Look {
+  int64_t id = 0;
+  /// suggested t / num_timesteps, stratified over the step's looks
+  double timestep_fraction = 0;
+  /// place among the step's looks over all ranks: key your noise by it
+  int64_t place = 0;
 };
 
 /// A row to observe: held-out picture `picture`, under the pseudo-row `id` to put into Batch::sample_id.

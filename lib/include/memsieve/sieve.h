@@ -69,7 +69,16 @@ struct StepReport {
   std::vector<std::vector<float>> raw;
   /// the update was skipped on all ranks
   bool skipped = false;
+  /// visits that the loop passed over (Sieve::pass_over)
+  int64_t passed_over = 0;
+  /// With `evidence.kind: discounted`: by how much the set as a whole is memorised, in z-scores of a visit (of several
+  /// filters the largest); no sample is dropped for it. 0 with other kinds.
+  double drift = 0;
 };
+
+/// Steps between a verdict and the first batch that `Sieve::flagged` keeps its sample out of: enough for what a GPU
+/// tells two steps late, and for batches that are made five steps ahead.
+inline constexpr int64_t kFlagLag = 8;
 
 class MEMSIEVE_API Sieve {
  public:
@@ -103,13 +112,33 @@ class MEMSIEVE_API Sieve {
   /// Local. Measures held-out rows: what "not memorised" looks like now. Call under no-grad, before end_step.
   void observe(const Batch& batch, const Clock& clock);
 
+  /// [dataset_size] bool on the CPU: samples that the batch of step `step` should pass over, those that the verdicts of
+  /// steps up to `step` - kFlagLag judge memorised; with `evidence.pool: group` the whole group. The same on every
+  /// rank, on CPU and GPU, and in a resumed run. None without `action.pass_over: true`, or before
+  /// `action.warmup_steps`. Local; may be asked for the step to come and kFlagLag - 3 steps ahead. Throws DataError for
+  /// another step, or for a clock that does not count steps one by one.
+  at::Tensor flagged(int64_t step) const;
+  /// Tells that in this step the visits of samples `ids` were passed over, in this order, the same on every rank: for
+  /// the ledger and the report. Local, before end_step, which throws what is wrong with them on every rank.
+  void pass_over(const std::vector<int64_t>& ids, const Clock& clock);
+  /// The samples that this rank should look at again in the step to come, without training on them: always the same
+  /// number, or none in the steps between those that `revisit.every` names. Over all ranks the `revisit.rows` flagged
+  /// ones that have waited longest for their last visit or look, divided by 1 + their evidence beyond the level. The
+  /// same for any number of ranks. Throws as flagged() does.
+  std::vector<Look> looks(int64_t step) const;
+  /// Local. Measures the rows that looks() named, all of them, in its order, and adds what they show to the samples'
+  /// evidence and verdicts: those whose evidence has fallen are taken back. Call under no-grad, before end_step; errors
+  /// as in observe().
+  void look(const Batch& batch, const Clock& clock);
+
   /// How many draws of each picture the starting model should be asked for, 0 = none. Draw d uses timestep (d + 0.5) /
   /// draws * num_timesteps.
   int64_t reference_draws() const;
   /// Local, before training. What the starting model finds easy. Every training sample and every held-out picture
   /// (`held_out` = true, sample_id = picture index) once per draw, divided over the ranks in any way. False: something
   /// went wrong, and the pass need not go on; finish_reference throws it on every rank. Does nothing if the
-  /// configuration asks for no reference.
+  /// configuration asks for no reference. Each counterfactual prediction is asked for exactly once for a batch,
+  /// whatever its rows hold, but for `start`: the batch's own prediction is that.
   bool reference(const Batch& batch, bool held_out);
   /// COLLECTIVE. Ends the reference pass; does nothing if the configuration asks for none. Throws PeerError for what
   /// went wrong in it, DataError if a picture was never drawn.
@@ -144,8 +173,11 @@ class MEMSIEVE_API Sieve {
 
   /// Names of the configured filters, in the order of the channels in the ledger: the registry's.
   std::vector<std::string> channels() const;
-  /// Why this configuration will never drop anything with a data set of this size, and after restore() what the ledger
-  /// has lost (rank 0), a line each; usually none.
+  /// Names of the counterfactual predictions that the configured filters read (SignalEntry::counterfactual): what a
+  /// batch must be able to supply.
+  std::vector<std::string> counterfactuals() const;
+  /// Why this configuration will never drop anything with a data set of this size, or never take anything back, and
+  /// after restore() what the ledger has lost (rank 0), a line each; usually none.
   std::vector<std::string> warnings() const;
 
  private:

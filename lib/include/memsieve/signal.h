@@ -28,8 +28,9 @@ struct SignalEntry {
   std::string name;
   std::string doc;
   /// The prediction that must be made for it without gradient, one row for each probed row: `null` = with the empty
-  /// caption, `start` = by the starting model, or a name of one's own (Batch::counterfactuals). "" = none is needed:
-  /// the signal is a by-product of the row's own loss and is measured for every row.
+  /// caption, `start` = by the starting model, `guidance` = at another embedded guidance scale, or a name of one's own
+  /// (Batch::counterfactuals). "" = none is needed: the signal is a by-product of the row's own loss and is measured
+  /// for every row.
   std::string counterfactual;
   /// [k] float32 on the rows' device; a NaN or Inf counts as a broken row. Pure, may be called from several threads at
   /// once, must not synchronise with the device (`.item()`, `.cpu()`, boolean indexing). May throw: the error reaches
@@ -54,8 +55,12 @@ class MEMSIEVE_API SignalRegistry {
   std::vector<SignalEntry> entries_;
 };
 
-/// `prediction_error`, mean over C,H,W of (prediction - target)^2, which costs nothing; and `magnitude`,
-/// || prediction - prediction(null) ||_2 over C,H,W (Wen et al., ICLR 2024, section 3.1), from counterfactual `null`.
+/// With L the mean over C,H,W of (prediction - target)^2, and L(x) that of counterfactual prediction x:
+/// `prediction_error`: L, which costs nothing
+/// `magnitude`: || prediction - prediction(null) ||_2 over C,H,W (Wen et al., ICLR 2024, section 3.1)
+/// `start_gap`: ln L(start) - ln L (reference-model membership inference, Carlini et al., arXiv 2112.03570)
+/// `caption_gain`: ln L(null) - ln L (CLiD, Zhai et al., arXiv 2405.14800)
+/// `guidance_gap`: || prediction - prediction(guidance) ||_2 over C,H,W, for guidance-distilled models
 MEMSIEVE_API SignalRegistry builtin_signals();
 
 }  // namespace memsieve

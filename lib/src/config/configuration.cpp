@@ -18,6 +18,7 @@ Schema sieve_schema(const FilterRegistry& filters) {
                "probe budget and drop cap hold for each block of this many consecutive rows; a divisor of the "
                "micro-batch makes decisions independent of the number of ranks; 0 = the whole micro-batch")
       .section("held_out", HeldOutOptions::schema(), "rows that are scored but never trained on")
+      .section("revisit", RevisitOptions::schema(), "looks at samples that the loop passes over")
       .section("ledger", ledger, "the record of all visits")
       .choice("on_nonfinite", "fail", {"fail", "skip"},
               "a NaN or Inf in a signal or a loss: stop all ranks naming the sample, or skip the update and count it");

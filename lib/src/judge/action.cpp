@@ -24,7 +24,10 @@ Schema ActionOptions::schema() {
       .integer("warmup_steps", d.warmup_steps, 0, INT64_MAX / 2,
                "steps in which everything is measured and judged, and nothing dropped")
       .real("max_fraction", d.max_fraction, 0, 1,
-            "at most this fraction of each block of rows is dropped, highest scores first");
+            "at most this fraction of each block of rows is dropped, highest scores first")
+      .boolean("pass_over", false,
+               "the loop fills the places of samples that are judged memorised with others (Sieve::flagged), which "
+               "costs no step's time; see `revisit`");
   return s;
 }
 
@@ -35,10 +38,18 @@ ActionOptions ActionOptions::read(const Settings& sieve) {
   o.floor = sieve.real("action.floor");
   o.warmup_steps = sieve.integer("action.warmup_steps");
   o.max_fraction = sieve.real("action.max_fraction");
+  o.pass_over = sieve.boolean("action.pass_over");
   return o;
 }
 
-void ActionOptions::check(const Settings& sieve, int64_t block) const {
+void ActionOptions::check(const Settings& sieve, const EvidenceOptions& evidence, int64_t block) const {
+  if (pass_over && !evidence.remembers())
+    refuse(sieve, "action.pass_over",
+           "needs `evidence.kind: ledger` or `discounted`; a single visit says nothing of the next");
+  if (pass_over && kind != Kind::drop)
+    refuse(sieve, "action.pass_over", "needs `action.kind: drop`; a sample that is passed over has no weight at all");
+  if (pass_over && max_fraction < 1)
+    refuse(sieve, "action.pass_over", "leaves no row to spare; set action.max_fraction to 1");
   if (max_fraction * static_cast<double>(block) >= 1) return;
   refuse(sieve, "action.max_fraction",
          "lets no row of a block of " + std::to_string(block) + " rows be dropped; raise it to at least 1/" +

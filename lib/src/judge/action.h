@@ -12,11 +12,13 @@ struct ActionOptions {
   Kind kind = Kind::drop;
   double power = 2, floor = 0, max_fraction = 1;
   int64_t warmup_steps = 0;
+  /// the loop is asked to pass over samples that are judged memorised
+  bool pass_over = false;
 
   static Schema schema();
   static ActionOptions read(const Settings& sieve);
   /// `block`: rows that the cap on the dropped fraction is counted over.
-  void check(const Settings& sieve, int64_t block) const;
+  void check(const Settings& sieve, const EvidenceOptions& evidence, int64_t block) const;
 };
 
 /// [B] float32. `block`: rows that the cap on the dropped fraction is counted over.

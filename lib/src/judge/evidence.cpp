@@ -9,26 +9,41 @@
 namespace memsieve {
 
 namespace {
-const Names kKinds{"visit", "ledger"};
+const Names kKinds{"visit", "ledger", "discounted"};
 const Names kPools{"sample", "group"};
+// visits by which the bulk of the training rows is known, and the fewest that say anything
+constexpr int64_t kBulk = 1000, kBulkLeast = 200;
+// low enough that half of all samples may be repeated; of a normal population it lies kToMiddle sd below the middle,
+// and kApart sd above the quantile of a third of it
+constexpr double kBulkQuantile = 0.3, kToMiddle = 0.5244, kApart = 0.7572;
 }  // namespace
 
 Schema EvidenceOptions::schema() {
   const EvidenceOptions d;
   Schema s;
   s.choice("kind", name_of(kKinds, d.kind), kKinds,
-           "`visit`: judge by this visit alone, as published; `ledger`: by what the sample's last visits have shown")
+           "`visit`: judge by this visit alone, as published; `ledger`: by what the sample's last visits have shown; "
+           "`discounted`: by sums over all of its visits in which later ones count more")
       .integer("visits", d.visits, 1, 1000, "visits remembered for each sample (`ledger`)")
-      .integer("min_visits", d.min_visits, 1, 1000, "no verdict before this many measured visits (`ledger`)")
+      .integer("min_visits", d.min_visits, 1, 1000,
+               "no verdict before this many measured visits (`ledger`, `discounted`)")
       .choice("pool", name_of(kPools, d.pool), kPools,
-              "`group`: samples with the same group id share their evidence (`ledger`)");
+              "`group`: samples with the same group id share their evidence (`ledger`, `discounted`)")
+      .real("discount", d.sums.discount, 0.01, 1,
+            "factor by which a visit counts less than the next one (`discounted`)")
+      .real("spread", d.sums.spread, 1e-6, 100,
+            "variance of ordinary samples' own lasting z-scores, as a multiple of the variance between visits "
+            "(`discounted`); larger = fewer ordinary samples are dropped in long runs, and repeated ones later")
+      .real("spread_alike", d.sums.spread_alike, 1e-6, 100,
+            "the same for samples just like others that were found out; counts only with probe.likeness");
   return s;
 }
 
 EvidenceOptions EvidenceOptions::read(const Settings& sieve) {
   EvidenceOptions o;
   o.kind = read_choice<Kind>(sieve, "evidence.kind", kKinds);
-  o.visits = o.remembers() ? sieve.integer("evidence.visits") : 1;
+  o.visits = o.kind == Kind::ledger ? sieve.integer("evidence.visits") : 1;
+  o.sums = {sieve.real("evidence.discount"), sieve.real("evidence.spread"), sieve.real("evidence.spread_alike")};
   o.min_visits = o.remembers() ? sieve.integer("evidence.min_visits") : 1;
   if (o.remembers()) o.pool = read_choice<Pool>(sieve, "evidence.pool", kPools);
   return o;
@@ -37,7 +52,7 @@ EvidenceOptions EvidenceOptions::read(const Settings& sieve) {
 void EvidenceOptions::check(const Settings& sieve, const Setup& setup) const {
   if (pools_groups() && setup.group_id.empty())
     refuse(sieve, "evidence.pool", "group, but the data set has no group ids");
-  if (remembers()) check_at_most(sieve, "evidence.min_visits", min_visits, "evidence.visits", visits);
+  if (kind == Kind::ledger) check_at_most(sieve, "evidence.min_visits", min_visits, "evidence.visits", visits);
 }
 
 EvidenceSum evidence(const at::Tensor& windows, const at::Tensor& weights) {
@@ -51,6 +66,20 @@ EvidenceSum evidence(const at::Tensor& windows, const at::Tensor& weights) {
   return {score.masked_fill(visits == 0, std::numeric_limits<double>::quiet_NaN()), visits};
 }
 
+at::Tensor bulk_drift(const at::Tensor& means, const at::Tensor& flagged) {
+  // Samples that were judged memorised lie above, so all samples' quantile p is the others' quantile p / (1 - flagged).
+  const auto wanted = (kBulkQuantile / (1 - flagged.clamp_max(0.5))).to(at::kFloat);
+  std::vector<at::Tensor> drift;
+  for (int64_t c = 0; c < means.size(1); ++c) {
+    const auto mean = means.select(1, c);
+    const auto q = at::nanquantile(mean, wanted), low = at::nanquantile(mean, wanted / 3);
+    // Where half are repeated it is the middle of the others already: to the middle of all only as far as it has risen.
+    drift.push_back(at::minimum(2 * q, q + (q - low) * (kToMiddle / kApart)));
+  }
+  const auto visits = at::isnan(means).logical_not().sum(0);
+  return at::stack(drift).clamp_min(0).nan_to_num(0.0).masked_fill(visits < kBulkLeast, 0);
+}
+
 at::Tensor with_current(const at::Tensor& past, const at::Tensor& counts, const at::Tensor& current,
                         const at::Tensor& measured) {
   const int64_t length = past.size(1);
@@ -62,20 +91,79 @@ at::Tensor with_current(const at::Tensor& past, const at::Tensor& counts, const 
 Evidence::Evidence(const EvidenceOptions& options, int64_t slots, const std::vector<float>& weights, at::Device device)
     : options_(options),
       weights_(at::tensor(weights, at::kFloat).to(device)),
-      windows_(slots, options.visits, static_cast<int64_t>(weights.size()), device) {}
+      windows_(options.discounts() ? 0 : slots, options.visits, static_cast<int64_t>(weights.size()), device),
+      sums_(options.sums, options.discounts() ? slots : 0, static_cast<int64_t>(weights.size()), device),
+      bulk_(1, options.discounts() ? kBulk : 1, static_cast<int64_t>(weights.size()), device),
+      drift_(at::zeros_like(weights_)),
+      precision_(at::ones_like(weights_)),
+      width_(at::ones({}, weights_.options())) {}
 
-EvidenceSum Evidence::with_visit(const at::Tensor& windows, const at::Tensor& counts, const at::Tensor& z,
-                                 const at::Tensor& measured) const {
-  return evidence(with_current(windows, counts, z, measured), weights_);
+Evidence::Past Evidence::recall(const at::Tensor& slot) const {
+  if (options_.discounts()) return {{}, {}, sums_.recall(slot)};
+  return {windows_.buffer.index_select(0, slot), windows_.count.index_select(0, slot), {}};
+}
+
+EvidenceSum Evidence::sum_of(const DiscountedSums::Past& sums, const at::Tensor& drift, const at::Tensor& alike) const {
+  const auto t = sums_.standardised(sums, drift, alike);
+  const auto known = at::isnan(t).logical_not();
+  // Unit variance whichever channels are known.
+  const auto weight = weights_ * precision_ * known.to(at::kFloat);
+  const auto score = at::nan_to_num(t, 0.0).mul(weight).sum(-1) / weight.square().sum(-1).sqrt().clamp_min(1e-12);
+  const auto none = known.any(-1).logical_not();
+  return {(score / width_).masked_fill(none, std::numeric_limits<double>::quiet_NaN()),
+          std::get<0>(sums.visits.max(-1)).to(at::kLong)};
+}
+
+EvidenceSum Evidence::with_visit(const Past& past, const at::Tensor& z, const at::Tensor& measured,
+                                 const at::Tensor& alike) const {
+  if (!options_.discounts()) return evidence(with_current(past.windows, past.counts, z, measured), weights_);
+  const auto seen = z.masked_fill(measured.logical_not().unsqueeze(1), std::numeric_limits<double>::quiet_NaN());
+  return sum_of(sums_.with_visit(past.sums, seen), drift_, alike);
 }
 
 at::Tensor Evidence::of_slots_from(int64_t from) const {
-  const auto e = evidence(windows_.values().slice(0, from), weights_);
+  const auto e = options_.discounts() ? sum_of(sums_.since(from), at::zeros_like(drift_))
+                                      : evidence(windows_.values().slice(0, from), weights_);
   return e.score.masked_fill(e.visits < options_.min_visits, std::numeric_limits<double>::quiet_NaN());
 }
 
 void Evidence::fold(const at::Tensor& slot, const at::Tensor& z, const at::Tensor& valid) {
+  if (options_.discounts()) return sums_.fold(slot, z, valid);
   windows_.fold(slot, z, valid & at::isnan(z).logical_not().any(-1));
+}
+
+void Evidence::fold_bulk(const at::Tensor& slot, const at::Tensor& unflagged, const at::Tensor& flagged) {
+  if (!options_.discounts()) return;
+  const auto mean = sums_.mean(sums_.recall(slot));
+  bulk_.fold(at::zeros_like(slot), mean, unflagged & at::isnan(mean).logical_not().any(-1));
+  drift_ = bulk_drift(bulk_.values().select(0, 0), flagged);
+}
+
+void Evidence::refresh_precision(int64_t from, int64_t min_count) {
+  if (!options_.discounts()) return;
+  // Held-out pictures do not drift: their z-scores are taken against their own median.
+  const auto none = at::zeros_like(drift_);
+  const auto t = sums_.standardised(sums_.since(from), none);
+  const auto stats = robust(t.t().unsqueeze(-1));
+  const auto enough = stats.count >= min_count;
+  precision_ = at::where(enough, 1 / stats.scale.square().clamp_min(0.1), at::ones_like(stats.scale));
+  width_ = at::ones_like(width_);
+  const auto together = robust(sum_of(sums_.since(from), none).score.reshape({1, -1, 1}));
+  width_ = at::where(together.count >= min_count, together.scale.clamp_min(1), at::ones_like(together.scale))[0];
+}
+
+State Evidence::state() {
+  // Names that older checkpoints hold come first; what a kind does not use takes no room.
+  State all{{"windows", &windows_.buffer}, {"windows_count", &windows_.count}};
+  if (!options_.discounts()) return all;
+  const State sums = sums_.state();
+  all.insert(all.end(), sums.begin(), sums.end());
+  all.insert(all.end(), {{"bulk", &bulk_.buffer},
+                         {"bulk_count", &bulk_.count},
+                         {"drift", &drift_},
+                         {"precision", &precision_},
+                         {"width", &width_}});
+  return all;
 }
 
 }  // namespace memsieve

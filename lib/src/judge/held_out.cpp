@@ -47,23 +47,26 @@ int64_t shuffled(int64_t i, int64_t n, uint64_t cycle) {
 
 }  // namespace
 
-std::vector<HeldOutVisit> plan_held_out(int64_t step, int64_t rows, int64_t pictures, int64_t pseudo_rows, int64_t rank,
-                                        int64_t rows_per_rank) {
-  std::vector<HeldOutVisit> visits;
-  const auto turn = static_cast<int64_t>(split_mix64(static_cast<uint64_t>(step)) %
-                                         static_cast<uint64_t>(std::max<int64_t>(1, rows)));
+double stratified_time(int64_t turn, int64_t place, int64_t rows) {
+  const auto first = static_cast<int64_t>(split_mix64(static_cast<uint64_t>(turn)) % static_cast<uint64_t>(rows));
   // Four neighbours, among which the probe budget is spent, cover all of time.
   int64_t stride = std::max<int64_t>(1, rows / 4);
   while (std::gcd(stride, rows) != 1) ++stride;
+  const auto number = static_cast<uint64_t>(turn * rows + place);
+  const double jitter = static_cast<double>(split_mix64(number ^ 0x5eedULL) >> 11) * 0x1.0p-53;
+  return (static_cast<double>((place * stride + first) % rows) + jitter) / static_cast<double>(rows);
+}
+
+std::vector<HeldOutVisit> plan_held_out(int64_t step, int64_t rows, int64_t pictures, int64_t pseudo_rows, int64_t rank,
+                                        int64_t rows_per_rank) {
+  std::vector<HeldOutVisit> visits;
   for (int64_t place = rank * rows_per_rank; place < std::min(rows, (rank + 1) * rows_per_rank); ++place) {
     const int64_t number = step * rows + place;
     HeldOutVisit visit;
     visit.place = place;
     visit.id = shuffled(number % pseudo_rows, pseudo_rows, static_cast<uint64_t>(number / pseudo_rows));
     visit.picture = visit.id % pictures;
-    const double jitter = static_cast<double>(split_mix64(static_cast<uint64_t>(number) ^ 0x5eedULL) >> 11) * 0x1.0p-53;
-    visit.timestep_fraction =
-        (static_cast<double>((place * stride + turn) % rows) + jitter) / static_cast<double>(rows);
+    visit.timestep_fraction = stratified_time(step, place, rows);
     visits.push_back(visit);
   }
   return visits;

@@ -17,6 +17,7 @@ constexpr int64_t kHeldOutBlock = 4;
 
 std::vector<float> weights_of(const std::vector<Channel>& channels) {
   std::vector<float> weights;
+  weights.reserve(channels.size());
   for (const auto& channel : channels) weights.push_back(static_cast<float>(channel.weight));
   return weights;
 }
@@ -37,6 +38,7 @@ JudgeOptions JudgeOptions::read(const Settings& sieve, const Setup& setup, const
   o.action = ActionOptions::read(sieve);
   o.probe = ProbeOptions::read(sieve);
   o.held_out = HeldOutOptions::read(sieve);
+  o.revisit = RevisitOptions::read(sieve);
   o.block_rows = sieve.integer("block_rows");
   o.held_out.check(sieve, setup,
                    o.threshold.from_held_out()     ? "threshold.kind"
@@ -49,8 +51,13 @@ JudgeOptions JudgeOptions::read(const Settings& sieve, const Setup& setup, const
   }
   o.standardise.check(sieve, channels);
   o.threshold.check(sieve, o.evidence, o.standardise.min_count);
+  if (o.threshold.kind == ThresholdOptions::Kind::rate && !o.standardise.by_timestep())
+    refuse(sieve, "threshold.kind", "rate needs z-scores; set standardise.by: timestep");
+  if (o.probe.likeness > 0 && !o.evidence.discounts())
+    refuse(sieve, "probe.likeness", "needs evidence.kind: discounted");
   o.evidence.check(sieve, setup);
-  o.action.check(sieve, o.block_rows > 0 ? o.block_rows : setup.rows_per_micro_batch);
+  o.action.check(sieve, o.evidence, o.block_rows > 0 ? o.block_rows : setup.rows_per_micro_batch);
+  o.revisit.check(sieve, o.action);
   return o;
 }
 
@@ -63,8 +70,10 @@ Judge::Judge(const JudgeOptions& options, const Setup& setup, int64_t ranks)
       reference_(options.reference, setup.dataset_size + setup.held_out_size,
                  static_cast<int64_t>(options.weights.size()), setup.device),
       evidence_(options.evidence, slots_.size(), options.weights, setup.device),
-      threshold_(options.threshold, slots_.training(), options.standardise.min_count, setup.device),
-      probe_(options.probe, slots_.size(), setup.device) {
+      threshold_(options.threshold, slots_.training(), options.standardise.min_count,
+                 options.standardise.from_held_out() ? setup.held_out_size : 0, setup.device),
+      probe_(options.probe, slots_.size(), setup.device),
+      likeness_(setup.device) {
   refresh_levels();
 }
 
@@ -89,23 +98,42 @@ std::vector<std::string> Judge::warnings() const {
 
 Past Judge::recall(const at::Tensor& ids, bool held_out) const {
   const auto slot = slots_.of(ids, held_out);
-  return {held_out,
-          slot,
-          slots_.picture(ids, held_out),
-          evidence_.windows(slot),
-          evidence_.counts(slot),
-          held_out ? at::zeros_like(ids, at::kBool) : threshold_.flagged(slot)};
+  return {held_out, slot, slots_.picture(ids, held_out),
+          held_out ? at::zeros_like(ids, at::kBool) : threshold_.flagged(slot), evidence_.recall(slot)};
+}
+
+Past Judge::recall_look(const at::Tensor& ids) const {
+  Past past = recall(ids, false);
+  past.look = true;
+  return past;
 }
 
 at::Tensor Judge::adjusted(const RawScores& scores, const at::Tensor& picture) const {
   return reference_.apply(standardise_.apply(scores), picture);
 }
 
-at::Tensor Judge::rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible) const {
+at::Tensor Judge::alike_to_others(const Past& past, const RawScores& scores) const {
+  if (scores.alike.defined()) return scores.alike;
+  if (past.held_out || !scores.likeness.defined()) return {};
+  return likeness_.of(scores.likeness, past.slot);
+}
+
+at::Tensor Judge::rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible,
+                                int64_t step) const {
   const int64_t rows = free.timestep.size(0);
-  if (options_.probe.every()) return at::arange(rows, past.slot.options());
+  if (!past.held_out && !past.look && !options_.probe.probes(step)) return at::empty({0}, past.slot.options());
+  if (options_.probe.every() || past.look) return at::arange(rows, past.slot.options());
+  if (options_.evidence.discounts()) {
+    // What this visit shows has no part in the choice, so held-out rows need not be chosen to be treated alike.
+    if (past.held_out) return at::arange(rows, past.slot.options());
+    const auto none = at::zeros_like(eligible);
+    const auto alike = alike_to_others(past, free);
+    const auto known = evidence_.with_visit(past.evidence, at::full_like(free.raw, kNaN), none, alike);
+    return probe_.choose_by_past(past.slot, known.score, alike, past.flagged, threshold_.levels().drop, eligible,
+                                 block(rows));
+  }
   const auto z = adjusted(free, past.picture);
-  const auto now = evidence_.with_visit(past.windows, past.counts, z, any_measured(z));
+  const auto now = evidence_.with_visit(past.evidence, z, any_measured(z));
   return probe_.choose(past.slot, now.score, eligible, past.held_out ? kHeldOutBlock : block(rows));
 }
 
@@ -113,7 +141,9 @@ Verdicts Judge::judge(const Past& past, const RawScores& s, int64_t step) const 
   Verdicts v;
   v.z = adjusted(s, past.picture);
   const auto measured = any_measured(v.z) & s.nonfinite.logical_not();
-  const auto now = evidence_.with_visit(past.windows, past.counts, v.z, measured);
+  const auto alike = alike_to_others(past, s);
+  const auto now = evidence_.with_visit(past.evidence, v.z, measured, alike);
+  v.alike = alike.defined() ? alike : at::zeros_like(s.timestep);
   // A single visit has no past to fall back on.
   v.score = options_.evidence.remembers() ? now.score : now.score.masked_fill(measured.logical_not(), kNaN);
   if (s.exempt.defined()) v.score = v.score.masked_fill(s.exempt, kNaN);
@@ -128,13 +158,14 @@ Verdicts Judge::judge(const Past& past, const RawScores& s, int64_t step) const 
   const auto before = options_.evidence.remembers() ? past.flagged : v.flagged;
   v.flagged = verdict(v.score, now.visits >= options_.evidence.min_visits, before, levels);
   if (s.exempt.defined()) v.flagged = v.flagged & s.exempt.logical_not();
-  if (step >= options_.action.warmup_steps)
+  if (past.look)
+    v.weight = at::zeros_like(v.weight);
+  else if (step >= options_.action.warmup_steps)
     v.weight = weigh(v.score, v.flagged, levels, options_.action, block(s.timestep.size(0)));
   return v;
 }
 
-void Judge::fold_population(const at::Tensor& lines, const at::Tensor& picture, const at::Tensor& valid) {
-  const LineView line(lines);
+void Judge::fold_population(const LineView& line, const at::Tensor& picture, const at::Tensor& valid) {
   const auto stratum = standardise_.strata() > 1 ? line.stratum() : at::Tensor();
   standardise_.fold(standardise_.cell_of(line.timestep(), stratum), line.raw(), valid);
   reference_.fold(picture, line.z(), valid);
@@ -143,24 +174,43 @@ void Judge::fold_population(const at::Tensor& lines, const at::Tensor& picture, 
 
 void Judge::fold(const Gathered& gathered, int64_t step) {
   const at::NoGradGuard no_grad;
-  const LineView training(gathered.training), held_out(gathered.held_out);
+  const LineView training(gathered.training, gathered.shape), held_out(gathered.held_out, gathered.shape);
   const bool observed = options_.held_out.observes(step), from_held_out = options_.threshold.from_held_out(),
              from_training = options_.threshold.from_training();
   // Only what some later step reads.
   if (options_.standardise.from_held_out()) {
-    if (observed) fold_population(gathered.held_out, slots_.picture(held_out.id(), true), held_out.sound());
+    if (observed) fold_population(held_out, slots_.picture(held_out.id(), true), held_out.sound());
   } else if (options_.standardise.by_timestep()) {
-    fold_population(gathered.training, training.id(), training.sound() & training.flagged().logical_not());
+    // Rows that resemble one that was found out are probed before others: they are not the set's bulk either.
+    const auto bulk = training.sound() & training.flagged().logical_not();
+    fold_population(training, training.id(), options_.evidence.discounts() ? bulk & (training.alike() == 0) : bulk);
+  } else if (options_.standardise.by_running_mean()) {
+    fold_population(training, training.id(), training.sound());
   }
-  const auto slot = slots_.of(training.id(), false);
-  const LineView all(observed ? at::cat({gathered.training, gathered.held_out}) : gathered.training);
+  // Looks tell of training samples, but no population or level comes from them.
+  const bool looked = options_.revisit.looks(step);
+  const LineView visits(looked ? at::cat({gathered.training, gathered.looks}) : gathered.training, gathered.shape);
+  const auto slot = slots_.of(visits.id(), false);
+  const LineView all(observed ? at::cat({visits.lines(), gathered.held_out}) : visits.lines(), gathered.shape);
   const auto all_slots = observed ? at::cat({slot, slots_.of(held_out.id(), true)}) : slot;
   if (options_.evidence.remembers() || !options_.probe.every() || from_held_out)
     evidence_.fold(all_slots, all.z(), all.sound());
   if (!options_.probe.every()) probe_.fold(all_slots, all.counted(), all.probed());
-  if (options_.evidence.remembers()) threshold_.fold_verdicts(slot, training.flagged(), training.counted());
+  if (options_.evidence.remembers()) threshold_.fold_verdicts(slot, visits.flagged(), visits.counted());
   if (from_training) threshold_.fold_training(training.score(), training.sound());
   if (from_training || (from_held_out && observed)) refresh_levels();
+  if (options_.evidence.discounts()) fold_discounted(training, observed);
+}
+
+void Judge::fold_discounted(const LineView& training, bool observed) {
+  const auto slot = slots_.of(training.id(), false);
+  // A row that resembles one that was found out is probed before others, whatever it has shown.
+  evidence_.fold_bulk(slot, training.sound() & training.flagged().logical_not() & (training.alike() == 0),
+                      threshold_.flagged_share());
+  if (observed) evidence_.refresh_precision(slots_.training(), options_.standardise.min_count);
+  if (options_.probe.likeness > 0) {
+    likeness_.fold(training.likeness(), slot, training.sound(), training.probed() & training.flagged());
+  }
 }
 
 void Judge::set_reference(const at::Tensor& picture, const RawScores& scores, const at::Tensor& held_out) {
@@ -186,6 +236,10 @@ State Judge::state() {
   for (const State& part :
        {standardise_.state(), evidence_.state(), threshold_.state(), probe_.state(), reference_.state()})
     all.insert(all.end(), part.begin(), part.end());
+  if (options_.probe.likeness > 0) {
+    const State part = likeness_.state();
+    all.insert(all.end(), part.begin(), part.end());
+  }
   return all;
 }
 

@@ -8,8 +8,10 @@
 #include "judge/action.h"
 #include "judge/evidence.h"
 #include "judge/held_out.h"
+#include "judge/likeness.h"
 #include "judge/probe.h"
 #include "judge/reference.h"
+#include "judge/revisit.h"
 #include "judge/slots.h"
 #include "judge/standardise.h"
 #include "judge/threshold.h"
@@ -29,6 +31,7 @@ struct JudgeOptions {
   ActionOptions action;
   ProbeOptions probe;
   HeldOutOptions held_out;
+  RevisitOptions revisit;
   /// rows that budget and cap are counted over, 0 = all of a micro-batch
   int64_t block_rows = 0;
 
@@ -39,7 +42,10 @@ struct JudgeOptions {
 /// What is known of rows before their visit.
 struct Past {
   bool held_out = false;
-  at::Tensor slot, picture, windows, counts, flagged;
+  at::Tensor slot, picture, flagged;
+  Evidence::Past evidence;
+  /// training samples that are only looked at: all are probed, none has a weight
+  bool look = false;
 };
 
 class Judge {
@@ -48,13 +54,19 @@ class Judge {
 
   /// `ids` [B] int64 on the device: samples, or pseudo-rows of held-out pictures.
   Past recall(const at::Tensor& ids, bool held_out) const;
-  /// Rows [k] to probe, going by the scores that cost nothing; k depends on shapes alone.
-  at::Tensor rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible) const;
+  /// The same of training samples `ids` that are only looked at.
+  Past recall_look(const at::Tensor& ids) const;
+  /// Rows [k] to probe in step `step`, going by the scores that cost nothing; k depends on it and on shapes alone.
+  at::Tensor rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible, int64_t step) const;
   Verdicts judge(const Past& past, const RawScores& scores, int64_t step) const;
   /// What the starting model's raw scores [R, C] of pictures [R] say, `held_out` [R] bool. May synchronise.
   void set_reference(const at::Tensor& picture, const RawScores& scores, const at::Tensor& held_out);
   /// Of step `step`, which says whether held-out rows are among them.
   void fold(const Gathered& gathered, int64_t step);
+
+  /// 0-dim float32: how far the training set as a whole lies above its population, in z-scores of a visit; of the
+  /// channels the largest. 0 with other evidence than `discounted`.
+  at::Tensor drift() const { return evidence_.drift().max(); }
 
   const JudgeOptions& options() const { return options_; }
   int64_t pseudo_rows() const { return slots_.pseudo_rows(); }
@@ -69,8 +81,11 @@ class Judge {
   int64_t block(int64_t rows) const { return options_.block_rows > 0 ? options_.block_rows : rows; }
   /// z [B, C]: standardised, less what the starting model explains.
   at::Tensor adjusted(const RawScores& scores, const at::Tensor& picture) const;
-  void fold_population(const at::Tensor& lines, const at::Tensor& picture, const at::Tensor& valid);
+  void fold_population(const LineView& line, const at::Tensor& picture, const at::Tensor& valid);
+  /// [B] in [0, 1]: likeness to other samples that were found out; undefined where it is not looked at.
+  at::Tensor alike_to_others(const Past& past, const RawScores& scores) const;
   void refresh_levels();
+  void fold_discounted(const LineView& training, bool observed);
 
   JudgeOptions options_;
   int64_t held_out_size_;
@@ -80,6 +95,7 @@ class Judge {
   Evidence evidence_;
   Threshold threshold_;
   Probe probe_;
+  Likeness likeness_;
 };
 
 }  // namespace memsieve

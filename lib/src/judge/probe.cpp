@@ -12,20 +12,30 @@ namespace memsieve {
 
 namespace {
 const Names kKinds{"every", "budget"};
-}
+// four visits without a probe weigh as much as a unit of evidence
+constexpr double kAgeWeight = 0.25, kNotDue = 1e3;
+}  // namespace
 
 Schema ProbeOptions::schema() {
   const ProbeOptions d;
   Schema s;
   s.choice("kind", name_of(kKinds, d.kind), kKinds,
-           "rows whose magnitude is measured: all (as published), or a fixed number, spent on rows with a "
-           "suspicious loss or past and on rows not probed for long")
-      .real("fraction", d.fraction, 0, 1, "share of each block that `budget` probes, rounded up");
+           "rows for which counterfactual predictions are made: all (as published), or a fixed number, spent on rows "
+           "with a suspicious past (with `evidence.kind: visit` or `ledger`, also by what costs nothing at this visit) "
+           "and on rows not probed for long")
+      .real("fraction", d.fraction, 0, 1, "share of each block that `budget` probes, rounded up")
+      .integer("every", d.steps, 1, 1000000,
+               "optimiser steps from one in which `budget` probes to the next: a few larger passes cost less than many "
+               "small ones")
+      .real("likeness", d.likeness, 0, 1000,
+            "how much sooner `budget` probes a row that is just like one found out lately, in units of evidence; needs "
+            "Batch::likeness and `evidence.kind: discounted`; 0 = off");
   return s;
 }
 
 ProbeOptions ProbeOptions::read(const Settings& sieve) {
-  return {read_choice<Kind>(sieve, "probe.kind", kKinds), sieve.real("probe.fraction")};
+  return {read_choice<Kind>(sieve, "probe.kind", kKinds), sieve.real("probe.fraction"), sieve.integer("probe.every"),
+          sieve.real("probe.likeness")};
 }
 
 at::Tensor choose_rows(const at::Tensor& priority, int64_t block, int64_t per_block) {
@@ -43,7 +53,22 @@ Probe::Probe(const ProbeOptions& options, int64_t slots, at::Device device)
 at::Tensor Probe::choose(const at::Tensor& slot, const at::Tensor& score, const at::Tensor& eligible,
                          int64_t block) const {
   const auto age = unprobed_.index_select(0, slot);
-  const auto priority = at::nan_to_num(score, 0.0) + age + eligible.to(at::kFloat) * 1e4;
+  return best(at::nan_to_num(score, 0.0) + age, eligible, block);
+}
+
+at::Tensor Probe::choose_by_past(const at::Tensor& slot, const at::Tensor& score, const at::Tensor& alike,
+                                 const at::Tensor& flagged, const at::Tensor& level, const at::Tensor& eligible,
+                                 int64_t block) const {
+  const auto age = unprobed_.index_select(0, slot), known = at::nan_to_num(score, 0.0);
+  auto priority = known.clamp_min(0) + kAgeWeight * age;
+  if (alike.defined()) priority = priority + options_.likeness * alike;
+  const auto due = age > 1 + (known - level).clamp_min(0);
+  priority = at::where(flagged, at::where(due, kAgeWeight * age, -kNotDue + age), priority);
+  return best(priority, eligible, block);
+}
+
+at::Tensor Probe::best(const at::Tensor& priority_of, const at::Tensor& eligible, int64_t block) const {
+  const auto priority = priority_of + eligible.to(at::kFloat) * 1e4;
   const auto per_block = static_cast<int64_t>(std::ceil(options_.fraction * static_cast<double>(block)));
   return choose_rows(priority, block, std::clamp<int64_t>(per_block, 1, block));
 }

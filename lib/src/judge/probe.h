@@ -11,10 +11,16 @@ struct ProbeOptions {
   enum class Kind { every, budget };
   Kind kind = Kind::every;
   double fraction = 0.25;
+  /// optimiser steps from one with probes to the next
+  int64_t steps = 1;
+  /// of a row just like one that was found out, as evidence counts; 0 = likeness is not looked at
+  double likeness = 0;
 
   static Schema schema();
   static ProbeOptions read(const Settings& sieve);
   bool every() const { return kind == Kind::every; }
+  /// Whether rows are probed in step `step`.
+  bool probes(int64_t step) const { return every() || step % steps == 0; }
 };
 
 /// Rows to probe: in each block the `per_block` with the highest priority. priority [B] -> [blocks * per_block] int64;
@@ -29,11 +35,19 @@ class Probe {
   /// [k] int64, k depends on shapes alone. Rows of slots [B] with evidence `score` [B] (NaN = none); `eligible` [B]
   /// bool: those for which a probe would count come first.
   at::Tensor choose(const at::Tensor& slot, const at::Tensor& score, const at::Tensor& eligible, int64_t block) const;
+  /// The same by what was known before this visit alone, so that what it will show is no part of the choice: evidence
+  /// `score` [B], likeness `alike` [B] or undefined, visits since the last probe. Rows judged memorised, `flagged` [B],
+  /// wait a visit and one more for each unit of evidence beyond `level` [].
+  at::Tensor choose_by_past(const at::Tensor& slot, const at::Tensor& score, const at::Tensor& alike,
+                            const at::Tensor& flagged, const at::Tensor& level, const at::Tensor& eligible,
+                            int64_t block) const;
   /// Visits of slots [R], where counted [R]; `probed` [R] bool.
   void fold(const at::Tensor& slot, const at::Tensor& counted, const at::Tensor& probed);
   State state() { return {{"unprobed", &unprobed_}}; }
 
  private:
+  at::Tensor best(const at::Tensor& priority, const at::Tensor& eligible, int64_t block) const;
+
   ProbeOptions options_;
   int64_t slots_;
   /// [slots + 1] float32: visits since the last probe; the last takes what must not be kept

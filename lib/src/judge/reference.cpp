@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <sstream>
@@ -43,6 +44,10 @@ void ReferenceOptions::check(const Settings& sieve, const StandardiseOptions& st
   if (!is_on()) return;
   if (!standardise.by_timestep())
     refuse(sieve, "reference.kind", "start_model corrects z-scores; set standardise.by: timestep");
+  if (std::all_of(channels.begin(), channels.end(), [](const Channel& channel) { return channel.reads_start; }))
+    refuse(sieve, "reference.kind",
+           "start_model has nothing to add to filters that compare with the starting model already; set "
+           "reference.kind: none");
   // A filter that no draw reaches would find every picture of average easiness.
   const auto timesteps = static_cast<double>(num_timesteps);
   const double highest = (static_cast<double>(draws) - 0.5) / static_cast<double>(draws) * timesteps;

@@ -8,8 +8,6 @@
 
 namespace memsieve {
 
-namespace {
-
 std::vector<int64_t> dense_groups(const std::vector<int64_t>& group_id, int64_t& count) {
   std::map<int64_t, int64_t> dense;
   std::vector<int64_t> slots;
@@ -19,8 +17,6 @@ std::vector<int64_t> dense_groups(const std::vector<int64_t>& group_id, int64_t&
   count = static_cast<int64_t>(dense.size());
   return slots;
 }
-
-}  // namespace
 
 Slots::Slots(const Setup& setup, const HeldOutOptions& held_out, bool pool_groups, int64_t ranks)
     : dataset_size_(setup.dataset_size), held_out_size_(setup.held_out_size), training_(setup.dataset_size) {

@@ -9,6 +9,10 @@
 
 namespace memsieve {
 
+/// Groups numbered in the order in which they first appear: the slot [dataset_size] of each sample when samples share
+/// slots. `count` becomes the number of groups.
+std::vector<int64_t> dense_groups(const std::vector<int64_t>& group_id, int64_t& count);
+
 class Slots {
  public:
   Slots(const Setup& setup, const HeldOutOptions& held_out, bool pool_groups, int64_t ranks);

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "config/read.h"
@@ -12,7 +14,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kHuge = 1e300;
-const Names kKinds{"fixed", "quantile", "robust_z", "held_out"};
+const Names kKinds{"fixed", "quantile", "robust_z", "held_out", "rate"};
 const Names kTails{"normal", "conformal"};
 
 }  // namespace
@@ -20,15 +22,22 @@ const Names kTails{"normal", "conformal"};
 Schema ThresholdOptions::schema() {
   const ThresholdOptions d;
   Schema s;
-  s.choice("kind", name_of(kKinds, d.kind), kKinds,
-           "`fixed`: a level of the score; `quantile`: of the last scores of training rows; `robust_z`: median + level "
-           "· 1.4826 · MAD of them; `held_out`: the level that held-out rows exceed with the given probability")
+  s.choice(
+       "kind", name_of(kKinds, d.kind), kKinds,
+       "`fixed`: a level of the score; `quantile`: of the last scores of training rows; `robust_z`: median + level "
+       "· 1.4826 · MAD of them; `held_out`: the level that held-out rows exceed with the given probability; `rate`: "
+       "the level that ordinary rows' evidence, which `evidence.kind: discounted` makes standard normal, exceeds with "
+       "the probability false_drop_rate")
+      .real("false_drop_rate", d.false_drop_rate, 1e-9, 0.5,
+            "share of the visits of ordinary rows that may be dropped (`rate`)")
       .real("drop", d.drop, -kHuge, kHuge,
             "level beyond which a sample is judged memorised: the score (`fixed`), a quantile in (0, 1) (`quantile`), "
             "a z-score (`robust_z`), a false-drop rate in (0, 1) (`held_out`)")
-      .real("release", d.release, -kHuge, kHuge,
-            "level below which such a sample is released again, in the same unit; only with `evidence.kind: ledger`; "
-            "to be given with every kind but `held_out`")
+      .real(
+          "release", d.release, -kHuge, kHuge,
+          "level below which such a sample is released again, in the same unit; only where evidence has a past (`ledger`, "
+          "`discounted`); "
+          "to be given with every kind but `held_out`")
       .integer("window", d.window, 10, 10000000, "training scores remembered by `quantile` and `robust_z`")
       .choice("tail", name_of(kTails, d.tail), kTails,
               "how `held_out` turns a rate into a level: mean + z · sd of the held-out evidence, or the "
@@ -42,12 +51,21 @@ ThresholdOptions ThresholdOptions::read(const Settings& sieve, const EvidenceOpt
   o.kind = read_choice<Kind>(sieve, "threshold.kind", kKinds);
   o.drop = sieve.real("threshold.drop");
   o.release = evidence.remembers() ? sieve.real("threshold.release") : o.drop;
+  o.false_drop_rate = sieve.real("threshold.false_drop_rate");
   o.window = sieve.integer("threshold.window");
   o.tail = read_choice<Tail>(sieve, "threshold.tail", kTails);
   return o;
 }
 
 void ThresholdOptions::check(const Settings& sieve, const EvidenceOptions& evidence, int64_t min_count) const {
+  if (kind == Kind::rate) {
+    if (!evidence.discounts())
+      refuse(sieve, "threshold.kind", "rate needs evidence.kind: discounted, whose scores are standard normal");
+    for (const std::string key : {"threshold.drop", "threshold.release"}) {
+      if (sieve.has(key)) refuse(sieve, key, "is not used by `kind: rate`; set threshold.false_drop_rate");
+    }
+    return;
+  }
   const bool rate = from_held_out();
   for (const std::string key : {"threshold.drop", "threshold.release"}) {
     if (key == "threshold.release" && !evidence.remembers()) continue;
@@ -58,14 +76,14 @@ void ThresholdOptions::check(const Settings& sieve, const EvidenceOptions& evide
   if (from_training()) check_at_most(sieve, "standardise.min_count", min_count, "threshold.window", window);
   if (!evidence.remembers()) {
     if (sieve.has("threshold.release"))
-      refuse(sieve, "threshold.release", "needs `evidence.kind: ledger`; a single visit has no past");
+      refuse(sieve, "threshold.release", "needs `evidence.kind: ledger` or `discounted`; a single visit has no past");
     return;
   }
   // In the unit of these kinds the default, a rate, would hardly ever release anything.
   if (!rate && !sieve.has("threshold.release")) {
     refuse(sieve, "threshold.kind",
            name_of(kKinds, kind) +
-               " with `evidence.kind: ledger` needs threshold.release in the same unit as threshold.drop (the same "
+               " with evidence that has a past needs threshold.release in the same unit as threshold.drop (the same "
                "value: released as soon as it falls below that)");
   }
   // A rate falls as the level of evidence rises; all other kinds rise with it.
@@ -108,13 +126,25 @@ at::Tensor training_levels(const at::Tensor& scores, ThresholdOptions::Kind kind
   return result.to(at::kFloat).masked_fill(n < min_count, kInfinity);
 }
 
+double rate_level(double rate, int64_t pictures) {
+  const double z = at::special_ndtri(at::full({}, 1 - rate, at::kDouble)).item<double>();
+  if (pictures == 0) return z;
+  const auto n = static_cast<double>(std::max<int64_t>(pictures, 2)), v = n - 1;
+  const double z3 = z * z * z, z5 = z3 * z * z, z7 = z5 * z * z, z9 = z7 * z * z;
+  const double t = z + (z3 + z) / (4 * v) + (5 * z5 + 16 * z3 + 3 * z) / (96 * v * v) +
+                   (3 * z7 + 19 * z5 + 17 * z3 - 15 * z) / (384 * v * v * v) +
+                   (79 * z9 + 776 * z7 + 1482 * z5 - 1920 * z3 - 945 * z) / (92160 * v * v * v * v);
+  return t * std::sqrt(1 + 1 / n);
+}
+
 at::Tensor verdict(const at::Tensor& score, const at::Tensor& enough_visits, const at::Tensor& flagged_before,
                    const Levels& levels) {
   const auto beyond = at::where(flagged_before, score > levels.release, score > levels.drop);
   return at::where(enough_visits & at::isnan(score).logical_not(), beyond, flagged_before);
 }
 
-Threshold::Threshold(const ThresholdOptions& options, int64_t slots, int64_t min_count, at::Device device)
+Threshold::Threshold(const ThresholdOptions& options, int64_t slots, int64_t min_count, int64_t pictures,
+                     at::Device device)
     : options_(options),
       slots_(slots),
       min_count_(min_count),
@@ -124,6 +154,10 @@ Threshold::Threshold(const ThresholdOptions& options, int64_t slots, int64_t min
   const bool fixed = options.kind == ThresholdOptions::Kind::fixed;
   levels_ = {at::full({}, fixed ? options.drop : kInfinity, real),
              at::full({}, fixed ? options.release : kInfinity, real)};
+  if (options.kind == ThresholdOptions::Kind::rate) {
+    const auto level = at::full({}, rate_level(options.false_drop_rate, pictures), real);
+    levels_ = {level, level};
+  }
   wanted_ = (options.from_held_out() ? at::tensor({1 - options.drop, 1 - options.release}, at::kDouble)
                                      : at::tensor({options.drop, options.release}, at::kFloat))
                 .to(device);

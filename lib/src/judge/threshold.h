@@ -10,11 +10,13 @@
 namespace memsieve {
 
 struct ThresholdOptions {
-  enum class Kind { fixed, quantile, robust_z, held_out };
+  enum class Kind { fixed, quantile, robust_z, held_out, rate };
   enum class Tail { normal, conformal };
   Kind kind = Kind::held_out;
   /// `release` is `drop` where verdicts have no past
   double drop = 0.01, release = 0.2;
+  /// with `rate`
+  double false_drop_rate = 0.01;
   int64_t window = 1000;
   Tail tail = Tail::normal;
 
@@ -39,6 +41,11 @@ at::Tensor held_out_levels(const at::Tensor& scores, const at::Tensor& below, bo
 at::Tensor training_levels(const at::Tensor& scores, ThresholdOptions::Kind kind, const at::Tensor& levels,
                            int64_t min_count);
 
+/// The level that a standard normal score stays below with probability 1 - rate where its scale was estimated from
+/// `pictures` of them (0 = known exactly): Student's quantile for `pictures` - 1 degrees of freedom, widened by
+/// sqrt(1 + 1 / pictures) for the mean's own error. Abramowitz and Stegun, 26.7.5.
+double rate_level(double rate, int64_t pictures);
+
 /// [B] bool: beyond the drop level, or judged before and not yet below the release level. Rows without evidence keep
 /// what they had.
 at::Tensor verdict(const at::Tensor& score, const at::Tensor& enough_visits, const at::Tensor& flagged_before,
@@ -47,12 +54,14 @@ at::Tensor verdict(const at::Tensor& score, const at::Tensor& enough_visits, con
 /// Holds the levels in force and each training slot's last verdict.
 class Threshold {
  public:
-  /// `slots`: of training rows; `min_count`: evidence that a level needs.
-  Threshold(const ThresholdOptions& options, int64_t slots, int64_t min_count, at::Device device);
+  /// `slots`: of training rows; `min_count`: evidence that a level needs; `pictures`: held-out ones.
+  Threshold(const ThresholdOptions& options, int64_t slots, int64_t min_count, int64_t pictures, at::Device device);
 
   const Levels& levels() const { return levels_; }
   /// [B] bool: the last verdicts on slots [B].
   at::Tensor flagged(const at::Tensor& slot) const { return flagged_.index_select(0, slot); }
+  /// 0-dim float32: the share of all training slots that are judged memorised.
+  at::Tensor flagged_share() const { return flagged_.slice(0, 0, slots_).to(at::kFloat).mean(); }
   /// Verdicts [R] on slots [R], where counted [R]; of several on one slot the last counts.
   void fold_verdicts(const at::Tensor& slot, const at::Tensor& flagged, const at::Tensor& counted);
   /// Evidence [R] of training visits, where valid [R].

@@ -52,6 +52,7 @@ std::vector<Column> columns(const std::vector<std::string>& channels, size_t& si
   add("weight", H5T_NATIVE_FLOAT);
   add("score", H5T_NATIVE_FLOAT);
   add("threshold", H5T_NATIVE_FLOAT);
+  add("alike", H5T_NATIVE_FLOAT);
   for (const auto& channel : channels) {
     add("raw_" + channel, H5T_NATIVE_FLOAT);
     add("z_" + channel, H5T_NATIVE_FLOAT);
@@ -233,7 +234,8 @@ void LedgerFile::open(const LedgerHeader& header, int64_t run_rows, std::string&
   visits_ = must(H5Dopen2(file_.get(), "visits", H5P_DEFAULT), H5Dclose, damaged);
   type_ = row_type(header.channels, row_size_);
   const Hdf5Handle stored = must(H5Dget_type(visits_.get()), H5Tclose, damaged);
-  if (H5Tequal(stored.get(), type_.get()) <= 0) throw DataError(named() + "was written with other filters");
+  if (H5Tequal(stored.get(), type_.get()) <= 0)
+    throw DataError(named() + "was written with other filters, or by another version");
   const Hdf5Handle space = must(H5Dget_space(visits_.get()), H5Sclose, damaged);
   const auto there = static_cast<int64_t>(H5Sget_simple_extent_npoints(space.get()));
   auto gaps = read_gaps(file_);
@@ -261,7 +263,7 @@ int64_t LedgerFile::readable_rows(int64_t rows) const {
   return rows;
 }
 
-void LedgerFile::cut(int64_t rows, std::vector<LedgerGap> gaps) {
+void LedgerFile::cut(int64_t rows, const std::vector<LedgerGap>& gaps) {
   rows_ = rows;
   const auto size = static_cast<hsize_t>(rows);
   check(H5Dset_extent(visits_.get(), &size), named() + "cannot be cut to " + std::to_string(rows) + " rows");
@@ -274,7 +276,8 @@ void LedgerFile::write(const std::vector<LedgerRow>& list) {
   char* at = bytes.data();
   for (const auto& row : list) {
     at = put(put(put(put(put(at, row.step), row.epoch), row.sample), row.group), row.timestep);
-    at = put(put(put(put(put(put(at, row.kind), row.captioned), row.flagged), row.weight), row.score), row.threshold);
+    at = put(put(put(put(at, row.kind), row.captioned), row.flagged), row.weight);
+    at = put(put(put(at, row.score), row.threshold), row.alike);
     for (size_t c = 0; c < channels_; ++c) at = put(put(at, row.raw[c]), row.z[c]);
   }
   const hsize_t count = list.size(), from = static_cast<hsize_t>(rows_), total = from + count;

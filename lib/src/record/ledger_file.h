@@ -10,16 +10,18 @@
 
 namespace memsieve {
 
+/// What a visit was: the column `kind`.
+enum LedgerKind : uint8_t { kTrainingRow = 0, kHeldOutRow = 1, kPassedOver = 2, kLook = 3 };
+
 /// One visit; `raw` and `z` hold a value for each channel.
 struct LedgerRow {
   uint64_t step = 0;
   uint32_t epoch = 0;
   int64_t sample = 0, group = 0;
   float timestep = 0;
-  /// 0 = training row, 1 = held-out row
-  uint8_t kind = 0;
+  uint8_t kind = kTrainingRow;
   uint8_t captioned = 1, flagged = 0;
-  float weight = 1, score = 0, threshold = 0;
+  float weight = 1, score = 0, threshold = 0, alike = 0;
   std::vector<float> raw, z;
 };
 
@@ -60,7 +62,7 @@ class LedgerFile {
   void make(const LedgerHeader& header, const std::vector<LedgerGap>& gaps);
   /// Opens what a run has left, also one that was killed, and cuts it.
   void open(const LedgerHeader& header, int64_t run_rows, std::string& note);
-  void cut(int64_t rows, std::vector<LedgerGap> gaps);
+  void cut(int64_t rows, const std::vector<LedgerGap>& gaps);
   int64_t readable_rows(int64_t rows) const;
   void start();
   void flush() const;

@@ -7,14 +7,32 @@
 
 namespace memsieve {
 
-at::Tensor record_lines(const at::Tensor& ids, const RawScores& s, const Verdicts& v) {
+namespace {
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+}
+
+at::Tensor record_lines(const at::Tensor& ids, const RawScores& s, const Verdicts& v, const RecordShape& shape) {
   const auto column = [](const at::Tensor& t) { return t.to(at::kDouble).unsqueeze(1); };
   const auto one = column(at::ones_like(v.weight));
-  return at::cat(
-      {one, column(ids), column(s.timestep), column(s.captioned), column(s.probed), column(v.flagged), column(v.weight),
-       column(v.score), column(v.level), column(s.nonfinite), s.exempt.defined() ? column(s.exempt.logical_not()) : one,
-       column(s.stratum.defined() ? s.stratum : at::zeros_like(ids)), s.raw.to(at::kDouble), v.z.to(at::kDouble)},
-      1);
+  std::vector<at::Tensor> columns{one,
+                                  column(ids),
+                                  column(s.timestep),
+                                  column(s.captioned),
+                                  column(s.probed),
+                                  column(v.flagged),
+                                  column(v.weight),
+                                  column(v.score),
+                                  column(v.level),
+                                  column(s.nonfinite),
+                                  s.exempt.defined() ? column(s.exempt.logical_not()) : one,
+                                  column(s.stratum.defined() ? s.stratum : at::zeros_like(ids)),
+                                  column(v.alike),
+                                  s.raw.to(at::kDouble),
+                                  v.z.to(at::kDouble)};
+  if (shape.likeness > 0)
+    columns.push_back(s.likeness.defined() ? s.likeness.to(at::kDouble)
+                                           : at::full({ids.size(0), shape.likeness}, kNaN, one.options()));
+  return at::cat(columns, 1);
 }
 
 RecordBuilder::RecordBuilder(const RecordShape& shape, at::Device device) : shape_(shape) {
@@ -25,7 +43,8 @@ RecordBuilder::RecordBuilder(const RecordShape& shape, at::Device device) : shap
   flat_ = blank_.clone();
   lines = flat_.slice(0, RecordShape::kHeader + RecordShape::kMessage).view({-1, shape.width()});
   training_ = lines.slice(0, 0, shape.training_lines()).view({shape.micro_batches, shape.rows, shape.width()});
-  held_out_ = lines.slice(0, shape.training_lines());
+  held_out_ = lines.slice(0, shape.training_lines(), shape.training_lines() + shape.held_out);
+  looks_ = lines.slice(0, shape.training_lines() + shape.held_out);
 }
 
 void RecordBuilder::clear() {
@@ -41,6 +60,14 @@ void RecordBuilder::put_held_out(int64_t from, const at::Tensor& lines) {
   held_out_.slice(0, from, from + lines.size(0)).copy_(lines);
 }
 
+void RecordBuilder::put_looks(const at::Tensor& lines, const at::Tensor& counted) {
+  auto own = looks_.slice(0, 0, lines.size(0));
+  own.copy_(lines);
+  const auto kept = counted.to(at::kDouble);
+  for (const auto field : {RecordShape::present, RecordShape::flagged, RecordShape::nonfinite, RecordShape::counted})
+    own.select(1, field).mul_(kept);
+}
+
 void RecordBuilder::mark_nonfinite(int64_t micro, const at::Tensor& bad) {
   auto column = training_.select(0, micro).select(1, RecordShape::nonfinite).slice(0, 0, bad.size(0));
   column.copy_(at::maximum(column, bad.to(at::kDouble)));
@@ -52,6 +79,10 @@ void RecordBuilder::mark_gradient(const at::Tensor& bad) {
 
 void RecordBuilder::set_step(int64_t step) {
   flat_.select(0, RecordShape::step).fill_(static_cast<double>(step));
+}
+
+void RecordBuilder::set_drift(const at::Tensor& drift) {
+  flat_.select(0, RecordShape::drift).copy_(drift);
 }
 
 void RecordBuilder::fail(const std::string& message) {
@@ -70,8 +101,14 @@ Gathered split(const at::Tensor& all, const RecordShape& shape) {
   const auto lines = all.slice(1, RecordShape::kHeader + RecordShape::kMessage).reshape({ranks, -1, width});
   const auto training =
       lines.slice(1, 0, shape.training_lines()).reshape({ranks, shape.micro_batches, shape.rows, width});
-  return {all.select(1, RecordShape::failed), all.select(1, RecordShape::extra), all.select(1, RecordShape::step),
-          training.transpose(0, 1).reshape({-1, width}), lines.slice(1, shape.training_lines()).reshape({-1, width})};
+  return {all.select(1, RecordShape::failed),
+          all.select(1, RecordShape::extra),
+          all.select(1, RecordShape::step),
+          all.select(1, RecordShape::drift),
+          training.transpose(0, 1).reshape({-1, width}),
+          lines.slice(1, shape.training_lines(), shape.training_lines() + shape.held_out).reshape({-1, width}),
+          lines.slice(1, shape.training_lines() + shape.held_out).reshape({-1, width}),
+          shape};
 }
 
 std::string first_error(const at::Tensor& all) {

@@ -29,9 +29,10 @@ bool broken(const Gathered& host) {
 }  // namespace
 
 Reporter::Reporter(const RecordOptions& options, const Setup& setup, const RecordShape& shape, int64_t rank,
-                   const std::string& configuration)
+                   const std::string& configuration, Arrival arrival)
     : options_(options),
       shape_(shape),
+      arrival_(std::move(arrival)),
       held_out_size_(setup.held_out_size),
       lag_(setup.device.is_cpu() ? 0 : kLagOnGpu),
       group_id_(setup.group_id),
@@ -50,17 +51,17 @@ Reporter::~Reporter() {
   }
 }
 
-void Reporter::push(const Clock& clock, const at::Tensor& all) {
+void Reporter::push(const Clock& clock, const at::Tensor& all, std::vector<int64_t> passed_over) {
   begun_ = true;
-  pending_.push_back({clock, detail::HostCopy(all)});
+  pending_.push_back({clock, detail::HostCopy(all), std::move(passed_over)});
 }
 
 void Reporter::catch_up(bool everything) {
   const int64_t keep = everything ? 0 : lag_;
   while (static_cast<int64_t>(pending_.size()) > keep) {
-    const Pending step = std::move(pending_.front());
+    Pending step = std::move(pending_.front());
     pending_.pop_front();
-    digest({step.clock, step.records.wait()});
+    digest({step.clock, step.records.wait(), std::move(step.passed_over)});
   }
 }
 
@@ -68,8 +69,11 @@ void Reporter::digest(const Arrived& step) {
   const Gathered host = split(step.host, shape_);
   if (reports_.size() >= kReportsKept) reports_.pop_front();
   reports_.push_back(report(step, host));
-  add_rows(step, host.training, 0);
-  add_rows(step, host.held_out, 1);
+  arrival_(step.clock.step, host);
+  add_rows(step, host.training, kTrainingRow);
+  add_rows(step, host.held_out, kHeldOutRow);
+  add_rows(step, host.looks, kLook);
+  add_passed_over(step);
   // Counted, since a loop's clock may go in strides.
   if (ledger_ && ++unwritten_steps_ >= options_.flush_every) {
     unwritten_steps_ = 0;
@@ -89,6 +93,8 @@ void Reporter::blame(const std::exception_ptr& error) {
 StepReport Reporter::report(const Arrived& step, const Gathered& host) const {
   StepReport r;
   r.step = step.clock.step;
+  r.passed_over = static_cast<int64_t>(step.passed_over.size());
+  r.drift = host.drift.accessor<double, 1>()[0];
   r.raw.resize(shape_.channels);
   double sum = 0;
   int64_t scored = 0;
@@ -113,15 +119,18 @@ StepReport Reporter::report(const Arrived& step, const Gathered& host) const {
     }
   }
   r.nonfinite = count_set(host.training.select(1, RecordShape::nonfinite)) +
-                count_set(host.held_out.select(1, RecordShape::nonfinite));
+                count_set(host.held_out.select(1, RecordShape::nonfinite)) +
+                count_set(host.looks.select(1, RecordShape::nonfinite));
   r.mean_score = scored > 0 ? sum / static_cast<double>(scored) : std::numeric_limits<double>::quiet_NaN();
-  const bool held_out_fails =
-      options_.fail_on_nonfinite && count_set(host.held_out.select(1, RecordShape::nonfinite)) > 0;
-  r.skipped = r.weight == 0 || broken(host) || held_out_fails;
+  const bool others_fail =
+      options_.fail_on_nonfinite && count_set(host.held_out.select(1, RecordShape::nonfinite)) +
+                                            count_set(host.looks.select(1, RecordShape::nonfinite)) >
+                                        0;
+  r.skipped = r.weight == 0 || broken(host) || others_fail;
   return r;
 }
 
-void Reporter::add_rows(const Arrived& step, const at::Tensor& lines, uint8_t kind) {
+void Reporter::add_rows(const Arrived& step, const at::Tensor& lines, LedgerKind kind) {
   const auto a = lines.accessor<double, 2>();
   const int64_t channels = shape_.channels;
   for (int64_t i = 0; i < lines.size(0); ++i) {
@@ -132,8 +141,8 @@ void Reporter::add_rows(const Arrived& step, const at::Tensor& lines, uint8_t ki
     row.step = step.clock.step;
     row.epoch = static_cast<uint32_t>(step.clock.epoch);
     row.sample = static_cast<int64_t>(a[i][RecordShape::id]);
-    if (kind == 1) row.sample %= held_out_size_;
-    row.group = kind == 0 && !group_id_.empty() ? group_id_[row.sample] : row.sample;
+    if (kind == kHeldOutRow) row.sample %= held_out_size_;
+    row.group = kind == kHeldOutRow ? row.sample : group_of(row.sample);
     row.timestep = static_cast<float>(a[i][RecordShape::timestep]);
     row.kind = kind;
     row.captioned = a[i][RecordShape::captioned] > 0;
@@ -141,11 +150,33 @@ void Reporter::add_rows(const Arrived& step, const at::Tensor& lines, uint8_t ki
     row.weight = static_cast<float>(a[i][RecordShape::weight]);
     row.score = static_cast<float>(a[i][RecordShape::score]);
     row.threshold = static_cast<float>(a[i][RecordShape::threshold]);
+    row.alike = static_cast<float>(a[i][RecordShape::alike]);
     for (int64_t c = 0; c < channels; ++c) {
       row.raw.push_back(static_cast<float>(a[i][RecordShape::first_channel + c]));
       row.z.push_back(static_cast<float>(a[i][RecordShape::first_channel + channels + c]));
     }
     rows_.push_back(std::move(row));
+  }
+}
+
+void Reporter::add_passed_over(const Arrived& step) {
+  constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+  ledger_rows_ += static_cast<int64_t>(step.passed_over.size());
+  if (!writes_ledger_) return;
+  LedgerRow row;
+  row.step = step.clock.step;
+  row.epoch = static_cast<uint32_t>(step.clock.epoch);
+  row.kind = kPassedOver;
+  row.captioned = 0;
+  row.flagged = 1;
+  row.weight = 0;
+  row.timestep = row.score = row.threshold = row.alike = kNone;
+  row.raw.assign(shape_.channels, kNone);
+  row.z = row.raw;
+  for (const int64_t sample : step.passed_over) {
+    row.sample = sample;
+    row.group = group_of(sample);
+    rows_.push_back(row);
   }
 }
 
@@ -166,13 +197,13 @@ void Reporter::throw_errors(const Arrived& step, const Gathered& host) const {
                     "; give end_step the same Clock::step on every rank");
   }
   if (!options_.fail_on_nonfinite) return;
-  for (const auto* lines : {&host.training, &host.held_out}) {
+  for (const auto* lines : {&host.training, &host.held_out, &host.looks}) {
     const auto a = lines->accessor<double, 2>();
     for (int64_t i = 0; i < lines->size(0); ++i) {
       if (a[i][RecordShape::nonfinite] == 0) continue;
       const auto id = static_cast<int64_t>(a[i][RecordShape::id]);
-      const std::string who = lines == &host.training ? "sample " + std::to_string(id)
-                                                      : "held-out picture " + std::to_string(id % held_out_size_);
+      const std::string who = lines == &host.held_out ? "held-out picture " + std::to_string(id % held_out_size_)
+                                                      : "sample " + std::to_string(id);
       throw NonFiniteError("step " + std::to_string(step.clock.step) + ": " + who +
                            ": NaN or Inf in its prediction, magnitude or loss; the update was skipped (look at the "
                            "sample, lower the learning rate, or set on_nonfinite: skip)");

@@ -7,6 +7,7 @@
 
 #include <deque>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -20,12 +21,14 @@ namespace memsieve {
 
 class Reporter {
  public:
+  /// Called with each step's records once they are on the host, in the order of steps.
+  using Arrival = std::function<void(int64_t step, const Gathered& records)>;
   Reporter(const RecordOptions& options, const Setup& setup, const RecordShape& shape, int64_t rank,
-           const std::string& configuration);
+           const std::string& configuration, Arrival arrival);
   ~Reporter();
 
-  /// Starts the copy of a step's gathered records [ranks, length] to the host.
-  void push(const Clock& clock, const at::Tensor& all);
+  /// Starts the copy of a step's gathered records [ranks, length] to the host; `passed_over`: samples.
+  void push(const Clock& clock, const at::Tensor& all, std::vector<int64_t> passed_over = {});
   /// Works through the steps that are due: all on a CPU, all but the newest two on a GPU; every one with `everything`.
   /// Throws what those steps brought: PeerError, NonFiniteError.
   void catch_up(bool everything);
@@ -61,18 +64,23 @@ class Reporter {
   struct Pending {
     Clock clock;
     detail::HostCopy records;
+    std::vector<int64_t> passed_over;
   };
   struct Arrived {
     Clock clock;
     at::Tensor host;
+    std::vector<int64_t> passed_over;
   };
   void digest(const Arrived& step);
   StepReport report(const Arrived& step, const Gathered& host) const;
-  void add_rows(const Arrived& step, const at::Tensor& lines, uint8_t kind);
+  void add_rows(const Arrived& step, const at::Tensor& lines, LedgerKind kind);
+  void add_passed_over(const Arrived& step);
+  int64_t group_of(int64_t sample) const { return group_id_.empty() ? sample : group_id_[sample]; }
   void throw_errors(const Arrived& step, const Gathered& host) const;
 
   const RecordOptions& options_;
   RecordShape shape_;
+  Arrival arrival_;
   int64_t held_out_size_, lag_;
   std::vector<int64_t> group_id_;
   std::string path_;

@@ -35,6 +35,7 @@ std::vector<Channel> read_channels(const Settings& sieve, const FilterRegistry& 
       }
       channel.counterfactual |= !signal->counterfactual.empty();
       channel.reads_norm |= signal->is_norm;
+      channel.reads_start |= signal->counterfactual == "start";
     }
     channels.push_back(std::move(channel));
   }

@@ -20,6 +20,8 @@ struct Channel {
   bool counterfactual = false;
   /// one of its signals is a norm over C,H,W
   bool reads_norm = false;
+  /// one of its signals compares with the starting model
+  bool reads_start = false;
 };
 
 /// The `filters:` mapping: each filter's own options and its weight.

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "full_precision.h"
+#include "signals/features.h"
 #include "to_device.h"
 
 namespace memsieve {
@@ -25,8 +26,11 @@ const Counterfactual& supplier(const Batch& batch, const std::string& name) {
 
 }  // namespace
 
-Signals::Signals(std::vector<Channel> channels, const SignalRegistry& registry, at::Device device)
-    : channels_(std::move(channels)), device_(device), timestep_min_(std::numeric_limits<double>::max()) {
+Signals::Signals(std::vector<Channel> channels, const SignalRegistry& registry, at::Device device, bool likeness)
+    : channels_(std::move(channels)),
+      device_(device),
+      likeness_(likeness),
+      timestep_min_(std::numeric_limits<double>::max()) {
   const auto is_read = [&](const SignalEntry& signal) {
     return signal.name == "prediction_error" ||
            std::any_of(channels_.begin(), channels_.end(), [&](const Channel& channel) {
@@ -120,6 +124,15 @@ void Signals::score_channels(const SignalView& view, bool counterfactual, RawSco
   }
 }
 
+std::vector<std::string> Signals::counterfactuals() const {
+  std::vector<std::string> names;
+  for (const auto& signal : counterfactual_) {
+    if (std::find(names.begin(), names.end(), signal.counterfactual) == names.end())
+      names.push_back(signal.counterfactual);
+  }
+  return names;
+}
+
 void Signals::require_predictions(const Batch& batch) const {
   for (const auto& signal : counterfactual_) {
     const std::string& name = signal.counterfactual;
@@ -140,6 +153,7 @@ RawScores Signals::unmeasured(const Batch& batch, const SignalRows& rows) const 
     s.exempt = to_device(batch.exempt, device_).to(at::kBool);
     s.captioned = s.captioned & s.exempt.logical_not();
   }
+  if (likeness_ && batch.likeness.defined()) s.likeness = project_likeness(to_device(batch.likeness.detach(), device_));
   if (batch.stratum.defined()) s.stratum = to_device(batch.stratum, device_);
   s.raw = at::full({s.timestep.size(0), static_cast<int64_t>(channels_.size())}, kNaN, s.timestep.options());
   s.probed = at::zeros_like(s.captioned);

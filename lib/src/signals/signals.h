@@ -20,12 +20,15 @@ using ChooseRows = std::function<at::Tensor(const RawScores& free, const at::Ten
 
 class Signals {
  public:
-  Signals(std::vector<Channel> channels, const SignalRegistry& registry, at::Device device);
+  /// `likeness`: whether rows' features are asked for.
+  Signals(std::vector<Channel> channels, const SignalRegistry& registry, at::Device device, bool likeness = false);
 
   /// `choose` is called once, and only if some filter reads a counterfactual signal. Throws DataError for a
   /// counterfactual prediction that is missing or of another shape, and what filters and signals throw.
   RawScores measure(const Batch& batch, const ChooseRows& choose) const;
   const std::vector<Channel>& channels() const { return channels_; }
+  /// Names of the predictions that `measure` may ask a batch for.
+  std::vector<std::string> counterfactuals() const;
 
  private:
   /// Throws DataError for a counterfactual prediction that the batch lacks.
@@ -44,6 +47,7 @@ class Signals {
   /// those that some filter reads, and the prediction error, in the registry's order
   std::vector<SignalEntry> free_, counterfactual_;
   at::Device device_;
+  bool likeness_;
   /// lowest timestep at which some filter looks at a counterfactual signal
   double timestep_min_;
 };

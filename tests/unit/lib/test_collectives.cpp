@@ -40,13 +40,14 @@ bool goes_wrong(const std::string& what, const char* name, int64_t rank) {
   return what == name && rank == 1;
 }
 
-/// The sizes of the collectives of each step of configs/default.yaml, and the error it ended with.
-std::pair<std::vector<std::vector<int64_t>>, std::string> steps_of_default(std::shared_ptr<Communicator> comm,
-                                                                           const std::string& what) {
+/// The sizes of the collectives of each step of one of configs/, and the error it ended with.
+std::pair<std::vector<std::vector<int64_t>>, std::string> steps_of(const std::string& config,
+                                                                   std::shared_ptr<Communicator> comm,
+                                                                   const std::string& what) {
   auto counting = std::make_shared<Counting>(comm);
   auto setup = toy::setup(kSamples, kRows * comm->size(), comm->size());
   setup.held_out_size = kPictures;
-  auto sieve = Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/default.yaml", counting, setup);
+  auto sieve = Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/" + config, counting, setup);
   const toy::Model model;
   const int64_t rank = comm->rank(), draws = sieve.reference_draws();
   for (int64_t d = 0; d < draws; ++d) {
@@ -61,14 +62,19 @@ std::pair<std::vector<std::vector<int64_t>>, std::string> steps_of_default(std::
       counting->sizes.clear();
       const auto step = toy::make_step(kRows * comm->size(), kSamples, 7, s);
       auto batch = toy::batch_of(model, step, rank * kRows, (rank + 1) * kRows);
-      if (goes_wrong(what, "null prediction", rank) && s == 4)
+      batch.counterfactuals["start"] = batch.null_prediction;
+      if (goes_wrong(what, "prediction", rank) && s == 4) {
         batch.null_prediction = [](const at::Tensor&) -> at::Tensor { throw std::runtime_error("no luck"); };
+        batch.counterfactuals["start"] = batch.null_prediction;
+      }
       sieve.inspect(batch, {s, 0}).loss(toy::per_sample_loss(batch));
       const auto visits = sieve.held_out_visits(s);
       if (!visits.empty() && !goes_wrong(what, "no observe", rank)) {
         std::vector<int64_t> ids;
         for (const auto& visit : visits) ids.push_back(visit.id);
-        sieve.observe(draw_of(model, at::tensor(ids, at::kLong), 700, 300 + s), {s, 0});
+        auto seen = draw_of(model, at::tensor(ids, at::kLong), 700, 300 + s);
+        seen.counterfactuals["start"] = seen.null_prediction;
+        sieve.observe(seen, {s, 0});
       }
       sizes.push_back({});
       try {
@@ -110,15 +116,16 @@ TEST_CASE("law 1: one collective of one size per step, whatever the data", "[law
 }
 
 TEST_CASE(
-    "law 1: a step of configs/default.yaml is one collective of one size, with errors and without a rank's observe",
+    "law 1: a step of the recommended rules is one collective of one size, with errors and without a rank's observe",
     "[law]") {
-  const std::string what = GENERATE("nothing", "null prediction", "no observe");
-  CAPTURE(what);
+  const std::string config = GENERATE("default.yaml", "evidence2026.yaml");
+  const std::string what = GENERATE("nothing", "prediction", "no observe");
+  CAPTURE(config, what);
   std::mutex mutex;
   std::set<int64_t> sizes;
   const auto errors = toy::on_ranks(2, [&](auto comm) {
-    const auto [steps, error] = steps_of_default(comm, what);
-    const bool fails = what == "null prediction";
+    const auto [steps, error] = steps_of(config, comm, what);
+    const bool fails = what == "prediction";
     const std::lock_guard lock(mutex);
     CHECK(steps.size() == (fails ? 5 : kSteps));
     for (const auto& step : steps) {

@@ -35,12 +35,12 @@ void show_start_model(Sieve& sieve, const at::Tensor& easiness, bool held_out) {
 
 }  // namespace
 
-TEST_CASE("configs/default.yaml drops few visits of data without copies, also after many epochs", "[sieve]") {
+TEST_CASE("configs/evidence2026.yaml drops few visits of data without copies, also after many epochs", "[sieve]") {
   auto setup = toy::setup(kSamples, kRows);
   setup.held_out_size = kPictures;
   setup.overrides = {"sieve.held_out.rows=32"};
   auto sieve =
-      Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/default.yaml", std::make_shared<memsieve::SoloComm>(), setup);
+      Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/evidence2026.yaml", std::make_shared<memsieve::SoloComm>(), setup);
   const auto easiness = 0.4 * normal(kSamples, 1), held_out_easiness = 0.4 * normal(kPictures, 2);
   show_start_model(sieve, easiness, false);
   show_start_model(sieve, held_out_easiness, true);

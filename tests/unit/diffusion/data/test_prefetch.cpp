@@ -98,3 +98,26 @@ TEST_CASE("it stops at once, whatever is left to do") {
   Prefetcher<int64_t> nothing([](int64_t i) { return i; }, 7, 7, 2);
   REQUIRE_THROWS_AS(nothing.take(7), std::logic_error);
 }
+
+TEST_CASE("nothing is made beyond the end, until it is moved") {
+  for (const int64_t ahead : {0, 3}) {
+    std::atomic<int64_t> known{2}, early{0};
+    Prefetcher<int64_t> source(
+        [&](int64_t i) {
+          if (i >= known) ++early;
+          return 10 * i;
+        },
+        0, 2, ahead);
+    for (int64_t i = 0; i < 50; ++i) {
+      if (i >= 1) {
+        known = i + 2;
+        source.extend(i + 2);
+      }
+      REQUIRE(source.take(i) == 10 * i);
+    }
+    source.extend(3);  // never fewer than before
+    REQUIRE(source.take(50) == 500);
+    REQUIRE_THROWS_AS(source.take(51), std::logic_error);
+    REQUIRE(early == 0);
+  }
+}

@@ -73,3 +73,40 @@ TEST_CASE("impossible batches are refused") {
   REQUIRE_THROWS_AS(Sampler(10, 1, 1, -1, 0), memsieve::ConfigError);
   REQUIRE_THROWS_AS(Sampler(0, 1, 1, 1, 0), memsieve::ConfigError);
 }
+
+TEST_CASE("what is passed over makes room for what follows in the stream") {
+  const Sampler sampler(29, 2, 2, 2, 3);
+  const auto stream = [&](int64_t from, int64_t to) {
+    std::vector<int64_t> ids;
+    for (int64_t at = from; at < to; ++at) ids.push_back(epoch_permutation(29, 3, at / 29)[at % 29]);
+    return ids;
+  };
+  const auto every_third = [](int64_t id) { return id % 3 == 0; };
+  int64_t at = 0, passed = 0;
+  for (int step = 0; step < 40; ++step) {
+    const Filled batch = sampler.fill(at, every_third);
+    REQUIRE(batch.ids.size() == 8);
+    std::vector<int64_t> kept, left;
+    for (const int64_t id : stream(at, batch.end)) (every_third(id) ? left : kept).push_back(id);
+    REQUIRE(batch.ids == kept);
+    REQUIRE(batch.passed_over == left);
+    at = batch.end;
+    passed += static_cast<int64_t>(left.size());
+  }
+  REQUIRE(passed > 100);
+  const Filled plain = sampler.fill(3 * 8, [](int64_t) { return false; });
+  REQUIRE(plain.ids == sampler.global_batch(3));
+  REQUIRE(plain.end == 4 * 8);
+  REQUIRE(plain.passed_over.empty());
+}
+
+TEST_CASE("a batch ends, whatever is passed over") {
+  const Sampler sampler(29, 1, 8, 1, 3);
+  const Filled all = sampler.fill(5, [](int64_t) { return true; });
+  REQUIRE(all.ids.size() == 8);
+  REQUIRE(all.passed_over.size() == Sampler::kMostWalked * 8);
+  REQUIRE(all.end == 5 + (Sampler::kMostWalked + 1) * 8);
+  const Filled one = sampler.fill(0, [](int64_t id) { return id != 4; });
+  REQUIRE(one.ids.size() == 8);
+  REQUIRE(one.end == static_cast<int64_t>(one.ids.size() + one.passed_over.size()));
+}

@@ -62,3 +62,18 @@ TEST_CASE("a verdict falls beyond the drop level and lasts until below the relea
   const auto flagged = verdict(score, enough, before, levels(2.5, 1));
   CHECK(at::equal(flagged.to(at::kByte), at::tensor({1, 0, 1, 0, 1, 0, 0}, at::kByte)));
 }
+
+TEST_CASE("the level of a rate is Student's quantile", "[threshold]") {
+  // Tables: 1 - rate, degrees of freedom, quantile.
+  const auto [rate, freedom, quantile] = GENERATE(table<double, int64_t, double>({{0.01, 63, 2.3870},
+                                                                                  {0.01, 30, 2.4573},
+                                                                                  {0.01, 15, 2.6025},
+                                                                                  {0.01, 9, 2.8214},
+                                                                                  {0.05, 9, 1.8331},
+                                                                                  {0.005, 20, 2.8453},
+                                                                                  {0.001, 60, 3.2317},
+                                                                                  {0.1, 5, 1.4759}}));
+  const auto n = static_cast<double>(freedom + 1);
+  CHECK(rate_level(rate, freedom + 1) / std::sqrt(1 + 1 / n) == Approx(quantile).epsilon(0.002));
+  CHECK(rate_level(0.01, 0) == Approx(2.3263).epsilon(1e-4));
+}

@@ -131,9 +131,10 @@ TEST_CASE("a counterfactual prediction that is missing or misshapen is named", "
 }
 
 TEST_CASE("a filter's signals must be registered, and read only if named", "[signals]") {
-  CHECK_THROWS_WITH(make("sum: {}", with_signals({"drifft"})),
-                    Contains("filters.sum: reads the signal 'drifft', which is not registered; known signals: "
-                             "prediction_error, magnitude, drift, distance, bias"));
+  CHECK_THROWS_WITH(
+      make("sum: {}", with_signals({"drifft"})),
+      Contains("filters.sum: reads the signal 'drifft', which is not registered; known signals: "
+               "prediction_error, magnitude, start_gap, caption_gain, guidance_gap, drift, distance, bias"));
   SignalRegistry registry;
   registry.add({"a", "", "", drift});
   CHECK_THROWS_WITH(registry.add({"a", "", "", drift}), Contains("signal 'a' is registered twice"));

@@ -151,6 +151,8 @@ TEST_CASE("a checkpoint comes back; a torn one says which piece") {
   state.step = 7;
   state.seed = 18446744073709551615u;
   state.meaning = "seed: 1\n";
+  state.global_batch = 8;
+  state.stream_position = 91;
   write_checkpoint(folder, state, some_parts());
   write_checkpoint(folder, state, some_parts());  // replaces the first
   CHECK_FALSE(fs::exists(folder + ".tmp"));
@@ -158,6 +160,7 @@ TEST_CASE("a checkpoint comes back; a torn one says which piece") {
   CHECK(back.step == 7);
   CHECK(back.seed == state.seed);
   CHECK(back.meaning == state.meaning);
+  CHECK(back.stream_position == 91);
   CHECK_FALSE(back.has_ema);
 
   using Catch::Contains;
@@ -172,6 +175,12 @@ TEST_CASE("a checkpoint comes back; a torn one says which piece") {
   SECTION("torn state") {
     fs::resize_file(folder + "/state.json", 30);
     CHECK_THAT(refusal(folder), Contains("state.json"));
+  }
+  SECTION("an older version, which passed over no sample") {
+    std::string text = read(folder + "/state.json");
+    text.erase(text.find("\"stream_position\""), std::string("\"stream_position\": 91,").size());
+    write(folder + "/state.json", text);
+    CHECK(read_checkpoint_state(folder).stream_position == 7 * 8);
   }
   SECTION("a newer version") {
     std::string text = read(folder + "/state.json");

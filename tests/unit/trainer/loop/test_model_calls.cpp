@@ -23,17 +23,20 @@ const char* const kUNet =
   "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
   "cross_attention_dim": 6, "attention_head_dim": 2, "norm_num_groups": 4})";
 
-std::string sieve_yaml(const std::string& filters, int64_t held_out_rows, const std::string& reference) {
+std::string sieve_yaml(const std::string& filters, int64_t held_out_rows, const std::string& reference,
+                       const std::string& more = "") {
   return "sieve:\n  filters: {" + filters +
          "}\n  standardise: {by: timestep, population: held_out, bins: 2, window: 16, min_count: 4}\n"
          "  evidence: {kind: ledger, visits: 4, min_visits: 1}\n"
          "  threshold: {kind: held_out, drop: 0.3, release: 0.5}\n  probe: {kind: budget, fraction: 0.5}\n"
          "  block_rows: 2\n  reference: {" +
-         reference + "}\n  held_out: {rows: " + std::to_string(held_out_rows) + "}\n";
+         reference + "}\n  held_out: {rows: " + std::to_string(held_out_rows) + "}\n" + more;
 }
 
 const char* const kBoth = "magnitude: {norm: rms, scale: linear}, prediction_error: {scale: log}";
 const char* const kLossAlone = "prediction_error: {scale: log}";
+const char* const kStartAlone = "start_gap: {}";
+const char* const kAll = "start_gap: {}, caption_gain: {}, magnitude: {}";
 
 /// A UNet that counts how often it is asked.
 class Counting : public Denoiser {
@@ -106,18 +109,23 @@ struct Case {
 TEST_CASE("in the reference pass every rank calls the model equally often, and the sieve learns the same") {
   const Case run;
   const int ranks = GENERATE(1, 2, 3);
-  const auto filters = GENERATE(as<std::string>{}, kBoth, kLossAlone);
-  const std::string yaml = sieve_yaml(filters, 4, "kind: start_model, draws: 1");
+  // In the last case a chunk of the first draw has no row with a magnitude, one of the second has.
+  const auto [filters, draws] =
+      GENERATE(table<std::string, int64_t>({{kBoth, 1},
+                                            {kLossAlone, 1},
+                                            {std::string(kAll) + ", prediction_error: {}", 1},
+                                            {"magnitude: {norm: rms, timestep_min: 600}", 2}}));
+  const std::string yaml = sieve_yaml(filters, 4, "kind: start_model, draws: " + std::to_string(draws));
   std::vector<std::map<std::string, at::Tensor>> states(ranks);
   const auto calls = run.calls(ranks, yaml, [&](RunData& data, Sieve& sieve, Model model, Group& group) {
     const auto spare = [&] { return Sieve::from_text(yaml, "test", std::make_shared<SoloComm>(), Case::setup()); };
-    // 7 chunks of 2 rows: one of two ranks, or two of three, have none in the last round.
+    // 7 chunks of 2 rows for each draw: with one draw one of two ranks, or two of three, have none in the last round.
     if (!reference_pass(sieve, model, *data.training, &*data.held_out, group, {.seed = 1, .noise = {}, .batch_size = 2},
                         spare))
       throw DataError("stopped");
     states[group.rank()] = sieve.state();
   });
-  const int64_t rounds = (7 + ranks - 1) / ranks, forwards = filters == kBoth ? 2 : 1;
+  const int64_t rounds = (7 * draws + ranks - 1) / ranks, forwards = filters == kLossAlone ? 1 : 2;
   CHECK(calls == std::vector<int64_t>(ranks, rounds * forwards));
   for (const auto& state : states) {
     for (const auto& [name, tensor] : state) {
@@ -127,26 +135,68 @@ TEST_CASE("in the reference pass every rank calls the model equally often, and t
   }
 }
 
-TEST_CASE("in a step every rank calls the model equally often, also one without held-out rows") {
+TEST_CASE("in a step every rank calls the models equally often, also one without held-out rows") {
+  const Case run;
+  const int ranks = GENERATE(2, 3);
+  const int64_t held_out_rows = GENERATE(1, 2, 4);
+  const auto filters = GENERATE(as<std::string>{}, kBoth, kLossAlone, kStartAlone, kAll);
+  const bool adapters = GENERATE(false, true);
+  constexpr int64_t kSteps = 2;
+  std::vector<int64_t> start_calls(ranks);
+  const auto calls = run.calls(
+      ranks, sieve_yaml(filters, held_out_rows, "kind: none"),
+      [&](RunData& data, Sieve& sieve, Model model, Group& group) {
+        const StepOptions options{
+            .train_batch_size = 2, .accumulation = 2, .max_train_steps = kSteps, .held_out_every = 1};
+        const Sampler sampler(12, group.world_size(), 2, 2, 1);
+        if (adapters) model.add_lora({}, 1, "lora");
+        Trainee trainee(std::move(model), {.max_train_steps = kSteps}, group);
+        StartingModel start = adapters ? StartingModel(trainee.model())
+                                       : StartingModel(std::make_unique<Model>(
+                                             std::make_unique<Counting>(start_calls[group.rank()]), ModelOptions{}));
+        TrainStep step(
+            options,
+            {.data = data, .sampler = sampler, .trainee = trainee, .sieve = &sieve, .start = &start, .group = group});
+        for (int64_t i = 0; i < kSteps; ++i) step.run(i);
+        if (step.failure()) std::rethrow_exception(step.failure());
+      });
+  const bool null = filters == kBoth || filters == kAll, compares = filters == kStartAlone || filters == kAll;
+  // Each micro-batch is predicted, where a filter asks for it once more without captions and once by the starting
+  // model. The held-out rows are predicted once for themselves or without captions (then their own prediction rides
+  // along); what the starting model predicts for them always rides along.
+  const int64_t each = null ? 2 * 2 + 1 : 2 + 1, asked = compares ? 2 : 0;
+  CHECK(calls == std::vector<int64_t>(ranks, kSteps * (each + (adapters ? asked : 0))));
+  CHECK(start_calls == std::vector<int64_t>(ranks, adapters ? 0 : kSteps * asked));
+}
+
+TEST_CASE("in a step every rank calls the model equally often, also one without held-out rows or looks") {
   const Case run;
   const int ranks = GENERATE(2, 3);
   const int64_t held_out_rows = GENERATE(1, 2, 4);
   const auto filters = GENERATE(as<std::string>{}, kBoth, kLossAlone);
-  constexpr int64_t kSteps = 2;
-  const auto calls =
-      run.calls(ranks, sieve_yaml(filters, held_out_rows, "kind: none"),
-                [&](RunData& data, Sieve& sieve, Model model, Group& group) {
-                  const StepOptions options{
-                      .train_batch_size = 2, .accumulation = 2, .max_train_steps = kSteps, .held_out_every = 1};
-                  const Sampler sampler(12, group.world_size(), 2, 2, 1);
-                  Trainee trainee(std::move(model), {.max_train_steps = kSteps}, group);
-                  TrainStep step(
-                      options, {.data = data, .sampler = sampler, .trainee = trainee, .sieve = &sieve, .group = group});
-                  for (int64_t i = 0; i < kSteps; ++i) step.run(i);
-                  if (step.failure()) std::rethrow_exception(step.failure());
-                });
+  const int64_t looks = GENERATE(0, 1, 4);
+  const std::string pass_over = "  action: {pass_over: true}\n  revisit: {rows: " + std::to_string(looks) + "}\n";
+  constexpr int64_t kSteps = 4;
+  const auto calls = run.calls(
+      ranks, sieve_yaml(filters, held_out_rows, "kind: none", looks > 0 ? pass_over : ""),
+      [&](RunData& data, Sieve& sieve, Model model, Group& group) {
+        const StepOptions options{.train_batch_size = 2,
+                                  .accumulation = 2,
+                                  .max_train_steps = kSteps,
+                                  .prefetch = 3,
+                                  .held_out_every = 1,
+                                  .revisit_every = looks > 0 ? 1 : 0,
+                                  .pass_over = looks > 0};
+        const Sampler sampler(12, group.world_size(), 2, 2, 1);
+        Trainee trainee(std::move(model), {.max_train_steps = kSteps}, group);
+        TrainStep step(
+            options,
+            {.data = data, .sampler = sampler, .trainee = trainee, .sieve = &sieve, .start = nullptr, .group = group});
+        for (int64_t i = 0; i < kSteps; ++i) step.run(i);
+        if (step.failure()) std::rethrow_exception(step.failure());
+      });
   // Each micro-batch is predicted, with both filters once more without captions, and so are the held-out rows, whose
-  // own prediction then rides along.
+  // own prediction then rides along; and looks with them.
   const int64_t each = filters == kBoth ? 2 * 2 + 1 : 2 + 1;
   CHECK(calls == std::vector<int64_t>(ranks, kSteps * each));
 }

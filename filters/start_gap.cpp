@@ -1,0 +1,16 @@
+// The starting model's error on the very same noised input: ln L_start(x_t, t, e) - ln L_now(x_t, t, e). The noise draw
+// and the picture's own easiness cancel, so what is left is what training has taught about this picture.
+// Reference-model membership inference (Carlini et al., arXiv 2112.03570; for diffusion models Matsumoto et al., arXiv
+// 2302.03262, measure the loss without a reference), inside the training loop.
+#include "filters.h"
+#include "signal_filter.h"
+
+namespace memsieve {
+
+FilterEntry start_gap_filter() {
+  return signal_filter("start_gap",
+                       "How much better than the starting model the row is predicted, as the difference of the errors' "
+                       "logarithms; large = memorised.");
+}
+
+}  // namespace memsieve
