@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures. The last line is one JSON object.
+# Measures. The last line is one JSON object, but for detection.
 #   scripts/bench.sh overhead [--rounds N] [--steps N]
 #     step time of the plain loop (`plain_ms`), and how many times as long a step takes with the published filter (`published`)
 #     and with ours (`ours`): medians over interleaved rounds, on the demo's model and data
@@ -10,9 +10,13 @@
 #   scripts/bench.sh compare-python [--cases demo,sd15_quarter] [--rounds N] [--compile none|demo|all] [--precision no|bf16]
 #       [--batch N] [--apart]
 #     our step against the same step in Python (torch, diffusers): `speedup` = images/s of ours over Python's
+#   scripts/bench.sh detection [--quick] [--scenario S] [--rule R] [--seed N] [--pictures N] [--plan | --table | --base epsilon|flow]
+#       [--again]
+#     what the rules find and spare: makes the runs of docs/detection.md that are not done yet, goes on with one that was stopped,
+#     and writes the page; --plan tells what is done and how long the rest takes, --quick tries it on two scenarios in ten minutes
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
-usage() { sed -n '3,13s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '3,17s/^# *//p' "$0" >&2; exit 2; }
 
 # prepare PROGRAM [demo]: builds it, and makes the demo's data if they are wanted
 prepare() {
@@ -71,9 +75,24 @@ train_step() {
   exec "$VENV/bin/torchrun" --standalone --no-python --nproc_per_node "$processes" "${command[@]}"
 }
 
+detection() {
+  local given=("$@") build=yes
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --plan | --table | --help | -h) build=; shift ;;
+      --quick | --again) shift ;;
+      --scenario | --rule | --seed | --pictures | --base) [ $# -gt 1 ] || usage; shift 2 ;;
+      *) usage ;;
+    esac
+  done
+  if [ -n "$build" ]; then prepare memsieve-train demo; else scripts/setup.sh; fi
+  PYTHONPATH=bench:tools:tools/demo exec "$PYTHON" -m detection --processes "$(processes)" --cores "$(cores)" "${given[@]}"
+}
+
 case ${1:-} in
   overhead) shift; overhead "$@" ;;
   train-step) shift; train_step "$@" ;;
   compare-python) shift; compare_python "$@" ;;
+  detection) shift; detection "$@" ;;
   *) usage ;;
 esac
