@@ -9,6 +9,9 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+// Simulations, which take many minutes under sanitizers and reach no code that other tests do not.
+#ifndef __SANITIZE_ADDRESS__
+
 using memsieve::Sieve;
 
 namespace {
@@ -210,3 +213,5 @@ TEST_CASE("without held-out pictures the rule is cautious, and finds copies that
   CHECK(o.ordinary < 0.003);
   CHECK(o.repeated >= least);
 }
+
+#endif
