@@ -73,7 +73,8 @@ at::Tensor Sieve::Impl::device_ids(const Batch& batch, int64_t limit) const {
 Sieve::Impl::Judged Sieve::Impl::judged(const Batch& batch, const at::Tensor& ids, const Past& past,
                                         int64_t step) const {
   const at::NoGradGuard no_grad;
-  const RawScores scores = signals.measure(batch, [&](const RawScores& free, const at::Tensor& eligible) {
+  const RawScores scores = signals.measure(batch, [&](RawScores& free, const at::Tensor& eligible) {
+    free.alike = judge.alike_to_others(past, free);
     return judge.rows_to_probe(past, free, eligible, step);
   });
   const Verdicts verdicts = judge.judge(past, scores, step);

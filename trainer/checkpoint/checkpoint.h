@@ -23,8 +23,8 @@ struct CheckpointState {
   int64_t step = 0;
   uint64_t seed = 0;
   int64_t world_size = 1, global_batch = 0, nonfinite_in_a_row = 0;
-  /// in the stream of samples: where the next step begins. Checkpoints that do not say are of runs that passed over
-  /// none
+  /// in the stream of samples: where the next step begins. Checkpoints that do not say are of runs
+  /// that passed over none
   int64_t stream_position = 0;
   std::string run_id;
   /// the configuration's binding keys as YAML (Keys::binding): what must not change when resuming

@@ -23,8 +23,8 @@ struct HeldOutOptions {
   bool observes(int64_t step) const { return rows > 0 && step % every == 0; }
 };
 
-/// Time in [0, 1) for the row at `place` of `rows`, which cover it evenly, four neighbours too; `turn` numbers the
-/// occasions.
+/// Time in [0, 1) for the row at `place` of `rows`, which cover it evenly, four neighbours too.
+/// `turn` numbers the occasions.
 double stratified_time(int64_t turn, int64_t place, int64_t rows);
 
 /// This rank's share of step `step`'s `rows` visits. Each cycle over the pseudo-rows is shuffled anew; pseudo-row p

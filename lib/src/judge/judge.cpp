@@ -165,6 +165,12 @@ Verdicts Judge::judge(const Past& past, const RawScores& s, int64_t step) const 
   return v;
 }
 
+at::Tensor Judge::bulk_of(const LineView& training) const {
+  const auto unflagged = training.sound() & training.flagged().logical_not();
+  // Rows that resemble one that was found out are probed before others, whatever they have shown.
+  return options_.evidence.discounts() ? unflagged & (training.alike() == 0) : unflagged;
+}
+
 void Judge::fold_population(const LineView& line, const at::Tensor& picture, const at::Tensor& valid) {
   const auto stratum = standardise_.strata() > 1 ? line.stratum() : at::Tensor();
   standardise_.fold(standardise_.cell_of(line.timestep(), stratum), line.raw(), valid);
@@ -181,9 +187,7 @@ void Judge::fold(const Gathered& gathered, int64_t step) {
   if (options_.standardise.from_held_out()) {
     if (observed) fold_population(held_out, slots_.picture(held_out.id(), true), held_out.sound());
   } else if (options_.standardise.by_timestep()) {
-    // Rows that resemble one that was found out are probed before others: they are not the set's bulk either.
-    const auto bulk = training.sound() & training.flagged().logical_not();
-    fold_population(training, training.id(), options_.evidence.discounts() ? bulk & (training.alike() == 0) : bulk);
+    fold_population(training, training.id(), bulk_of(training));
   } else if (options_.standardise.by_running_mean()) {
     fold_population(training, training.id(), training.sound());
   }
@@ -204,9 +208,7 @@ void Judge::fold(const Gathered& gathered, int64_t step) {
 
 void Judge::fold_discounted(const LineView& training, bool observed) {
   const auto slot = slots_.of(training.id(), false);
-  // A row that resembles one that was found out is probed before others, whatever it has shown.
-  evidence_.fold_bulk(slot, training.sound() & training.flagged().logical_not() & (training.alike() == 0),
-                      threshold_.flagged_share());
+  evidence_.fold_bulk(slot, bulk_of(training), threshold_.flagged_share());
   if (observed) evidence_.refresh_precision(slots_.training(), options_.standardise.min_count);
   if (options_.probe.likeness > 0) {
     likeness_.fold(training.likeness(), slot, training.sound(), training.probed() & training.flagged());

@@ -56,6 +56,9 @@ class Judge {
   Past recall(const at::Tensor& ids, bool held_out) const;
   /// The same of training samples `ids` that are only looked at.
   Past recall_look(const at::Tensor& ids) const;
+  /// [B] in [0, 1]: likeness to other samples that were found out; undefined where it is not looked at. Once it is in
+  /// RawScores::alike, what follows takes it from there.
+  at::Tensor alike_to_others(const Past& past, const RawScores& scores) const;
   /// Rows [k] to probe in step `step`, going by the scores that cost nothing; k depends on it and on shapes alone.
   at::Tensor rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible, int64_t step) const;
   Verdicts judge(const Past& past, const RawScores& scores, int64_t step) const;
@@ -82,8 +85,8 @@ class Judge {
   /// z [B, C]: standardised, less what the starting model explains.
   at::Tensor adjusted(const RawScores& scores, const at::Tensor& picture) const;
   void fold_population(const LineView& line, const at::Tensor& picture, const at::Tensor& valid);
-  /// [B] in [0, 1]: likeness to other samples that were found out; undefined where it is not looked at.
-  at::Tensor alike_to_others(const Past& past, const RawScores& scores) const;
+  /// [R] bool: training rows that show where the bulk of the set lies.
+  at::Tensor bulk_of(const LineView& training) const;
   void refresh_levels();
   void fold_discounted(const LineView& training, bool observed);
 

@@ -19,8 +19,8 @@ class Likeness {
   /// features [B, kLikenessWidth] of slots [B] -> [B] float32 in [0, 1]: 0 = unlike all other slots that were found out
   /// lately, 1 = the same.
   at::Tensor of(const at::Tensor& features, const at::Tensor& slot) const;
-  /// Features [R, kLikenessWidth] of a step's rows of slots [R] where counted [R]; those where found_out [R] are
-  /// remembered.
+  /// Features [R, kLikenessWidth] of a step's rows of slots [R] where counted [R]; those where
+  /// found_out [R] are remembered.
   void fold(const at::Tensor& features, const at::Tensor& slot, const at::Tensor& counted, const at::Tensor& found_out);
   State state();
 

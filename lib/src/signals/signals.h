@@ -16,7 +16,7 @@ namespace memsieve {
 
 /// Rows [k] int64 to probe, given the scores that cost nothing and which rows a counterfactual signal would count for
 /// [B] bool.
-using ChooseRows = std::function<at::Tensor(const RawScores& free, const at::Tensor& eligible)>;
+using ChooseRows = std::function<at::Tensor(RawScores& free, const at::Tensor& eligible)>;
 
 class Signals {
  public:

@@ -145,8 +145,8 @@ Outcome Run::train(Sieve& sieve) {
   return {share(0, false), share(0, true), share(1, false)};
 }
 
-/// The recommended rule, with as many more held-out rows and looks as there are more rows than 32; or one of its other
-/// modes.
+/// The recommended rule, with as many more held-out rows and looks as there are more rows than 32;
+/// or one of its other modes.
 struct Mode {
   bool held_out = true, likeness = true;
   double spread = 3;
