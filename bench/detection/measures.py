@@ -124,12 +124,11 @@ def measure(job, rounds=ROUNDS):
         raise InputError(f"{job.run / 'ledger.h5'}: sample {visits['sample'].max()} is not in {job.data}/mix.h5, which has "
                          f"{len(repeated)} rows: the run used other data")
     drawings = drawing_figures(run, targets)
-    wall = runs.wall_seconds(job)
     result = {"format": "memsieve-detection", "version": 1, "fingerprint": job.fingerprint, "scenario": scenario.name,
               "rule": job.rule, "seed": job.seed, "steps": scenario.steps, "rows": len(repeated),
               "repeated_rows": int(repeated.sum()), "drawings": drawings,
               "validation": [[int(step), loss] for step, loss in run.validation.tolist()], "step_ms": run.step_ms,
-              "seconds": wall, "ordinary_row_ms": ordinary_row_ms(run, visits, repeated, scenario.steps), "sieve": job.config.get("sieve")}
+              "seconds": runs.processor_seconds(job), "ordinary_row_ms": ordinary_row_ms(run, visits, repeated, scenario.steps), "sieve": job.config.get("sieve")}
     if targets.repeated:
         result["cyclic"] = cyclic_figures(job, run, targets, rounds)
     if visits is not None:

@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -193,7 +193,7 @@ def launch(place, config, log, what):
 
 
 def train(job):
-    """Trains `job` to its end. Its sessions' seconds are kept, as the time of a run that was interrupted says nothing."""
+    """Trains `job` to its end. Its sessions' processor seconds are kept, as those of a run that was interrupted say nothing."""
     if (job.folder / "run.yaml").exists() and not job.same_run():
         shutil.rmtree(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -203,11 +203,17 @@ def train(job):
         return
     sessions = read_sessions(job) + [None]
     write_sessions(job, sessions)
-    begin = time.monotonic()
+    begin = children_seconds()
     launch(job.place, config, job.folder / "train.log", job.name)
-    write_sessions(job, sessions[:-1] + [round(time.monotonic() - begin, 2)])
+    write_sessions(job, sessions[:-1] + [round(children_seconds() - begin, 2)])
     if not job.trained():
         raise InputError(f"{job.name}: the trainer stopped before step {job.scenario.steps}; start again to go on")
+
+
+def children_seconds():
+    """Processor seconds of the programs that this one has started and that have ended, with all that they started."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def read_sessions(job):
@@ -219,7 +225,7 @@ def write_sessions(job, sessions):
     replace_file(job.folder / "sessions.json", json.dumps(sessions).encode())
 
 
-def wall_seconds(job):
-    """Seconds from start to end; None for a run that was interrupted."""
+def processor_seconds(job):
+    """From start to end; None for a run that was interrupted."""
     sessions = read_sessions(job)
     return sessions[0] if len(sessions) == 1 else None

@@ -73,10 +73,10 @@ at::Tensor Sieve::Impl::device_ids(const Batch& batch, int64_t limit) const {
 Sieve::Impl::Judged Sieve::Impl::judged(const Batch& batch, const at::Tensor& ids, const Past& past,
                                         int64_t step) const {
   const at::NoGradGuard no_grad;
-  const RawScores scores = signals.measure(batch, [&](RawScores& free, const at::Tensor& eligible) {
-    free.alike = judge.alike_to_others(past, free);
+  RawScores scores = signals.measure(batch, [&](const RawScores& free, const at::Tensor& eligible) {
     return judge.rows_to_probe(past, free, eligible, step);
   });
+  scores.likeness = past.likeness;
   const Verdicts verdicts = judge.judge(past, scores, step);
   return {record_lines(ids, scores, verdicts, shape), verdicts.weight};
 }
@@ -133,7 +133,7 @@ Plan Sieve::inspect(const Batch& batch, const Clock& clock) {
     }
     s.check_batch(batch, s.shape.rows);
     const auto ids = s.device_ids(batch, s.setup.dataset_size);
-    const auto judged = s.judged(batch, ids, s.judge.recall(ids, false), clock.step);
+    const auto judged = s.judged(batch, ids, s.judge.recall(ids, s.signals.likeness(batch)), clock.step);
     s.record.put_training(s.micro, judged.lines);
     s.seen[s.micro] = plan.seen_;
     plan.weight_ = judged.weight;
@@ -182,7 +182,7 @@ void Sieve::observe(const Batch& batch, const Clock& clock) {
       bad_batch("step " + std::to_string(clock.step) + " observes no held-out rows");
     const int64_t rows = s.check_batch(batch, s.shape.held_out - s.held_out_seen);
     const auto ids = s.device_ids(batch, s.judge.pseudo_rows());
-    s.record.put_held_out(s.held_out_seen, s.judged(batch, ids, s.judge.recall(ids, true), clock.step).lines);
+    s.record.put_held_out(s.held_out_seen, s.judged(batch, ids, s.judge.recall_held_out(ids), clock.step).lines);
     s.held_out_seen += rows;
   } catch (...) {
     s.fail(std::current_exception(), "held-out: ");

@@ -57,7 +57,7 @@ void Sieve::look(const Batch& batch, const Clock& clock) {
     }
     if (rows != static_cast<int64_t>(wanted.size()) || !at::equal(batch.sample_id, at::tensor(wanted, at::kLong)))
       bad_batch("sample_id must be what looks(" + std::to_string(clock.step) + ") names, in its order");
-    s.record.put_looks(s.judged(batch, ids, s.judge.recall_look(ids), clock.step).lines,
+    s.record.put_looks(s.judged(batch, ids, s.judge.recall_look(ids, s.signals.likeness(batch)), clock.step).lines,
                        to_device(at::tensor(counted, at::kByte), s.setup.device));
   } catch (...) {
     s.fail(std::current_exception(), "look: ");

@@ -18,6 +18,7 @@ PATHS = [str(ROOT / "bench"), str(ROOT / "tools"), str(ROOT / "tools" / "demo")]
 sys.path[:0] = PATHS
 
 import demo_sources as sources  # noqa: E402
+import fake_sources  # noqa: E402
 import make_demo_data as maker  # noqa: E402
 from detection import __main__ as program  # noqa: E402
 from detection import pictures, plan, rules, runs, scenarios  # noqa: E402
@@ -28,18 +29,6 @@ from reports.program import InputError  # noqa: E402
 # ---- the data sets -----------------------------------------------------------------------------------------------------
 
 
-def clear_picture(number):
-    rng = np.random.default_rng(number)
-    pixels = np.full((3, 32, 32), 255, dtype=np.uint8)
-    pixels[:, 4:28, 4:28] = rng.integers(0, 230, (3, 3, 3)).repeat(8, 1).repeat(8, 2)
-    return pixels
-
-
-def fake_encode(captions, batch=64):
-    states = [np.random.default_rng(maker.key(0, caption)).standard_normal((12, 8)) for caption in captions]
-    return np.stack(states).astype(np.float32), np.array([len(caption.split()) + 2 for caption in captions])
-
-
 @pytest.fixture
 def studio(monkeypatch, tmp_path):
     """Makes sets of made-up pictures."""
@@ -47,9 +36,9 @@ def studio(monkeypatch, tmp_path):
         monkeypatch.setattr(maker, name, value)
     monkeypatch.setattr(pictures, "RESERVED", 6)
     monkeypatch.setattr(maker, "clear_pictures", lambda pairs, lengths: (np.arange(len(pairs)) % 4 > 0, np.zeros((len(pairs),) * 2)))
-    pairs = [sources.Pair(clear_picture(i), f"an emoji of red thing {i}", "emoji") for i in range(90)]
+    pairs = [sources.Pair(fake_sources.clear_picture(i), f"an emoji of red thing {i}", "emoji") for i in range(90)]
     monkeypatch.setattr(sources, "read_emoji", lambda font, names: pairs)
-    monkeypatch.setattr(sources, "encode", fake_encode)
+    monkeypatch.setattr(sources, "encode", fake_sources.fake_encode(8))
     monkeypatch.setattr(sources, "sources_digest", lambda *paths: "fixed")
     (tmp_path / "stamps").mkdir()
     for name in ("font", "names"):

@@ -18,26 +18,14 @@ sys.path[:0] = [str(TOOLS), str(TOOLS / "demo")]
 import demo_sources as sources
 import make_demo_data as maker
 import report
+from fake_sources import clear_picture, fake_encode
 from reports import figures, ledger, run
 
 # ---- the maker of the demo data ----------------------------------------------------------------------------------------
 
 
-def clear_picture(number):
-    """A picture that counts as clear: a patchwork of colours on white that no other number has."""
-    rng = np.random.default_rng(number)
-    pixels = np.full((3, 32, 32), 255, dtype=np.uint8)
-    pixels[:, 4:28, 4:28] = rng.integers(0, 230, (3, 3, 3)).repeat(8, 1).repeat(8, 2)
-    return pixels
-
-
 def fake_pairs(count, kind="emoji"):
     return [sources.Pair(clear_picture(i), f"an {kind} of thing {i}", kind) for i in range(count)]
-
-
-def fake_encode(captions, batch=64):
-    states = [np.random.default_rng(maker.key(0, caption)).standard_normal((12, 384)) for caption in captions]
-    return np.stack(states).astype(np.float32), np.array([len(caption.split()) + 2 for caption in captions])
 
 
 @pytest.fixture
@@ -46,7 +34,7 @@ def small(monkeypatch, tmp_path):
     for name, value in dict(REPEATED=3, SHOWN=2, HELD_OUT=4, VALIDATION=5, NEW=6, REPLAYED=7).items():
         monkeypatch.setattr(maker, name, value)
     monkeypatch.setattr(sources, "read_emoji", lambda font, names: fake_pairs(60))
-    monkeypatch.setattr(sources, "encode", fake_encode)
+    monkeypatch.setattr(sources, "encode", fake_encode(384))
     monkeypatch.setattr(sources, "sources_digest", lambda *paths: "fixed")
     (tmp_path / "stamps").mkdir()
     (tmp_path / "font").touch()

@@ -236,6 +236,7 @@ void Session::start_writing() {
   options.rows_per_step = sampler_->global_batch_size();
   if (sieve_) options.channels = sieve_->channels();
   options.passes_over = passes_over();
+  options.drifts = config_.sieve && config_.settings.text("sieve.evidence.kind") == "discounted";
   metrics_.emplace(std::move(options));
 }
 

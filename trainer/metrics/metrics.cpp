@@ -17,7 +17,7 @@ using Tagged = std::vector<std::pair<std::string, double>>;
 constexpr int64_t kHistogramSteps = 100;  // rows of so many steps in one histogram
 constexpr auto kFlushEvery = std::chrono::seconds(2);
 
-Json line_of(const StepMetrics& m, const StepReport& r, bool passes_over) {
+Json line_of(const StepMetrics& m, const StepReport& r, const MetricsOptions& options) {
   Json json{{"kind", "step"},
             {"step", m.step},
             {"epoch", m.epoch},
@@ -35,15 +35,16 @@ Json line_of(const StepMetrics& m, const StepReport& r, bool passes_over) {
             {"mean_score", r.mean_score},
             {"drop_level", r.drop_level},
             {"skipped", m.skipped}};
-  if (passes_over) json["passed_over"] = r.passed_over;
+  if (options.passes_over) json["passed_over"] = r.passed_over;
+  if (options.drifts) json["drift"] = r.drift;
   if (m.loss_scale > 0) json["loss_scale"] = m.loss_scale;
   return json;
 }
 
 /// The numbers of a line under GROUP/KEY; what is not finite is left out.
 Tagged tagged(const Json& line, const std::string& group, bool with_sieve) {
-  static const std::set<std::string> of_the_sieve = {"dropped",    "downweighted", "probed",     "mean_score",
-                                                     "drop_level", "nonfinite",    "passed_over"};
+  static const std::set<std::string> of_the_sieve = {"dropped",    "downweighted", "probed",      "mean_score",
+                                                     "drop_level", "nonfinite",    "passed_over", "drift"};
   Tagged out;
   for (const auto& [key, value] : line.items()) {
     if (key == "step" || !(value.is_number() || value.is_boolean())) continue;
@@ -88,7 +89,7 @@ void MetricsWriter::write_ready() {
       r = std::move(found->second);
       reports_.erase(found);
     }
-    const Json line = line_of(m, r, options_.passes_over);
+    const Json line = line_of(m, r, options_);
     if (events_) {
       Tagged numbers = tagged(line, "train", options_.channels.has_value());
       if (options_.channels && r.rows > 0)

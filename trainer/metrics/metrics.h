@@ -36,6 +36,8 @@ struct MetricsOptions {
   std::optional<std::vector<std::string>> channels;
   /// visits are passed over, and told
   bool passes_over = false;
+  /// each step says by how much the set as a whole is memorised
+  bool drifts = false;
 };
 
 /// Appends to metrics.jsonl (rank 0; elsewhere it does nothing). NaN and Inf are written as null. Event files get the

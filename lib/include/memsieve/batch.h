@@ -47,8 +47,8 @@ struct Batch {
   /// row with rows of its own stratum: resolutions, data sources, noise schedules.
   at::Tensor stratum = {};
   /// [B, F] of any floating type, any device, or undefined. Any features that are alike for copies of one picture (a
-  /// caption's embedding, a small version of the picture): with `probe.likeness`, rows that resemble those found out
-  /// lately are probed first, and less is asked of them. No evidence by itself.
+  /// caption's embedding, a small version of the picture): with `probe.likeness`, rows with copies are probed
+  /// first, and samples that are alike are judged together. No evidence by itself.
   at::Tensor likeness = {};
 };
 

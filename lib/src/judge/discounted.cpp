@@ -61,13 +61,10 @@ at::Tensor DiscountedSums::total_weight(const at::Tensor& visits, double discoun
   return discount == 1 ? n : (1 - at::pow(discount, n)) / (1 - discount);
 }
 
-at::Tensor DiscountedSums::standardised(const Past& past, const at::Tensor& drift, const at::Tensor& alike) const {
+at::Tensor DiscountedSums::standardised(const Past& past, const at::Tensor& drift, double spread) const {
   const auto w = total_weight(past.visits, options_.discount);
   const auto v = total_weight(past.visits, options_.discount * options_.discount);
-  auto lasting = options_.spread * w.square();
-  if (alike.defined())
-    lasting = lasting * at::pow(options_.spread_alike / options_.spread, alike.to(at::kFloat)).unsqueeze(1);
-  const auto t = (past.sum - drift * w) / at::sqrt(v + lasting).clamp_min(1e-6);
+  const auto t = (past.sum - drift * w) / at::sqrt(v + spread * w.square()).clamp_min(1e-6);
   return t.masked_fill(past.visits == 0, kNaN);
 }
 

@@ -6,8 +6,8 @@
 // visits has the variance V + tau^2 W^2, W = sum of gamma^k and V = sum of gamma^2k over k < n, and
 //   T = (s - mu W) / sqrt(V + tau^2 W^2)
 // is as wide for any n. Without tau^2, ordinary samples that are a little easier than others would pass any level in
-// the long run. Copies are what makes a model memorise: of a sample that resembles others that were found out
-// (judge/likeness.h) less is asked, by a smaller tau^2.
+// the long run. Copies are what makes a model memorise: of samples that are judged together with others that resemble
+// them (judge/likeness.h) less is asked, by a smaller tau^2.
 
 #include <ATen/core/Tensor.h>
 
@@ -20,8 +20,8 @@ class DiscountedSums {
   struct Options {
     /// gamma, in (0, 1]
     double discount = 0.9;
-    /// tau^2 of samples that resemble none that was found out, and of those that are just like one
-    double spread = 3, spread_alike = 0.5;
+    /// tau^2 of a sample on its own, and of several that are alike and judged together
+    double spread = 3, spread_alike = 0.2;
   };
   /// What slots [B] hold: sums [B, C] float32 and visits [B, C] int16.
   struct Past {
@@ -33,9 +33,8 @@ class DiscountedSums {
   Past recall(const at::Tensor& slot) const;
   /// `past` with one more visit z [B, C] (NaN = not measured).
   Past with_visit(const Past& past, const at::Tensor& z) const;
-  /// T [B, C], NaN where there is no visit; `drift` [C] is mu; `alike` [B] in [0, 1], or undefined = 0: between the two
-  /// tau^2 it is interpolated on a logarithmic scale.
-  at::Tensor standardised(const Past& past, const at::Tensor& drift, const at::Tensor& alike = {}) const;
+  /// T [B, C], NaN where there is no visit; `drift` [C] is mu, `spread` tau^2.
+  at::Tensor standardised(const Past& past, const at::Tensor& drift, double spread) const;
   /// s / W [B, C]: the discounted mean of the visits, NaN where there is none.
   at::Tensor mean(const Past& past) const;
   /// Of the slots from `from` on.

@@ -35,7 +35,11 @@ Schema EvidenceOptions::schema() {
             "variance of ordinary samples' own lasting z-scores, as a multiple of the variance between visits "
             "(`discounted`); larger = fewer ordinary samples are dropped in long runs, and repeated ones later")
       .real("spread_alike", d.sums.spread_alike, 1e-6, 100,
-            "the same for samples just like others that were found out; counts only with probe.likeness");
+            "the same for several samples that are alike and judged together; counts only with probe.likeness")
+      .real(
+          "alike", d.alike, 1e-3, 1,
+          "cosine between two samples' features (Batch::likeness) from which they are alike; a sample is judged together "
+          "with others like it once two of them were measured; counts only with probe.likeness");
   return s;
 }
 
@@ -44,6 +48,7 @@ EvidenceOptions EvidenceOptions::read(const Settings& sieve) {
   o.kind = read_choice<Kind>(sieve, "evidence.kind", kKinds);
   o.visits = o.kind == Kind::ledger ? sieve.integer("evidence.visits") : 1;
   o.sums = {sieve.real("evidence.discount"), sieve.real("evidence.spread"), sieve.real("evidence.spread_alike")};
+  o.alike = sieve.real("evidence.alike");
   o.min_visits = o.remembers() ? sieve.integer("evidence.min_visits") : 1;
   if (o.remembers()) o.pool = read_choice<Pool>(sieve, "evidence.pool", kPools);
   return o;
@@ -103,8 +108,8 @@ Evidence::Past Evidence::recall(const at::Tensor& slot) const {
   return {windows_.buffer.index_select(0, slot), windows_.count.index_select(0, slot), {}};
 }
 
-EvidenceSum Evidence::sum_of(const DiscountedSums::Past& sums, const at::Tensor& drift, const at::Tensor& alike) const {
-  const auto t = sums_.standardised(sums, drift, alike);
+EvidenceSum Evidence::sum_of(const DiscountedSums::Past& sums, const at::Tensor& drift, double spread) const {
+  const auto t = sums_.standardised(sums, drift, spread);
   const auto known = at::isnan(t).logical_not();
   // Unit variance whichever channels are known.
   const auto weight = weights_ * precision_ * known.to(at::kFloat);
@@ -115,14 +120,19 @@ EvidenceSum Evidence::sum_of(const DiscountedSums::Past& sums, const at::Tensor&
 }
 
 EvidenceSum Evidence::with_visit(const Past& past, const at::Tensor& z, const at::Tensor& measured,
-                                 const at::Tensor& alike) const {
+                                 const Neighbours& neighbours) const {
   if (!options_.discounts()) return evidence(with_current(past.windows, past.counts, z, measured), weights_);
   const auto seen = z.masked_fill(measured.logical_not().unsqueeze(1), std::numeric_limits<double>::quiet_NaN());
-  return sum_of(sums_.with_visit(past.sums, seen), drift_, alike);
+  auto own = sum_of(sums_.with_visit(past.sums, seen), drift_, options_.sums.spread);
+  if (!neighbours.enough.defined()) return own;
+  const auto all = sum_of(sums_.with_visit(neighbours.sums, seen), drift_, options_.sums.spread_alike);
+  const auto more = neighbours.enough & (at::isnan(own.score) | (all.score > own.score));
+  return {at::where(more, all.score, own.score),
+          at::where(neighbours.enough, at::maximum(all.visits, own.visits), own.visits)};
 }
 
 at::Tensor Evidence::of_slots_from(int64_t from) const {
-  const auto e = options_.discounts() ? sum_of(sums_.since(from), at::zeros_like(drift_))
+  const auto e = options_.discounts() ? sum_of(sums_.since(from), at::zeros_like(drift_), options_.sums.spread)
                                       : evidence(windows_.values().slice(0, from), weights_);
   return e.score.masked_fill(e.visits < options_.min_visits, std::numeric_limits<double>::quiet_NaN());
 }
@@ -143,12 +153,12 @@ void Evidence::refresh_precision(int64_t from, int64_t min_count) {
   if (!options_.discounts()) return;
   // Held-out pictures do not drift: their z-scores are taken against their own median.
   const auto none = at::zeros_like(drift_);
-  const auto t = sums_.standardised(sums_.since(from), none);
+  const auto t = sums_.standardised(sums_.since(from), none, options_.sums.spread);
   const auto stats = robust(t.t().unsqueeze(-1));
   const auto enough = stats.count >= min_count;
   precision_ = at::where(enough, 1 / stats.scale.square().clamp_min(0.1), at::ones_like(stats.scale));
   width_ = at::ones_like(width_);
-  const auto together = robust(sum_of(sums_.since(from), none).score.reshape({1, -1, 1}));
+  const auto together = robust(sum_of(sums_.since(from), none, options_.sums.spread).score.reshape({1, -1, 1}));
   width_ = at::where(together.count >= min_count, together.scale.clamp_min(1), at::ones_like(together.scale))[0];
 }
 

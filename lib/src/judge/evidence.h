@@ -5,6 +5,7 @@
 #include <memsieve/sieve.h>
 
 #include "judge/discounted.h"
+#include "judge/likeness.h"
 #include "judge/state.h"
 #include "judge/window.h"
 
@@ -20,6 +21,8 @@ struct EvidenceOptions {
   Pool pool = Pool::sample;
   /// with `discounted`
   DiscountedSums::Options sums = {};
+  /// cosine from which samples are alike, with `discounted`
+  double alike = 0.85;
 
   static Schema schema();
   static EvidenceOptions read(const Settings& sieve);
@@ -67,16 +70,16 @@ class Evidence {
     DiscountedSums::Past sums;
   };
   Past recall(const at::Tensor& slot) const;
-  /// The sum over visits, this one's scores z [B, C] included where `measured` [B]. `alike` [B] in [0, 1] or undefined:
-  /// likeness to other samples that were found out (`discounted`).
+  /// The sum over visits, this one's scores z [B, C] included where `measured` [B]. With `discounted`: its own, or that
+  /// over all samples that are alike, where these are enough and it says more.
   EvidenceSum with_visit(const Past& past, const at::Tensor& z, const at::Tensor& measured,
-                         const at::Tensor& alike = {}) const;
+                         const Neighbours& neighbours = {}) const;
   /// [slots - from] float32: what the slots from `from` on have shown; NaN below min_visits.
   at::Tensor of_slots_from(int64_t from) const;
   /// Visits z [R, C] of slots [R], where valid [R].
   void fold(const at::Tensor& slot, const at::Tensor& z, const at::Tensor& valid);
   /// With `discounted`, after a step's `fold`: visits [R] to training slots that count and were neither judged
-  /// memorised nor probed for their likeness show where the bulk of the training rows lies; `flagged` 0-dim is the
+  /// memorised nor probed for their copies show where the bulk of the training rows lies; `flagged` 0-dim is the
   /// share of all samples that are.
   void fold_bulk(const at::Tensor& slot, const at::Tensor& unflagged, const at::Tensor& flagged);
   /// With `discounted`, once pseudo-rows, from slot `from` on, were observed: how wide the channels' evidence is.
@@ -86,7 +89,7 @@ class Evidence {
   State state();
 
  private:
-  EvidenceSum sum_of(const DiscountedSums::Past& sums, const at::Tensor& drift, const at::Tensor& alike = {}) const;
+  EvidenceSum sum_of(const DiscountedSums::Past& sums, const at::Tensor& drift, double spread) const;
 
   EvidenceOptions options_;
   /// [C]

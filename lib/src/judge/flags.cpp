@@ -12,6 +12,9 @@ namespace memsieve {
 
 namespace {
 
+// of samples that are judged together one is looked at instead of so many
+constexpr double kTogether = 16;
+
 DataError wrong_state(const std::string& name, const std::string& what) {
   return DataError("sieve state: '" + name + "' " + what +
                    "; resume with the configuration that the checkpoint was made with");
@@ -31,12 +34,12 @@ Flags::Flags(const JudgeOptions& options, const Setup& setup)
     members_.resize(slots_);
     for (int64_t sample = 0; sample < samples_; ++sample) members_[slot_of(sample)].push_back(sample);
   }
-  settled_ = {std::vector<uint8_t>(slots_, 0), std::vector<double>(slots_, 0), std::vector<int64_t>(slots_, -1)};
+  settled_ = {std::vector<uint8_t>(slots_, 0), std::vector<double>(slots_, 1), std::vector<int64_t>(slots_, -1)};
 }
 
 void Flags::Table::apply(const Visit& visit) {
   flagged[visit.slot] = visit.flagged > 0;
-  beyond[visit.slot] = visit.beyond;
+  patience[visit.slot] = visit.patience;
   seen[visit.slot] = std::max(seen[visit.slot], visit.step);
 }
 
@@ -47,8 +50,10 @@ void Flags::add(int64_t step, const Gathered& host) {
     for (int64_t i = 0; i < lines->size(0); ++i) {
       if (line[i][RecordShape::present] == 0 || line[i][RecordShape::counted] == 0) continue;
       const double beyond = line[i][RecordShape::score] - line[i][RecordShape::threshold];
+      const double together = line[i][RecordShape::together] > 0 ? kTogether : 1;
       recent_.push_back({step, slot_of(static_cast<int64_t>(line[i][RecordShape::id])),
-                         static_cast<int64_t>(line[i][RecordShape::flagged] > 0), beyond > 0 ? beyond : 0});
+                         static_cast<int64_t>(line[i][RecordShape::flagged] > 0),
+                         together * (1 + (beyond > 0 ? beyond : 0))});
     }
   }
   // The next question is of step + 1 at the earliest.
@@ -124,11 +129,11 @@ std::vector<Flags::Planned> Flags::plan_looks(int64_t step) const {
     throw DataError("Sieve::looks(" + std::to_string(step) + "): the step to come is " + std::to_string(*last_ + 1) +
                     "; ask for that one, and count steps one by one");
   const Table table = table_for(step);
-  // Who has waited longest for what was shown: those just beyond the level may be there by chance, and come sooner.
+  // Who has waited longest for its patience: those just beyond the level may be there by chance, and come sooner.
   std::vector<std::pair<double, int64_t>> waiting;
   for (int64_t slot = 0; slot < slots_ && step >= warmup_steps_; ++slot) {
     if (table.flagged[slot] == 0) continue;
-    waiting.emplace_back(-static_cast<double>(step - table.seen[slot]) / (1 + table.beyond[slot]), slot);
+    waiting.emplace_back(-static_cast<double>(step - table.seen[slot]) / table.patience[slot], slot);
   }
   const auto count = std::min(static_cast<int64_t>(waiting.size()), revisit_.rows);
   std::partial_sort(waiting.begin(), waiting.begin() + count, waiting.end());
@@ -149,10 +154,10 @@ std::map<std::string, at::Tensor> Flags::state() const {
     *at++ = static_cast<double>(visit.step);
     *at++ = static_cast<double>(visit.slot);
     *at++ = static_cast<double>(visit.flagged);
-    *at++ = visit.beyond;
+    *at++ = visit.patience;
   }
   return {{"flags", at::tensor(settled_.flagged, at::kByte)},
-          {"flags_beyond", at::tensor(settled_.beyond, at::kDouble)},
+          {"flags_patience", at::tensor(settled_.patience, at::kDouble)},
           {"flags_seen", at::tensor(settled_.seen, at::kLong)},
           {"flags_recent", recent},
           {"flags_step", at::full({}, last_.value_or(-1), at::kLong)}};
@@ -167,14 +172,14 @@ void Flags::restore(const std::map<std::string, at::Tensor>& state) {
     return it->second.to(at::kCPU).contiguous();
   };
   const at::Tensor flagged = find("flags", at::kByte), seen = find("flags_seen", at::kLong),
-                   beyond = find("flags_beyond", at::kDouble), recent = find("flags_recent", at::kDouble);
-  if (flagged.numel() != slots_ || seen.numel() != slots_ || beyond.numel() != slots_)
+                   patience = find("flags_patience", at::kDouble), recent = find("flags_recent", at::kDouble);
+  if (flagged.numel() != slots_ || seen.numel() != slots_ || patience.numel() != slots_)
     throw wrong_state("flags", "is of another data set");
   if (recent.numel() % 4 != 0) throw wrong_state("flags_recent", "has another shape");
   const auto* f = flagged.const_data_ptr<uint8_t>();
   const auto* s = seen.const_data_ptr<int64_t>();
-  const auto* b = beyond.const_data_ptr<double>();
-  settled_ = {{f, f + slots_}, {b, b + slots_}, {s, s + slots_}};
+  const auto* p = patience.const_data_ptr<double>();
+  settled_ = {{f, f + slots_}, {p, p + slots_}, {s, s + slots_}};
   recent_.clear();
   const auto* r = recent.const_data_ptr<double>();
   for (int64_t i = 0; i < recent.numel(); i += 4) {

@@ -45,13 +45,14 @@ class Flags {
  private:
   struct Visit {
     int64_t step, slot, flagged;
-    /// evidence beyond the level that was in force; 0 if there is none
-    double beyond;
+    /// how long a look can wait: 1 + the evidence beyond the level that was in force, and longer for samples that are
+    /// judged together, of which any is looked at for all
+    double patience;
   };
   /// Of each slot: the last verdict and what it rested on, and the step of its last visit or look.
   struct Table {
     std::vector<uint8_t> flagged;
-    std::vector<double> beyond;
+    std::vector<double> patience;
     std::vector<int64_t> seen;
     void apply(const Visit& visit);
   };

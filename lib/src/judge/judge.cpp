@@ -73,7 +73,8 @@ Judge::Judge(const JudgeOptions& options, const Setup& setup, int64_t ranks)
       threshold_(options.threshold, slots_.training(), options.standardise.min_count,
                  options.standardise.from_held_out() ? setup.held_out_size : 0, setup.device),
       probe_(options.probe, slots_.size(), setup.device),
-      likeness_(setup.device) {
+      likeness_({options.evidence.alike, options.evidence.sums.discount}, static_cast<int64_t>(options.weights.size()),
+                setup.device) {
   refresh_levels();
 }
 
@@ -96,26 +97,38 @@ std::vector<std::string> Judge::warnings() const {
   return {};
 }
 
-Past Judge::recall(const at::Tensor& ids, bool held_out) const {
+Past Judge::recall_slots(const at::Tensor& ids, bool held_out) const {
   const auto slot = slots_.of(ids, held_out);
-  return {held_out, slot, slots_.picture(ids, held_out),
-          held_out ? at::zeros_like(ids, at::kBool) : threshold_.flagged(slot), evidence_.recall(slot)};
+  return {held_out,
+          slot,
+          slots_.picture(ids, held_out),
+          held_out ? at::zeros_like(ids, at::kBool) : threshold_.flagged(slot),
+          evidence_.recall(slot),
+          {},
+          {}};
 }
 
-Past Judge::recall_look(const at::Tensor& ids) const {
-  Past past = recall(ids, false);
+Past Judge::recall_held_out(const at::Tensor& ids) const {
+  return recall_slots(ids, true);
+}
+
+Past Judge::recall(const at::Tensor& ids, const at::Tensor& likeness) const {
+  Past past = recall_slots(ids, false);
+  if (options_.probe.likeness == 0) return past;
+  past.likeness =
+      likeness.defined() ? likeness : at::full({ids.size(0), kLikenessWidth}, kNaN, ids.options().dtype(at::kFloat));
+  past.neighbours = likeness_.of(past.likeness, ids, past.slot);
+  return past;
+}
+
+Past Judge::recall_look(const at::Tensor& ids, const at::Tensor& likeness) const {
+  Past past = recall(ids, likeness);
   past.look = true;
   return past;
 }
 
 at::Tensor Judge::adjusted(const RawScores& scores, const at::Tensor& picture) const {
   return reference_.apply(standardise_.apply(scores), picture);
-}
-
-at::Tensor Judge::alike_to_others(const Past& past, const RawScores& scores) const {
-  if (scores.alike.defined()) return scores.alike;
-  if (past.held_out || !scores.likeness.defined()) return {};
-  return likeness_.of(scores.likeness, past.slot);
 }
 
 at::Tensor Judge::rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible,
@@ -127,10 +140,9 @@ at::Tensor Judge::rows_to_probe(const Past& past, const RawScores& free, const a
     // What this visit shows has no part in the choice, so held-out rows need not be chosen to be treated alike.
     if (past.held_out) return at::arange(rows, past.slot.options());
     const auto none = at::zeros_like(eligible);
-    const auto alike = alike_to_others(past, free);
-    const auto known = evidence_.with_visit(past.evidence, at::full_like(free.raw, kNaN), none, alike);
-    return probe_.choose_by_past(past.slot, known.score, alike, past.flagged, threshold_.levels().drop, eligible,
-                                 block(rows));
+    const auto known = evidence_.with_visit(past.evidence, at::full_like(free.raw, kNaN), none, past.neighbours);
+    return probe_.choose_by_past(past.slot, known.score, past.neighbours.alike, past.flagged, threshold_.levels().drop,
+                                 eligible, block(rows));
   }
   const auto z = adjusted(free, past.picture);
   const auto now = evidence_.with_visit(past.evidence, z, any_measured(z));
@@ -141,9 +153,10 @@ Verdicts Judge::judge(const Past& past, const RawScores& s, int64_t step) const 
   Verdicts v;
   v.z = adjusted(s, past.picture);
   const auto measured = any_measured(v.z) & s.nonfinite.logical_not();
-  const auto alike = alike_to_others(past, s);
-  const auto now = evidence_.with_visit(past.evidence, v.z, measured, alike);
-  v.alike = alike.defined() ? alike : at::zeros_like(s.timestep);
+  const auto now = evidence_.with_visit(past.evidence, v.z, measured, past.neighbours);
+  const bool compared = past.neighbours.enough.defined();
+  v.alike = compared ? past.neighbours.alike : at::zeros_like(s.timestep);
+  v.together = compared ? past.neighbours.enough : at::zeros_like(s.captioned);
   // A single visit has no past to fall back on.
   v.score = options_.evidence.remembers() ? now.score : now.score.masked_fill(measured.logical_not(), kNaN);
   if (s.exempt.defined()) v.score = v.score.masked_fill(s.exempt, kNaN);
@@ -167,7 +180,7 @@ Verdicts Judge::judge(const Past& past, const RawScores& s, int64_t step) const 
 
 at::Tensor Judge::bulk_of(const LineView& training) const {
   const auto unflagged = training.sound() & training.flagged().logical_not();
-  // Rows that resemble one that was found out are probed before others, whatever they have shown.
+  // Rows with copies are probed before others, whatever they have shown.
   return options_.evidence.discounts() ? unflagged & (training.alike() == 0) : unflagged;
 }
 
@@ -203,16 +216,15 @@ void Judge::fold(const Gathered& gathered, int64_t step) {
   if (options_.evidence.remembers()) threshold_.fold_verdicts(slot, visits.flagged(), visits.counted());
   if (from_training) threshold_.fold_training(training.score(), training.sound());
   if (from_training || (from_held_out && observed)) refresh_levels();
-  if (options_.evidence.discounts()) fold_discounted(training, observed);
+  if (options_.evidence.discounts()) fold_discounted(training, visits, observed);
 }
 
-void Judge::fold_discounted(const LineView& training, bool observed) {
-  const auto slot = slots_.of(training.id(), false);
-  evidence_.fold_bulk(slot, bulk_of(training), threshold_.flagged_share());
+void Judge::fold_discounted(const LineView& training, const LineView& visits, bool observed) {
+  evidence_.fold_bulk(slots_.of(training.id(), false), bulk_of(training), threshold_.flagged_share());
   if (observed) evidence_.refresh_precision(slots_.training(), options_.standardise.min_count);
-  if (options_.probe.likeness > 0) {
-    likeness_.fold(training.likeness(), slot, training.sound(), training.probed() & training.flagged());
-  }
+  if (options_.probe.likeness == 0) return;
+  likeness_.fold_seen(training.likeness(), training.id(), training.sound());
+  likeness_.fold_measured(visits.likeness(), visits.id(), slots_.of(visits.id(), false), visits.z(), visits.sound());
 }
 
 void Judge::set_reference(const at::Tensor& picture, const RawScores& scores, const at::Tensor& held_out) {

@@ -44,6 +44,10 @@ struct Past {
   bool held_out = false;
   at::Tensor slot, picture, flagged;
   Evidence::Past evidence;
+  /// [B, kLikenessWidth]; undefined = none
+  at::Tensor likeness;
+  /// of training rows
+  Neighbours neighbours;
   /// training samples that are only looked at: all are probed, none has a weight
   bool look = false;
 };
@@ -52,13 +56,12 @@ class Judge {
  public:
   Judge(const JudgeOptions& options, const Setup& setup, int64_t ranks);
 
-  /// `ids` [B] int64 on the device: samples, or pseudo-rows of held-out pictures.
-  Past recall(const at::Tensor& ids, bool held_out) const;
-  /// The same of training samples `ids` that are only looked at.
-  Past recall_look(const at::Tensor& ids) const;
-  /// [B] in [0, 1]: likeness to other samples that were found out; undefined where it is not looked at. Once it is in
-  /// RawScores::alike, what follows takes it from there.
-  at::Tensor alike_to_others(const Past& past, const RawScores& scores) const;
+  /// `ids` [B] int64 on the device: pseudo-rows of held-out pictures.
+  Past recall_held_out(const at::Tensor& ids) const;
+  /// Of training samples `ids`; `likeness` [B, kLikenessWidth] are their features, undefined = none.
+  Past recall(const at::Tensor& ids, const at::Tensor& likeness) const;
+  /// The same of samples that are only looked at.
+  Past recall_look(const at::Tensor& ids, const at::Tensor& likeness) const;
   /// Rows [k] to probe in step `step`, going by the scores that cost nothing; k depends on it and on shapes alone.
   at::Tensor rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible, int64_t step) const;
   Verdicts judge(const Past& past, const RawScores& scores, int64_t step) const;
@@ -81,6 +84,7 @@ class Judge {
   void restored();
 
  private:
+  Past recall_slots(const at::Tensor& ids, bool held_out) const;
   int64_t block(int64_t rows) const { return options_.block_rows > 0 ? options_.block_rows : rows; }
   /// z [B, C]: standardised, less what the starting model explains.
   at::Tensor adjusted(const RawScores& scores, const at::Tensor& picture) const;
@@ -88,7 +92,8 @@ class Judge {
   /// [R] bool: training rows that show where the bulk of the set lies.
   at::Tensor bulk_of(const LineView& training) const;
   void refresh_levels();
-  void fold_discounted(const LineView& training, bool observed);
+  /// `visits`: the training rows and, behind them, the looks of this step.
+  void fold_discounted(const LineView& training, const LineView& visits, bool observed);
 
   JudgeOptions options_;
   int64_t held_out_size_;

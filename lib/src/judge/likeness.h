@@ -1,36 +1,62 @@
 #pragma once
-// Likeness: rows that resemble those just judged memorised are probed first. Private to the library.
+// Likeness: rows that resemble each other are judged by what all of them have shown. Private to the library.
 //
-// Copies of a picture are alike, in their caption or in what they show. So a row that was found out says where to look
-// next, and that there is something to be found. Features are compared by the cosine after their mean is taken away.
+// Copies of a picture are alike, in their caption or in what they show, and it is copies that make a model memorise. So
+// a row with others like it among the last rows is probed first, and once two others like it were measured, what they
+// showed counts for it, too: forty copies of a picture are found out together, by a few probes. Features are compared
+// by the cosine after their mean is taken away. A row's own slot (judge/slots.h: its sample, or its group) always
+// counts as alike.
 
 #include <ATen/core/Tensor.h>
 
+#include "judge/discounted.h"
 #include "judge/state.h"
 #include "judge/window.h"
 #include "signals/features.h"
 
 namespace memsieve {
 
+/// What rows [B] like one have shown; all undefined where nothing is compared.
+struct Neighbours {
+  /// [B] float32 in [0, 1]: how many of the last rows of other samples are alike; 1 = four or more
+  at::Tensor alike;
+  /// [B, C]: the last measured visits of rows that are alike, its own slot's among them
+  DiscountedSums::Past sums;
+  /// [B] bool: at least two other samples are among these
+  at::Tensor enough;
+};
+
 class Likeness {
  public:
-  explicit Likeness(at::Device device);
+  struct Options {
+    /// from which rows count as alike
+    double cosine = 0.85;
+    /// of a visit against the next one
+    double discount = 0.9;
+  };
+  Likeness(const Options& options, int64_t channels, at::Device device);
 
-  /// features [B, kLikenessWidth] of slots [B] -> [B] float32 in [0, 1]: 0 = unlike all other slots that were found out
-  /// lately, 1 = the same.
-  at::Tensor of(const at::Tensor& features, const at::Tensor& slot) const;
-  /// Features [R, kLikenessWidth] of a step's rows of slots [R] where counted [R]; those where
-  /// found_out [R] are remembered.
-  void fold(const at::Tensor& features, const at::Tensor& slot, const at::Tensor& counted, const at::Tensor& found_out);
+  /// features [B, kLikenessWidth], NaN = none, of samples [B] with slots [B] int64.
+  Neighbours of(const at::Tensor& features, const at::Tensor& sample, const at::Tensor& slot) const;
+  /// A step's training rows: features [R, kLikenessWidth] of samples [R], where counted [R] bool.
+  void fold_seen(const at::Tensor& features, const at::Tensor& sample, const at::Tensor& counted);
+  /// Visits that were measured, in their global order: z [R, C] (NaN = not measured), where counted [R].
+  void fold_measured(const at::Tensor& features, const at::Tensor& sample, const at::Tensor& slot, const at::Tensor& z,
+                     const at::Tensor& counted);
   State state();
 
  private:
   at::Tensor centred(const at::Tensor& features) const;
+  /// What visits near [B, V] bool, newest first, of scores z [V] float64 sum up to: {sum [B], visits [B]}.
+  std::pair<at::Tensor, at::Tensor> summed(const at::Tensor& near, const at::Tensor& z) const;
 
+  Options options_;
   /// [kLikenessWidth] and []: mean of the features, and the steps it is over
   at::Tensor mean_, steps_;
-  /// [1, remembered, kLikenessWidth + 1]: unit vectors, and whose they are
-  Rings found_out_;
+  /// [1, V, kLikenessWidth + 1] and [1, V, kLikenessWidth + 2 + C]: unit vectors, whose they are, and what was measured
+  Rings seen_, measured_;
+  /// [V] float64: powers of the discount
+  at::Tensor powers_;
 };
 
 }  // namespace memsieve

@@ -27,9 +27,11 @@ Schema ProbeOptions::schema() {
       .integer("every", d.steps, 1, 1000000,
                "optimiser steps from one in which `budget` probes to the next: a few larger passes cost less than many "
                "small ones")
-      .real("likeness", d.likeness, 0, 1000,
-            "how much sooner `budget` probes a row that is just like one found out lately, in units of evidence; needs "
-            "Batch::likeness and `evidence.kind: discounted`; 0 = off");
+      .real(
+          "likeness", d.likeness, 0, 1000,
+          "how much sooner `budget` probes a row that has copies among the last ones, in units of evidence; more than "
+          "0 also has samples that are alike judged together; needs Batch::likeness, or group ids and `evidence.pool: "
+          "group`, and `evidence.kind: discounted`; 0 = off");
   return s;
 }
 
@@ -60,8 +62,10 @@ at::Tensor Probe::choose_by_past(const at::Tensor& slot, const at::Tensor& score
                                  const at::Tensor& flagged, const at::Tensor& level, const at::Tensor& eligible,
                                  int64_t block) const {
   const auto age = unprobed_.index_select(0, slot), known = at::nan_to_num(score, 0.0);
-  auto priority = known.clamp_min(0) + kAgeWeight * age;
-  if (alike.defined()) priority = priority + options_.likeness * alike;
+  // Among copies evidence has no say: looking at one picture again and again, one would not see the others.
+  auto priority = known.clamp_min(0);
+  if (alike.defined()) priority = at::where(alike > 0, options_.likeness * alike, priority);
+  priority = priority + kAgeWeight * age;
   const auto due = age > 1 + (known - level).clamp_min(0);
   priority = at::where(flagged, at::where(due, kAgeWeight * age, -kNotDue + age), priority);
   return best(priority, eligible, block);

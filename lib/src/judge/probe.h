@@ -13,7 +13,7 @@ struct ProbeOptions {
   double fraction = 0.25;
   /// optimiser steps from one with probes to the next
   int64_t steps = 1;
-  /// of a row just like one that was found out, as evidence counts; 0 = likeness is not looked at
+  /// of a row with many copies, as evidence counts; 0 = likeness is not looked at
   double likeness = 0;
 
   static Schema schema();
@@ -36,7 +36,8 @@ class Probe {
   /// bool: those for which a probe would count come first.
   at::Tensor choose(const at::Tensor& slot, const at::Tensor& score, const at::Tensor& eligible, int64_t block) const;
   /// The same by what was known before this visit alone, so that what it will show is no part of the choice: evidence
-  /// `score` [B], likeness `alike` [B] or undefined, visits since the last probe. Rows judged memorised, `flagged` [B],
+  /// `score` [B], the share of copies
+  /// `alike` [B] or undefined, visits since the last probe. Rows judged memorised, `flagged` [B],
   /// wait a visit and one more for each unit of evidence beyond `level` [].
   at::Tensor choose_by_past(const at::Tensor& slot, const at::Tensor& score, const at::Tensor& alike,
                             const at::Tensor& flagged, const at::Tensor& level, const at::Tensor& eligible,

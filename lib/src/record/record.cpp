@@ -27,6 +27,7 @@ at::Tensor record_lines(const at::Tensor& ids, const RawScores& s, const Verdict
                                   s.exempt.defined() ? column(s.exempt.logical_not()) : one,
                                   column(s.stratum.defined() ? s.stratum : at::zeros_like(ids)),
                                   column(v.alike),
+                                  column(v.together),
                                   s.raw.to(at::kDouble),
                                   v.z.to(at::kDouble)};
   if (shape.likeness > 0)

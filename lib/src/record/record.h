@@ -37,6 +37,7 @@ struct RecordShape {
     counted,
     stratum,
     alike,
+    together,
     first_channel
   };
   /// The header's places: 1 = this rank carries an error; bytes of its message; a number of the caller's (`end_step`:
@@ -61,8 +62,10 @@ struct Verdicts {
   at::Tensor level;
   /// [B, C] float32: standardised, less what the starting model explains
   at::Tensor z;
-  /// [B] float32 in [0, 1]: likeness to other samples that were found out; 0 where it was not looked at
+  /// [B] float32 in [0, 1]: how many of the last rows of other samples are alike; 0 where it was not looked at
   at::Tensor alike;
+  /// [B] bool: judged together with samples that are alike
+  at::Tensor together;
 };
 
 /// [B, shape.width()] float64

@@ -23,9 +23,6 @@ struct RawScores {
   at::Tensor stratum;
   /// [B, kLikenessWidth] (signals/features.h); undefined = the judge does not ask, or the loop does not say
   at::Tensor likeness;
-  /// [B] float32: what was made of it before (a ledger's column `alike`), for the judge to take;
-  /// undefined = work it out
-  at::Tensor alike;
   /// C*H*W of one row
   int64_t elements = 0;
 };

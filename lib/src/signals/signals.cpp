@@ -153,11 +153,15 @@ RawScores Signals::unmeasured(const Batch& batch, const SignalRows& rows) const 
     s.exempt = to_device(batch.exempt, device_).to(at::kBool);
     s.captioned = s.captioned & s.exempt.logical_not();
   }
-  if (likeness_ && batch.likeness.defined()) s.likeness = project_likeness(to_device(batch.likeness.detach(), device_));
   if (batch.stratum.defined()) s.stratum = to_device(batch.stratum, device_);
   s.raw = at::full({s.timestep.size(0), static_cast<int64_t>(channels_.size())}, kNaN, s.timestep.options());
   s.probed = at::zeros_like(s.captioned);
   return s;
+}
+
+at::Tensor Signals::likeness(const Batch& batch) const {
+  if (!likeness_ || !batch.likeness.defined()) return {};
+  return project_likeness(to_device(batch.likeness.detach(), device_));
 }
 
 RawScores Signals::measure(const Batch& batch, const ChooseRows& choose) const {

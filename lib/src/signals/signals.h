@@ -16,7 +16,7 @@ namespace memsieve {
 
 /// Rows [k] int64 to probe, given the scores that cost nothing and which rows a counterfactual signal would count for
 /// [B] bool.
-using ChooseRows = std::function<at::Tensor(RawScores& free, const at::Tensor& eligible)>;
+using ChooseRows = std::function<at::Tensor(const RawScores& free, const at::Tensor& eligible)>;
 
 class Signals {
  public:
@@ -26,6 +26,8 @@ class Signals {
   /// `choose` is called once, and only if some filter reads a counterfactual signal. Throws DataError for a
   /// counterfactual prediction that is missing or of another shape, and what filters and signals throw.
   RawScores measure(const Batch& batch, const ChooseRows& choose) const;
+  /// [B, kLikenessWidth] float32: the rows' features; undefined = nobody asks, or the loop does not say.
+  at::Tensor likeness(const Batch& batch) const;
   const std::vector<Channel>& channels() const { return channels_; }
   /// Names of the predictions that `measure` may ask a batch for.
   std::vector<std::string> counterfactuals() const;

@@ -159,9 +159,9 @@ Outcome outcome_of(const World& world, const Mode& mode = {}) {
       "sieve: {filters: {start_gap: {}}, standardise: {by: timestep, population: " + population +
       ", bins: 3, window: 100, min_count: 10, clip: 8}, evidence: {kind: discounted, discount: 0.9, spread: " +
       std::to_string(mode.spread) +
-      ", spread_alike: 0.5, min_visits: 1}, threshold: {kind: rate, false_drop_rate: 0.01}, action: {kind: drop, "
+      ", spread_alike: 0.2, min_visits: 1}, threshold: {kind: rate, false_drop_rate: 0.01}, action: {kind: drop, "
       "pass_over: true}, revisit: {rows: " +
-      rows + ", every: 1}, probe: {kind: budget, fraction: 0.125, likeness: " + (mode.likeness ? "3" : "0") +
+      rows + ", every: 1}, probe: {kind: budget, fraction: 0.125, likeness: " + (mode.likeness ? "6" : "0") +
       "}, held_out: {rows: " + (mode.held_out ? rows : "0") + ", every: 1}}";
   auto setup = toy::setup(world.samples, world.rows);
   setup.held_out_size = kPictures;
@@ -207,7 +207,7 @@ TEST_CASE("without features repeated samples are found one by one, and no more o
 }
 
 TEST_CASE("without held-out pictures the rule is cautious, and finds copies that are no more than a fifth", "[rate]") {
-  const auto [repeated, least] = GENERATE(table<double, double>({{0, 0}, {0.05, 0.6}, {0.2, 0.2}}));
+  const auto [repeated, least] = GENERATE(table<double, double>({{0, 0}, {0.05, 0.6}, {0.2, 0.6}}));
   const auto o = outcome_of({.repeated = repeated}, {.held_out = false, .spread = 1});
   INFO(repeated << " repeated: dropped " << o.ordinary << ", late " << o.late << ", of repeated ones " << o.repeated);
   CHECK(o.ordinary < 0.003);

@@ -109,3 +109,30 @@ TEST_CASE("channels that say the same, or more than they should, widen the evide
   half.slice(1, 2000).select(2, 1).fill_(kNaN);
   CHECK(scale_of(held_out(half, {1, 1}).of_slots_from(1).slice(0, 2000)) == Approx(1).margin(0.06));
 }
+
+TEST_CASE("what alike samples have shown counts where there are enough of them and it says more", "[evidence]") {
+  EvidenceOptions options;
+  options.kind = EvidenceOptions::Kind::discounted;
+  options.min_visits = 1;
+  Evidence evidence(options, 4, {1}, at::kCPU);
+  const auto slot = at::arange(4);
+  // Slot 3 was never measured.
+  evidence.fold(slot.slice(0, 0, 3), at::tensor({1.F, 4.F, 1.F}).reshape({3, 1}), at::ones({3}, at::kBool));
+  Neighbours near;
+  near.sums = {at::full({4, 1}, 6.F), at::full({4, 1}, 3, at::kShort)};
+  near.enough = at::tensor({1, 1, 0, 1}, at::kByte).to(at::kBool);
+  const auto none = at::full({4, 1}, kNaN), nobody = at::zeros({4}, at::kBool);
+  const auto alone = evidence.with_visit(evidence.recall(slot), none, nobody);
+  const auto now = evidence.with_visit(evidence.recall(slot), none, nobody, near);
+  const double w = 1 + 0.9 + 0.81, v = 1 + 0.81 + 0.6561, together = 6 / std::sqrt(v + 0.2 * w * w);
+  CHECK(now.score[0].item<double>() == Approx(together));
+  CHECK(now.score[1].item<double>() == Approx(std::max(together, 4 / std::sqrt(1 + 3.0))));
+  CHECK(now.score[2].item<double>() == Approx(1 / std::sqrt(1 + 3.0)));
+  CHECK(now.score[3].item<double>() == Approx(together));
+  CHECK(std::isnan(alone.score[3].item<float>()));
+  CHECK(at::equal(now.visits, at::tensor({3L, 3L, 1L, 3L}, at::kLong)));
+  // This visit is one more of them.
+  const auto seen = evidence.with_visit(evidence.recall(slot), at::full({4, 1}, 2.F), at::ones({4}, at::kBool), near);
+  const double w4 = 1 + 0.9 * w, v4 = 1 + 0.81 * v;
+  CHECK(seen.score[0].item<double>() == Approx((0.9 * 6 + 2) / std::sqrt(v4 + 0.2 * w4 * w4)));
+}

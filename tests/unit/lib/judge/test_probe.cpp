@@ -74,13 +74,17 @@ TEST_CASE("rows judged memorised wait the longer the surer they are", "[probe]")
   CHECK(chosen(probe, score, flagged) == std::vector<int64_t>{0, 1});  // 7.6 visits
 }
 
-TEST_CASE("rows like one that was found out are probed first, rows that cannot be scored last", "[probe]") {
-  const auto probe = probe_of_two(3);
+TEST_CASE("rows with copies are probed first, whatever they have shown, rows that cannot be scored last", "[probe]") {
+  const auto probe = probe_of_two(6);
   const auto nobody = at::zeros({8}, at::kBool);
   auto score = at::zeros({8}), alike = at::zeros({8});
   score[1] = 2.F;
+  score[6] = 5.F;
   alike[5] = 1.F;
-  alike[6] = 0.5F;
+  alike[6] = 0.25F;
+  alike[7] = 0.5F;
+  CHECK(chosen(probe, score, nobody, alike) == std::vector<int64_t>{5, 7});
+  alike[7] = 0.F;
   CHECK(chosen(probe, score, nobody, alike) == std::vector<int64_t>{5, 1});
   auto eligible = at::ones({8}, at::kBool);
   eligible[5] = false;

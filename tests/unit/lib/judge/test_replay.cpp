@@ -165,7 +165,6 @@ Recorded recorded(const Visits& visits, const std::vector<std::string>& channels
   r.scores.timestep = part(visits.floats("timestep"));
   r.scores.captioned = part(visits.integers("captioned")) > 0;
   r.scores.probed = at::isnan(r.scores.raw).logical_not().any(1);  // says which rows to probe next, and nothing else
-  r.scores.alike = part(visits.floats("alike"));
   r.scores.nonfinite = at::zeros_like(r.scores.captioned);
   r.scores.elements = toy::kDim;
   r.verdicts = {part(visits.floats("weight")),
@@ -173,12 +172,18 @@ Recorded recorded(const Visits& visits, const std::vector<std::string>& channels
                 part(visits.floats("score")),
                 part(visits.floats("threshold")),
                 columns("z_"),
-                r.scores.alike};
+                part(visits.floats("alike")),
+                {}};
   return r;
 }
 
 bool same(const at::Tensor& a, const at::Tensor& b) {
   return at::equal(at::isnan(a), at::isnan(b)) && at::equal(a.nan_to_num(0), b.nan_to_num(0));
+}
+
+/// Features are the data set's, not the run's: the ledger need not hold them.
+at::Tensor likeness_of(const Judge& judge, const at::Tensor& samples) {
+  return judge.options().probe.likeness > 0 ? project_likeness(features(samples)) : at::Tensor();
 }
 
 /// Judges recorded rows anew; returns their record.
@@ -191,7 +196,10 @@ at::Tensor replayed(const Judge& judge, const Recorded& r, const Past& past, con
   CHECK(same(v.level, r.verdicts.level));
   CHECK(at::equal(v.flagged, r.verdicts.flagged));
   CHECK(at::equal(v.weight, r.verdicts.weight));
-  return record_lines(ids, r.scores, v, shape);
+  CHECK(at::equal(v.alike, r.verdicts.alike));
+  RawScores scores = r.scores;
+  scores.likeness = past.likeness;
+  return record_lines(ids, scores, v, shape);
 }
 
 /// Pseudo-rows of step `step`'s held-out rows: the ledger names their pictures.
@@ -221,9 +229,9 @@ void replay(const std::string& yaml, const std::string& ledger, const std::map<s
     const auto of_kind = [&](int64_t which) { return ((at_step == s) & (kind == which)).sum().item<int64_t>(); };
     for (int64_t m = 0; m < kMicro; ++m, row += kRows / kMicro) {
       const auto r = recorded(visits, c.record.channels, row, row + kRows / kMicro);
-      lines.push_back(replayed(judge, r, judge.recall(r.sample, false), r.sample, s, shape));
+      lines.push_back(replayed(judge, r, judge.recall(r.sample, likeness_of(judge, r.sample)), r.sample, s, shape));
       dropped += (r.verdicts.weight < 1).sum().item<double>();
-      alike += (r.scores.alike > 0).sum().item<double>();
+      alike += (r.verdicts.alike > 0).sum().item<double>();
     }
     Gathered gathered;
     gathered.shape = shape;
@@ -233,12 +241,13 @@ void replay(const std::string& yaml, const std::string& ledger, const std::map<s
       const auto ids = pseudo_rows(judge, s);
       const auto r = recorded(visits, c.record.channels, row, row + ids.size(0));
       REQUIRE(at::equal(ids % kPictures, r.sample));
-      gathered.held_out = replayed(judge, r, judge.recall(ids, true), ids, s, shape);
+      gathered.held_out = replayed(judge, r, judge.recall_held_out(ids), ids, s, shape);
       row += ids.size(0);
     }
     if (const int64_t count = of_kind(kLook); count > 0) {
       const auto r = recorded(visits, c.record.channels, row, row + count);
-      gathered.looks = replayed(judge, r, judge.recall_look(r.sample), r.sample, s, shape);
+      gathered.looks =
+          replayed(judge, r, judge.recall_look(r.sample, likeness_of(judge, r.sample)), r.sample, s, shape);
       row += count;
       looks += static_cast<double>(count);
     }
@@ -267,9 +276,9 @@ TEST_CASE("the judge needs no model: recorded raw scores bring the run's own ver
           "standardise: {population: training, bins: 2, window: 32, min_count: 8}, threshold: {kind: robust_z, "
           "drop: 1, release: 0.5}, action: {kind: downweight, warmup_steps: 5, max_fraction: 0.5}}",
       "sieve: {filters: {start_gap: {}}, standardise: {bins: 3, window: 100, min_count: 10, clip: 8}, evidence: {kind: "
-      "discounted, discount: 0.9, spread: 3, spread_alike: 0.5, min_visits: 1}, threshold: {kind: rate, "
+      "discounted, discount: 0.9, spread: 3, spread_alike: 0.2, min_visits: 1}, threshold: {kind: rate, "
       "false_drop_rate: 0.01}, action: {pass_over: true}, revisit: {rows: 8, every: 8}, probe: {kind: budget, "
-      "fraction: 0.25, likeness: 3}, held_out: {rows: 8, every: 2}}");
+      "fraction: 0.25, likeness: 6}, held_out: {rows: 8, every: 2}}");
   const auto folder = std::filesystem::temp_directory_path() / ("memsieve-replay-" + std::to_string(getpid()));
   std::filesystem::create_directories(folder);
   const std::string ledger = folder / "ledger.h5";

@@ -215,9 +215,11 @@ TEST_CASE("metrics wait for the sieve's report and keep their order") {
   MetricsOptions options;
   options.jsonl = path;
   options.channels.emplace();
+  options.drifts = true;
   MetricsWriter writer(options);
   StepMetrics step;
   StepReport report;
+  report.drift = 0.75;
   report.mean_score = std::nan("");
   step.step = 0;
   writer.step(step);
@@ -236,7 +238,8 @@ TEST_CASE("metrics wait for the sieve's report and keep their order") {
   std::getline(lines, first);
   std::getline(lines, second);
   CHECK_THAT(first, Catch::Contains("\"step\":0") && Catch::Contains("\"dropped\":3") &&
-                        Catch::Contains("\"mean_score\":null"));
+                        Catch::Contains("\"mean_score\":null") && Catch::Contains("\"drift\":0.75") &&
+                        !Catch::Contains("passed_over"));
   CHECK_THAT(second, Catch::Contains("\"step\":1") && Catch::Contains("\"dropped\":0"));
   CHECK_FALSE(std::getline(lines, rest));
 }
