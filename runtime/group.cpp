@@ -4,6 +4,7 @@
 #include <runtime/address.h>
 #include <runtime/group.h>
 #include <runtime/nccl.h>
+#include <runtime/quiet_c10d.h>
 #include <runtime/rendezvous.h>
 
 #include <chrono>
@@ -19,6 +20,10 @@ namespace {
 
 using Gloo = c10d::ProcessGroupGloo;
 
+std::chrono::milliseconds milliseconds_of(double seconds) {
+  return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
+}
+
 // The interface that Gloo listens on: as told, else loopback if all ranks are here, else where the others can reach
 // this machine; where its name points, which is torch's own choice, is loopback on many a Debian.
 std::shared_ptr<::gloo::transport::Device> gloo_device(const Launch& launch) {
@@ -32,7 +37,7 @@ std::shared_ptr<::gloo::transport::Device> gloo_device(const Launch& launch) {
 c10::intrusive_ptr<c10d::Backend> make_gloo_backend(const c10::intrusive_ptr<c10d::Store>& store, const Launch& launch,
                                                     double timeout_seconds) {
   auto options = Gloo::Options::create();
-  options->timeout = std::chrono::milliseconds(static_cast<int64_t>(timeout_seconds * 1000));
+  options->timeout = milliseconds_of(timeout_seconds);
   options->devices.push_back(gloo_device(launch));
   return c10::make_intrusive<Gloo>(store, launch.rank, launch.world_size, options);
 }
@@ -48,6 +53,10 @@ void finish(const Launch& launch, const char* what, const Start& start) {
 }
 
 }  // namespace
+
+double default_rendezvous_seconds(const Launch& launch) {
+  return launch.launcher == "torchrun" ? 60 : 300;
+}
 
 c10::Device choose_device(const Launch& launch, const std::string& wish) {
   return choose_device(launch, wish, wish == "cpu" ? 0 : gpu_count());
@@ -67,14 +76,17 @@ c10::Device choose_device(const Launch& launch, const std::string& wish, int gpu
 }
 
 Group::Group(const Launch& launch, c10::Device device, const GroupOptions& options) : launch_(launch), device_(device) {
+  const QuietC10d quiet(Quiet::all);
+  if (launch.rank == 0 && !launch.store_exists) quiet_server_ = std::make_unique<QuietC10d>(Quiet::warnings);
   store_ = meet(launch, options.rendezvous_seconds);
   process_group_ = c10::make_intrusive<c10d::ProcessGroup>(store_, rank(), world_size());
   try {
     const auto gloo_store = c10::make_intrusive<c10d::PrefixStore>("gloo", store_);
-    host_backend_ = make_gloo_backend(gloo_store, launch, options.collective_seconds);
+    host_backend_ = make_gloo_backend(gloo_store, launch, options.rendezvous_seconds);
     process_group_->setBackend(c10::kCPU, c10d::ProcessGroup::GLOO, host_backend_);
     backend_ = host_backend_;
     require_same_kind();
+    host_backend_->setTimeout(milliseconds_of(options.collective_seconds));
     if (device.is_cuda()) {
       const auto nccl_store = c10::make_intrusive<c10d::PrefixStore>("nccl", store_);
       backend_ = make_nccl_backend(nccl_store, rank(), world_size(), device, options.collective_seconds);

@@ -7,6 +7,7 @@
 #include <c10/util/intrusive_ptr.h>
 #include <memsieve/communicator.h>
 #include <runtime/launch.h>
+#include <runtime/quiet_c10d.h>
 
 #include <exception>
 #include <memory>
@@ -22,11 +23,15 @@ class Store;
 namespace memsieve::runtime {
 
 struct GroupOptions {
-  /// how long to wait for the store and for every peer at start
+  /// how long to wait at the start: for the store, for every peer to come, and for the first connections to them
   double rendezvous_seconds = 300;
   /// how long one collective may take before it counts as a peer's failure
   double collective_seconds = 1800;
 };
+
+/// What to wait where the user says nothing: 60 s under torchrun, whose agents have met before they start ranks, else
+/// 300.
+double default_rendezvous_seconds(const Launch& launch);
 
 /// Where this rank should train. `wish` "auto": its own GPU, or the CPU where no GPU is visible; "cpu"; "cuda": its own
 /// GPU. ConfigError if the visible GPUs are too few for this machine's ranks; a task of SLURM that sees a single one
@@ -80,6 +85,8 @@ class Group {
 
   Launch launch_;
   c10::Device device_;
+  /// of the rank that serves the store
+  std::unique_ptr<QuietC10d> quiet_server_;
   c10::intrusive_ptr<c10d::Store> store_;
   c10::intrusive_ptr<c10d::Backend> host_backend_, backend_;
   c10::intrusive_ptr<c10d::ProcessGroup> process_group_;

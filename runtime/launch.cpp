@@ -108,6 +108,7 @@ Launch from_torchrun(const Variables& env) {
     fail("MASTER_ADDR is not set; set it to the machine of rank 0");
   if (address) launch.master_addr = *address;
   launch.store_exists = env.text("TORCHELASTIC_USE_AGENT_STORE") == "True";
+  if (const auto id = env.text("TORCHELASTIC_RUN_ID")) launch.job = "torchrun " + *id;
   check_against_slurm(env, launch);
   return launch;
 }
@@ -157,6 +158,8 @@ Launch from_slurm(const Variables& env) {
   launch.local_world_size = slurm_local_tasks(env, launch.world_size);
   check_place("SLURM_LOCALID", launch.local_rank, "SLURM_NTASKS_PER_NODE", launch.local_world_size);
   launch.master_addr = slurm_master(env);
+  if (const auto job = env.text("SLURM_JOB_ID"))
+    launch.job = "slurm " + *job + "." + env.text("SLURM_STEP_ID").value_or("");
   if (env.has("MASTER_PORT")) {
     launch.master_port = master_port(env);
   } else {
@@ -165,6 +168,16 @@ Launch from_slurm(const Variables& env) {
     launch.master_port = 15000 + (job % 15000 + env.number("SLURM_STEP_ID").value_or(0) * 17) % 15000;
   }
   return launch;
+}
+
+Launch place_from(const Variables& env) {
+  for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
+    if (env.has(name)) return from_torchrun(env);
+  if (in_slurm_step(env)) return from_slurm(env);
+  if (const auto tasks = env.number("SLURM_NTASKS", 1); tasks && *tasks > 1)
+    fail(assign("SLURM_NTASKS", *tasks) +
+         " but this process is no task of srun; start it with srun, or unset SLURM_NTASKS to run alone");
+  return {};
 }
 
 }  // namespace
@@ -179,13 +192,9 @@ Launch launch_from_environment() {
 
 Launch launch_from_environment(const GetEnv& getenv) {
   const Variables env(getenv);
-  for (const char* name : {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"})
-    if (env.has(name)) return from_torchrun(env);
-  if (in_slurm_step(env)) return from_slurm(env);
-  if (const auto tasks = env.number("SLURM_NTASKS", 1); tasks && *tasks > 1)
-    fail(assign("SLURM_NTASKS", *tasks) +
-         " but this process is no task of srun; start it with srun, or unset SLURM_NTASKS to run alone");
-  return {};
+  Launch launch = place_from(env);
+  launch.secret_file = env.text("MEMSIEVE_SECRET_FILE").value_or("");
+  return launch;
 }
 
 std::string first_slurm_host(const std::string& node_list) {

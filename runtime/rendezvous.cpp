@@ -1,13 +1,16 @@
 #include <c10/util/Exception.h>
-#include <c10/util/Logging.h>
 #include <memsieve/error.h>
+#include <runtime/address.h>
+#include <runtime/log.h>
+#include <runtime/quiet_c10d.h>
 #include <runtime/rendezvous.h>
+#include <runtime/run_token.h>
 
 #include <chrono>
-#include <cstdlib>
+#include <cerrno>
+#include <cstring>
 #include <functional>
 #include <future>
-#include <mutex>
 #include <memory>
 #include <random>
 #include <thread>
@@ -26,29 +29,6 @@ using std::chrono::milliseconds;
 struct Deadline {
   Clock::time_point at;
   double seconds;  // what the user allowed
-};
-
-// c10d reports each failed attempt to connect; the one that counts is thrown. TORCH_CPP_LOG_LEVEL brings the rest
-// back. The level is the process's, and ranks may be threads of it: the first one in lowers it, the last one out puts
-// it back.
-class QuietC10d {
- public:
-  QuietC10d() {
-    const std::lock_guard lock(mutex_);
-    if (living_++ > 0) return;
-    level_ = FLAGS_caffe2_log_level;
-    if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = c10::GLOG_FATAL;
-  }
-  ~QuietC10d() {
-    const std::lock_guard lock(mutex_);
-    if (--living_ == 0) FLAGS_caffe2_log_level = level_;
-  }
-  QuietC10d(const QuietC10d&) = delete;
-  QuietC10d& operator=(const QuietC10d&) = delete;
-
- private:
-  static inline std::mutex mutex_;
-  static inline int living_ = 0, level_ = 0;
 };
 
 std::string place(const Launch& launch) {
@@ -83,17 +63,29 @@ c10::intrusive_ptr<c10d::Store> construct(const std::string& host, const c10d::T
   return result.get();
 }
 
+/// Where rank 0 listens: at one interface, not at all of them.
+int listen_for_peers(const Launch& launch) {
+  const std::string address = listening_address(launch);
+  const int socket = bound_socket(address, launch.master_port);
+  if (socket >= 0) return socket;
+  if (errno == EADDRINUSE)
+    throw ConfigError("group: port " + std::to_string(launch.master_port) +
+                      " is in use by another program; set MASTER_PORT to a free one");
+  throw ConfigError("group: cannot listen at " + address + ":" + std::to_string(launch.master_port) + " (" +
+                    std::strerror(errno) + "); check MASTER_ADDR and MASTER_PORT");
+}
+
 c10::intrusive_ptr<c10d::Store> connect(const Launch& launch, milliseconds timeout) {
   c10d::TCPStoreOptions options;
   options.port = static_cast<uint16_t>(launch.master_port);
   options.isServer = launch.rank == 0 && !launch.store_exists;
   options.waitWorkers = false;  // they are awaited by name, so that the missing ones can be named
   options.timeout = timeout;
+  if (options.isServer) options.masterListenFd = listen_for_peers(launch);
   try {
-    return construct(launch.master_addr, options);
+    return construct(store_address(launch), options);
   } catch (const std::exception& error) {
-    const std::string text = error.what();
-    if (options.isServer && contains(text, "EADDRINUSE"))
+    if (options.isServer && contains(error.what(), "EADDRINUSE"))
       throw ConfigError("group: port " + std::to_string(launch.master_port) +
                         " is in use by another program; set MASTER_PORT to a free one");
     if (options.isServer)
@@ -104,8 +96,8 @@ c10::intrusive_ptr<c10d::Store> connect(const Launch& launch, milliseconds timeo
 }
 
 void claim_rank(c10d::Store& store, const Launch& launch) {
-  const std::string rank = std::to_string(launch.rank);
-  if (store.add("claims/" + rank, 1) != 1)
+  const std::string rank = std::to_string(launch.rank), mine = unique_name();
+  if (store.compareSet("claims/" + rank, "", mine) != mine)
     throw ConfigError("group: rank " + rank + " at " + place(launch) +
                       " is taken by another process; give each process its own rank, and each run its own MASTER_PORT");
   store.set("world/" + rank, std::to_string(launch.world_size));
@@ -149,6 +141,29 @@ void await_peers(c10d::Store& store, const Launch& launch, const Deadline& deadl
   });
 }
 
+// Counts those who came to the port, of whatever run.
+constexpr const char* kArrivals = "memsieve/arrivals";
+
+void tell_of_strangers(c10d::Store& server, const Launch& launch) {
+  const int64_t others = server.add(kArrivals, 0) - launch.world_size;
+  if (others > 0)
+    log_warning("group: " + std::to_string(others) + " processes of other runs came to " + place(launch) +
+                " and were ignored; give each run its own MASTER_PORT");
+}
+
+// What may explain that somebody is missing; "" if nobody else came.
+std::string strangers_instead(c10d::Store& server, c10d::Store& own, const Launch& launch) {
+  try {
+    int64_t others = server.add(kArrivals, 0);
+    for (int rank = 0; rank < launch.world_size; ++rank) others -= own.check({"world/" + std::to_string(rank)}) ? 1 : 0;
+    if (others <= 0) return "";
+    return "; " + std::to_string(others) +
+           " processes came that are not of this run: its ranks have one job id and, if any, one MEMSIEVE_SECRET_FILE";
+  } catch (const std::exception&) {
+    return "";
+  }
+}
+
 // A name for this attempt on a store that torchrun's agent keeps over restarts, with the keys of attempts that died.
 // (Its restart count is no such name: it counts each machine's own failures.) Rank 0 invites under a name of its own;
 // the others answer with names of theirs, and take the attempt in which rank 0, alive, has read just that answer.
@@ -182,19 +197,27 @@ std::string agree_on_attempt(c10d::Store& store, const Launch& launch, const Dea
 }  // namespace
 
 c10::intrusive_ptr<c10d::Store> meet(const Launch& launch, double seconds) {
-  const QuietC10d quiet;
+  const QuietC10d quiet(Quiet::all);
   const auto timeout = milliseconds(static_cast<int64_t>(seconds * 1000));
   const Deadline deadline{Clock::now() + timeout, seconds};
+  const std::string token = run_token(launch);
   const auto server = connect(launch, timeout);
-  auto store = c10::make_intrusive<c10d::PrefixStore>("memsieve", server);
+  auto store = sealed_store(server, token);
+  const auto lost = [&] {
+    return PeerError("group: rank " + std::to_string(launch.rank) + " lost the store at " + place(launch) +
+                     "; has rank 0 ended?");
+  };
   try {
+    server->add(kArrivals, 1);
     if (launch.store_exists)
       store = c10::make_intrusive<c10d::PrefixStore>(agree_on_attempt(*store, launch, deadline), store);
     claim_rank(*store, launch);
     await_peers(*store, launch, deadline);
+    if (launch.rank == 0 && !launch.store_exists) tell_of_strangers(*server, launch);
+  } catch (const PeerError& error) {
+    throw PeerError(error.what() + (launch.store_exists ? "" : strangers_instead(*server, *store, launch)));
   } catch (const c10::Error&) {
-    throw PeerError("group: rank " + std::to_string(launch.rank) + " lost the store at " + place(launch) +
-                    "; has rank 0 ended?");
+    throw lost();
   }
   return store;
 }

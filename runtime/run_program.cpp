@@ -34,7 +34,6 @@ ExitCode run_on_this_rank(Program& program) {
   log_as(launch.rank, launch.world_size);
   const auto options = program.configure(launch);
   if (!options) return kDone;
-  if (options->catch_stop_signals) catch_stop_signals();
   route_torch_warnings();
   const c10::Device device = choose_device(launch, options->device);
   c10::OptionalDeviceGuard guard;
@@ -50,6 +49,7 @@ ExitCode run_on_this_rank(Program& program) {
 }  // namespace
 
 int run_program(Program& program, int argc, char** argv) {
+  catch_stop_signals();
   keep_freed_memory();
   bool failed = false;
   return reported(

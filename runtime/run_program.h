@@ -14,8 +14,6 @@ struct ProgramOptions {
   /// "auto", "cpu" or "cuda": choose_device
   std::string device = "auto";
   GroupOptions group = {};
-  /// SIGTERM and SIGINT set stop_requested() instead of ending the process
-  bool catch_stop_signals = false;
 };
 
 /// A program of which one process runs on each rank.
@@ -35,7 +33,8 @@ class Program {
 
 /// Runs `program` where the environment says (launch_from_environment) and returns the exit code. An error becomes one
 /// line of the log and its exit code; if there are peers, which may be gone or stuck in a collective, the process then
-/// ends at once, without destructors that would wait for them.
+/// ends at once, without destructors that would wait for them. SIGTERM and SIGINT end it with exit code kStopped from
+/// the first moment on, unless the program has a GracefulStop (stop.h).
 int run_program(Program& program, int argc, char** argv);
 
 }  // namespace memsieve::runtime

@@ -20,7 +20,7 @@ constexpr const char* kVersion = "memsieve-train 0.1.0";
 struct CommandLine {
   std::string config;
   std::vector<std::string> overrides;
-  bool print_config = false, dry_run = false, answered = false;
+  bool print_config = false, dry_run = false, load_plugins = false, answered = false;
 };
 
 /// docs/configuration.md is this output; a test compares them.
@@ -41,6 +41,8 @@ CommandLine read_command_line(int argc, char** argv) {
   options.add_options()("print-config", "print the configuration with all defaults filled in, and exit");
   options.add_options()("print-reference", "print the reference of all configuration keys as Markdown, and exit");
   options.add_options()("dry-run", "check configuration, data, model and sieve without training or writing anything");
+  options.add_options()("load-plugins",
+                        "with --print-config and --dry-run: run the code of the plug-ins that the configuration names");
   options.add_options()("help", "this text")("version", "the version");
   CommandLine line;
   po::variables_map given;
@@ -66,6 +68,7 @@ CommandLine read_command_line(int argc, char** argv) {
   }
   line.print_config = given.count("print-config") > 0;
   line.dry_run = given.count("dry-run") > 0;
+  line.load_plugins = given.count("load-plugins") > 0;
   return line;
 }
 
@@ -77,13 +80,17 @@ class TrainProgram : public Program {
   }
 
   std::optional<ProgramOptions> configure(const Launch& launch) override {
-    config_ = read_config(line_.config, line_.overrides);
+    const bool only_look = line_.print_config || line_.dry_run;
+    config_ =
+        read_config(line_.config, line_.overrides, only_look && !line_.load_plugins ? Plugins::refuse : Plugins::load);
     if (line_.print_config) {
       if (launch.rank == 0) std::cout << config_.settings.yaml();
       return std::nullopt;
     }
-    ProgramOptions options{.device = config_.device, .catch_stop_signals = true};
+    ProgramOptions options{.device = config_.device};
     options.group.collective_seconds = config_.collective_seconds;
+    options.group.rendezvous_seconds =
+        config_.rendezvous_seconds > 0 ? config_.rendezvous_seconds : default_rendezvous_seconds(launch);
     return options;
   }
 

@@ -34,7 +34,7 @@ void check_setup(const Setup& setup) {
 
 Prepared parse(const std::string& yaml, const std::string& source, const Setup& given) {
   Setup own = given;
-  for (const auto& path : peek_texts(yaml, source, "sieve.plugins", given.overrides)) load_plugin(path, own.filters);
+  load_plugins(plugins_named(yaml, source, given.overrides), own.filters);
   Schema root;
   root.section("sieve", sieve_schema(own.filters), "the sieve");
   return {resolve(yaml, source, root, given.overrides).section("sieve"), own};

@@ -1,4 +1,5 @@
 """memsieve-train and bad input: one clear line, the right exit code (2 usage, 3 data, 4 a peer), and no harm done."""
+import json
 import os
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import BUILD, assert_refused, run
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 TRAIN = BUILD / "trainer" / "memsieve-train"
@@ -65,6 +67,9 @@ def test_config_missing(folder):
     ("    magnitude: {scale: log}", "    magnitud: {scale: log}", ["sieve.filters.magnitud", "did you mean 'magnitude'?"]),
     ("  held_out: {rows: 2}", "  held_out: {rows: -2}", ["sieve.held_out.rows", "-2"]),
     ("  held_out: {rows: 2}", "  held_out: {rows: 0}", ["sieve.held_out.rows"]),
+    ("    magnitude: {scale: log}", "    magnitude: {scale: log, weight: .nan}", ["sieve.filters.magnitude.weight", ".nan"]),
+    ("    magnitude: {scale: log}", "    magnitude: {timestep_min: 1000}", ["sieve.filters.magnitude.timestep_min", "is 1000, but the schedule has 1000 timesteps"]),
+    ("learning_rate: 0.001", "adam_epsilon: -1e-8", ["adam_epsilon", "-1e-8"]),
     ("  held_out: {rows: 2}", "  held_out: {rows: 2", ["run.yaml"]),
 ])
 def test_yaml(folder, before, after, words):
@@ -74,6 +79,14 @@ def test_yaml(folder, before, after, words):
     if "{rows: 2\n" not in (folder / "run.yaml").read_text():
         assert f"run.yaml:{line_of(folder, after)}:" in result.stderr
     assert not list(folder.glob("run/*"))
+
+
+@pytest.mark.parametrize("look", [[], ["--dry-run"], ["--print-config"]])
+def test_yaml_in_two_documents(folder, look):
+    (folder / "run.yaml").write_text(tiny.YAML + "---\nseed: 4\n")
+    assert_refused(train(folder, *look), 2, f"run.yaml:{line_of(folder, 'seed: 4')}: a second YAML document")
+    (folder / "run.yaml").write_text("---\n" + tiny.YAML + "...\n")
+    assert train(folder, "--dry-run").returncode == 0
 
 
 def test_yaml_key_twice(folder):
@@ -182,18 +195,40 @@ def test_dry_run_looks_at_the_run_folder_and_at_the_checkpoint(folder):
     assert_refused(train(folder, "--dry-run", "--resume-from", "latest"), 3, "optimizer.safetensors")
 
 
-# A model that gives NaN.
+# A model that gives NaN or Inf.
 
-def nan_model(folder):
-    """A UNet folder whose answers are all NaN."""
+def broken_model(folder, value=3e38):
+    """A UNet folder whose answers are so large that their squares are Inf; or, with a value of NaN or Inf, no numbers at all."""
     tiny_run = train(folder, "--set", "max_train_steps=1", "--set", "output_dir=made")
     assert tiny_run.returncode == 0, tiny_run.stderr
     unet = folder / "made" / "checkpoints" / "step-000001" / "unet"
     path = unet / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
-    weights["conv_out.bias"][:] = np.nan
+    weights["conv_out.bias"][:] = value
     save_file(weights, path)
     return ["--set", f"model.pretrained={unet}", "--set", "model.config="]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("look", [[], ["--dry-run"]])
+def test_weights_that_are_no_numbers(folder, value, look):
+    assert_refused(train(folder, *broken_model(folder, value), *look), 3, "step-000001/unet: conv_out.bias", "NaN or Inf")
+
+
+def test_adapters_that_are_no_numbers(folder):
+    made = train(folder, "--set", "max_train_steps=1", "--set", "output_dir=made", "--set", "lora.rank=2")
+    assert made.returncode == 0, made.stderr
+    path = folder / "made" / "checkpoints" / "step-000001" / "lora" / "pytorch_lora_weights.safetensors"
+    with safe_open(path, "np") as file:
+        weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    next(iter(weights.values()))[0, 0] = np.nan
+    save_file(weights, path, metadata)
+    assert_refused(train(folder, "--set", f"lora.pretrained={path}", "--set", "lora.rank=2", "--dry-run"), 3, "NaN or Inf", path.name)
+
+
+def test_negative_epsilon(folder):
+    (folder / "unet.json").write_text(json.dumps({**tiny.UNET, "norm_eps": -1e-5}))
+    assert_refused(train(folder, "--dry-run"), 2, "unet.json: norm_eps: -1e-05", "[0, 1]")
 
 
 def ended_with(result, code, *words):
@@ -204,13 +239,13 @@ def ended_with(result, code, *words):
 
 
 def test_nan_of_the_starting_model_names_the_sample(folder):
-    words = nan_model(folder)
+    words = broken_model(folder)
     result = train(folder, *words, "--set", "sieve.reference.kind=start_model")
     ended_with(result, 5, "reference pass: rank 0: held-out picture 0", "NaN or Inf", "on_nonfinite: skip")
 
 
 def test_nan_in_every_step_ends_a_run_that_skips_them(folder):
-    words = nan_model(folder)
+    words = broken_model(folder)
     skip = ("--set", "sieve.on_nonfinite=skip", "--set", "max_train_steps=40", "--set", "max_nonfinite_steps=3")
     ended_with(train(folder, *words, *skip), 5, "NaN or Inf in 3 steps in a row", "step 2")
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
@@ -260,6 +295,14 @@ def test_plugin_without_stamp(folder):
     (folder / "plugin.c").write_text("int nothing;\n")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "plugin.so", folder / "plugin.c"], check=True)
     assert_refused(train(folder, "--set", "sieve.plugins=[plugin.so]"), 2, "plugin.so", "no stamp")
+
+
+@pytest.mark.parametrize("look", ["--print-config", "--dry-run"])
+def test_looking_runs_no_plugin(folder, look):
+    named = ("--set", "sieve.plugins=[/nowhere/none.so]")
+    assert_refused(train(folder, look, *named), 2, "run.yaml: sieve.plugins: /nowhere/none.so is not opened", "--load-plugins")
+    assert_refused(train(folder, look, "--load-plugins", *named), 2, "/nowhere/none.so", "cannot be opened")
+    assert train(folder, look, "--load-plugins").returncode == 0
 
 
 # Launchers.

@@ -1,4 +1,5 @@
 """Installation is proved by projects outside the tree: one that links the library, and plug-ins, those of the docs too."""
+import os
 import re
 import subprocess
 
@@ -39,8 +40,14 @@ def compile_plugin(folder, source):
 
 
 def stamp(magic="msieve", abi=2, gxx=1017, strings=1, torch="2.11.0"):
-    return ("struct { char magic[8]; int abi, gxx, strings; char torch[32]; } memsieve_plugin_stamp = "
-            f'{{"{magic}", {abi}, {gxx}, {strings}, "{torch}"}};\n')
+    return ('const struct { char magic[8]; int abi, gxx, strings; char torch[32]; } memsieve_plugin_stamp '
+            f'__attribute__((section(".memsieve_stamp"))) = {{"{magic}", {abi}, {gxx}, {strings}, "{torch}"}};\n')
+
+
+def leaves_a_mark(folder):
+    """C source of a constructor that makes the file `ran`."""
+    return ('#include <stdio.h>\n__attribute__((constructor)) static void run(void) '
+            f'{{ fclose(fopen("{folder / "ran"}", "w")); }}\n')
 
 
 def test_what_is_installed(installed):
@@ -121,14 +128,79 @@ def test_plugin_missing(program, tmp_path):
 
 
 def test_plugin_without_stamp(program, tmp_path):
-    plugin = compile_plugin(tmp_path, "int nothing;\n")
+    plugin = compile_plugin(tmp_path, leaves_a_mark(tmp_path))
     assert_refused(run(program, sieve_yaml(tmp_path, [plugin])), 2, "plugin.so", "no stamp", "MEMSIEVE_PLUGIN")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_plugin(program, tmp_path):
+    os.mkfifo(tmp_path / "pipe.so")
+    (tmp_path / "text.so").write_text("text")
+    assert_refused(run(program, sieve_yaml(tmp_path, [tmp_path / "pipe.so"]), timeout=20), 2, "pipe.so", "it is no file")
+    assert_refused(run(program, sieve_yaml(tmp_path, [tmp_path / "text.so"])), 2, "text.so", "no stamp")
+
+
+# Whose they are.
+
+@pytest.fixture
+def own(plugin, tmp_path):
+    """A copy of the plug-in in a folder of its own, and the YAML that names it."""
+    folder = tmp_path / "plugins"
+    folder.mkdir(mode=0o755)
+    (folder / "contrast.so").write_bytes((plugin / "contrast.so").read_bytes())
+    (folder / "contrast.so").chmod(0o644)
+    return folder / "contrast.so", sieve_yaml(tmp_path, [folder / "contrast.so"], "contrast: {}")
+
+
+@pytest.mark.parametrize("which, mode", [("file", 0o646), ("folder", 0o757), ("folder", 0o1777), ("above", 0o757)])
+def test_plugin_that_others_can_change(program, own, which, mode):
+    path, yaml = own
+    assert run(program, yaml).returncode == 0
+    open_one = {"file": path, "folder": path.parent, "above": path.parent.parent}[which]
+    open_one.chmod(mode)
+    assert_refused(run(program, yaml), 2, "contrast.so", f"others can write to {open_one} (mode {mode:04o})", "chmod go-w",
+                   "sieve.plugins_of_anyone: true")
+    text = yaml.read_text()
+    yaml.write_text(text.replace("  filters:", "  plugins_of_anyone: true\n  filters:"))
+    assert run_ok(program, yaml).startswith("filters: contrast; ")
+    yaml.write_text(text.replace("  filters:", "  plugins_of_anyone: perhaps\n  filters:"))
+    assert run(program, yaml).returncode == 2
+
+
+def test_plugin_under_a_sticky_folder(program, own):
+    path, yaml = own
+    path.parent.parent.chmod(0o1777)
+    assert run_ok(program, yaml).startswith("filters: contrast; ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_plugin_of_somebody_else(program, own):
+    path, yaml = own
+    os.chown(path, 12345, -1)
+    assert_refused(run(program, yaml), 2, "contrast.so", "belongs to user 12345", "sieve.plugins_of_anyone: true")
+
+
+def test_plugin_behind_a_link(program, own, tmp_path):
+    path, _ = own
+    path.chmod(0o666)
+    (tmp_path / "link.so").symlink_to(path)
+    assert_refused(run(program, sieve_yaml(tmp_path, [tmp_path / "link.so"], "contrast: {}")), 2, "link.so", f"others can write to {path}")
 
 
 @pytest.mark.parametrize("other", [{"abi": 99}, {"torch": "1.13.1"}, {"strings": 0}, {"gxx": 1002}])
 def test_plugin_for_another_abi(program, tmp_path, other):
-    plugin = compile_plugin(tmp_path, stamp(**other))
+    plugin = compile_plugin(tmp_path, stamp(**other) + leaves_a_mark(tmp_path))
     assert_refused(run(program, sieve_yaml(tmp_path, [plugin])), 2, "plugin.so", str(*other.values()), "rebuild the plug-in")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_mark_is_left_where_the_stamp_is_right(program, tmp_path):
+    """What the tests above rest on: the constructor does run, once the stamp has passed."""
+    ours = run(program, sieve_yaml(tmp_path, [compile_plugin(tmp_path, stamp(abi=99))])).stderr
+    torch, gxx, strings = re.search(r"but this is memsieve ABI \d+, torch (\S+), C\+\+ ABI (\d+)/(\d)", ours).groups()
+    plugin = compile_plugin(tmp_path, stamp(torch=torch, gxx=gxx, strings=strings) + leaves_a_mark(tmp_path))
+    assert_refused(run(program, sieve_yaml(tmp_path, [plugin])), 2, "no memsieve_plugin_register")
+    assert (tmp_path / "ran").exists()
 
 
 def test_installed_package_refuses_another_version(installed, tmp_path):

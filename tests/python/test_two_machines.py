@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,21 @@ def command(folder, name, *settings):
     return [TRAIN, "--config", folder / "run.yaml", *(part for word in words for part in ("--set", word))]
 
 
-def train_on(machines, folder, *commands):
+def listening_at(machine, port):
+    """Where somebody listens at the port on that machine, as /proc/net writes it."""
+    tables = ip("netns", "exec", machine, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout.splitlines()
+    rows = [line.split() for line in tables if line.split()[0] != "sl"]
+    return {row[1].rpartition(":")[0] for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+
+
+def await_listener(running, machine, port):
+    while not (found := listening_at(machine, port)):
+        assert running.poll() is None
+        time.sleep(0.02)
+    return found
+
+
+def train_on(machines, folder, *commands, meanwhile=lambda running: None):
     """One command a machine, in its namespace and under its name, with its variables; all must succeed."""
     running = []
     for i, (name, (variables, words)) in enumerate(zip(machines, commands)):
@@ -59,6 +74,7 @@ def train_on(machines, folder, *commands):
         running.append(subprocess.Popen([str(word) for word in line], cwd=folder, env=clean_environment(**variables), text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     try:
+        meanwhile(running)
         said = [process.communicate(timeout=150)[0] for process in running]
     finally:
         for process in running:
@@ -92,5 +108,8 @@ def test_slurm_variables_on_two_machines(machines, expected):
         return {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS_PER_NODE": "1", "SLURM_STEP_ID": "0",
                 "SLURM_NODEID": str(rank), "SLURM_STEP_NODELIST": "host[0-1]", "SLURM_JOB_ID": "77"}
     words = command(expected, "slurm")
-    train_on(machines, expected, (variables(0), words), (variables(1), words))
+    seen = []
+    train_on(machines, expected, (variables(0), words), (variables(1), words),
+             meanwhile=lambda running: seen.append(await_listener(running[0], machines[0], 15077)))
+    assert seen == [{"01004D0A"}]  # 10.77.0.1, which leads to the other machine, and nowhere else
     assert parameters(expected / "slurm") == parameters(expected / "one")

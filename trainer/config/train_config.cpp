@@ -115,6 +115,15 @@ void add_output_keys(Schema& schema) {
       .incidental()
       .real("collective_seconds", 1800, 1, 1e7, "how long a collective may take before it counts as a peer's failure")
       .incidental()
+      .real("rendezvous_seconds", 0, 0, 1e7,
+            "how long a rank waits at the start for the others to come; 0 = 60 under torchrun, which starts them "
+            "together, else 300")
+      .incidental()
+      .real(
+          "stop_seconds", 120, 1, 1e7,
+          "how long after SIGTERM or SIGINT a step may take before the run ends without another checkpoint: a read or "
+          "a peer may hang")
+      .incidental()
       .real("bucket_mb", 25, 0.01, 1e5, "MiB of gradients that are all-reduced together");
 }
 
@@ -205,6 +214,8 @@ TrainConfig values_of(const Settings& s, const std::string& source) {
   c.log_every = s.integer("log_every");
   c.max_nonfinite_steps = s.integer("max_nonfinite_steps");
   c.collective_seconds = s.real("collective_seconds");
+  c.rendezvous_seconds = s.real("rendezvous_seconds");
+  c.stop_seconds = s.real("stop_seconds");
   c.bucket_mb = s.real("bucket_mb");
   return c;
 }
@@ -264,9 +275,13 @@ Schema train_schema(const FilterRegistry& filters, const SchedulerFile& schedule
 }
 
 FilterRegistry registry_for(const std::string& yaml, const std::string& source,
-                            const std::vector<std::string>& overrides) {
+                            const std::vector<std::string>& overrides, Plugins plugins) {
   FilterRegistry registry = builtin_filters();
-  for (const auto& path : peek_texts(yaml, source, "sieve.plugins", overrides)) load_plugin(path, registry);
+  const PluginsNamed named = plugins_named(yaml, source, overrides);
+  if (plugins == Plugins::refuse && !named.paths.empty())
+    throw ConfigError(source + ": sieve.plugins: " + named.paths.front() +
+                      " is not opened without --load-plugins: it would run with --print-config and --dry-run, too");
+  load_plugins(named, registry);
   return registry;
 }
 
@@ -280,9 +295,9 @@ TrainConfig read_config_text(const std::string& yaml, const std::string& source,
   return config;
 }
 
-TrainConfig read_config(const std::string& path, const std::vector<std::string>& overrides) {
+TrainConfig read_config(const std::string& path, const std::vector<std::string>& overrides, Plugins plugins) {
   const std::string yaml = read_text_file(path);
-  return read_config_text(yaml, path, registry_for(yaml, path, overrides), overrides);
+  return read_config_text(yaml, path, registry_for(yaml, path, overrides, plugins), overrides);
 }
 
 }  // namespace memsieve::trainer

@@ -68,18 +68,23 @@ struct TrainConfig {
   DrawConfig draw;
   bool tensorboard = true;
   int64_t log_every = 0, max_nonfinite_steps = 0;
-  double collective_seconds = 0, bucket_mb = 0;
+  /// rendezvous_seconds: 0 = default_rendezvous_seconds
+  double collective_seconds = 0, rendezvous_seconds = 0, stop_seconds = 0, bucket_mb = 0;
 };
 
 /// Every key of the YAML file, given the filters that `sieve:` may name and the scheduler file that defaults come from.
 Schema train_schema(const FilterRegistry& filters, const SchedulerFile& scheduler = {});
 
+/// What to do with plug-ins that a configuration names: run them, or refuse the configuration.
+enum class Plugins { load, refuse };
+
 /// Built-in filters and those of the plug-ins that `sieve.plugins` names. Throws ConfigError.
 FilterRegistry registry_for(const std::string& yaml, const std::string& source,
-                            const std::vector<std::string>& overrides);
+                            const std::vector<std::string>& overrides, Plugins plugins = Plugins::load);
 
 /// Reads, validates and checks for contradictions. Throws ConfigError naming file, line, key and remedy.
-TrainConfig read_config(const std::string& path, const std::vector<std::string>& overrides);
+TrainConfig read_config(const std::string& path, const std::vector<std::string>& overrides,
+                        Plugins plugins = Plugins::load);
 TrainConfig read_config_text(const std::string& yaml, const std::string& source, const FilterRegistry& filters,
                              const std::vector<std::string>& overrides);
 

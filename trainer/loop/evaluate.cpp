@@ -2,6 +2,7 @@
 #include <ATen/core/grad_mode.h>
 #include <diffusion/noise/ddim.h>
 #include <runtime/agreement.h>
+#include <runtime/stop.h>
 #include <trainer/loop/evaluate.h>
 
 #include <algorithm>
@@ -65,6 +66,7 @@ ValidationLoss validate(Model& model, const RowMaker& rows, Group& group, const 
       const NoisyRows noisy = rows.make(ids, ids, at::tensor(timesteps, at::kLong), noise);
       const at::Tensor prediction = model.predict(noisy.noisy, noisy.timestep, noisy.condition);
       sum += row_losses(prediction, noisy.target).to(at::kDouble).sum();
+      note_progress();
     }
   });
   group.all_reduce_sum(sum);
@@ -96,6 +98,7 @@ at::Tensor draw_samples(Model& model, const Dataset& prompts, PictureDecoder& pi
       const Conditioning condition = prompts.load(ids).condition.to(model.device());
       const at::Tensor drawn = ddim_sample(schedule, predict, noise, condition, null, options.ddim);
       images.index_copy_(0, at::tensor(places, at::kLong), pictures.decode(drawn).cpu());
+      note_progress();
     }
   });
   // Every picture was drawn by one rank and is 0 on the others.

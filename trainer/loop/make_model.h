@@ -29,7 +29,7 @@ struct ModelSource {
 
 /// COLLECTIVE (agreement on errors; weights of rank 0 on all ranks). The model that the options name, with the weights
 /// of checkpoint `checkpoint` if that is not empty: a whole denoiser, or adapters beside the options' denoiser. Throws
-/// ConfigError or DataError.
+/// ConfigError or DataError, the latter also for weights that hold a NaN or Inf.
 Model make_model(const ModelSource& options, const std::string& checkpoint, Group& group);
 
 /// COLLECTIVE. The same without a checkpoint and without adapters: what fine-tuning starts from.

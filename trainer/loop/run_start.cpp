@@ -6,7 +6,6 @@
 #include <trainer/loop/run_start.h>
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 namespace memsieve::trainer {
 
@@ -67,20 +66,17 @@ std::string choose_checkpoint(const RunFolder& folder, const Settings& settings,
 }  // namespace
 
 RunStart choose_start(const RunFolder& folder, const Settings& settings, const RunStartOptions& options, Group& group) {
-  nlohmann::json decision;
+  RunStart start;
   on_all_ranks(group, [&] {
     if (group.rank() != 0) return;
     const auto existing = folder.run_id();
-    const std::string checkpoint = choose_checkpoint(folder, settings, options);
-    decision = {{"checkpoint", checkpoint},
-                {"run_id", existing && !checkpoint.empty() ? *existing : make_run_id()},
-                {"finished_steps", folder.finished_steps()}};
+    start.checkpoint = choose_checkpoint(folder, settings, options);
+    start.run_id = existing && !start.checkpoint.empty() ? *existing : make_run_id();
+    start.finished_steps = folder.finished_steps();
   });
-  decision = nlohmann::json::parse(group.broadcast(decision.dump()));
-  RunStart start;
-  start.checkpoint = decision.at("checkpoint");
-  start.run_id = decision.at("run_id");
-  start.finished_steps = decision.at("finished_steps");
+  start.checkpoint = group.broadcast(start.checkpoint);  // as bytes: a path may be in any encoding
+  start.run_id = group.broadcast(start.run_id);
+  start.finished_steps = std::stoll(group.broadcast(std::to_string(start.finished_steps)));
   if (start.checkpoint.empty()) return start;
   on_all_ranks(group, [&] {
     start.saved = read_checkpoint_state(start.checkpoint);

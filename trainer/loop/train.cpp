@@ -125,7 +125,10 @@ class Run {
     });
   }
 
-  void save_after(int64_t step) { session_.save(step, nonfinite_in_a_row_, step_.stream_position(step)); }
+  void save_after(int64_t step) {
+    const UnhurriedStop unhurried;
+    session_.save(step, nonfinite_in_a_row_, step_.stream_position(step));
+  }
 
   ExitCode stop_here(int64_t step) {
     read_mail(true);
@@ -186,6 +189,7 @@ ExitCode train(const TrainConfig& config, Group& group, bool dry) {
     return kDone;
   }
   if (session.start().saved) log_info("resuming after " + steps_done + " steps");
+  const GracefulStop graceful(config.stop_seconds);
   if (session.needs_reference() && !session.make_reference()) {
     if (group.rank() != 0) return kStopped;
     session.folder().forget();

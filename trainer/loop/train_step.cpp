@@ -173,6 +173,7 @@ void TrainStep::observe_extra_rows(const Clock& clock) {
 
 at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
   const NoisyRows batch = rows(clock.step, micro);
+  note_progress();
   ended(Part::data);
   const at::Tensor prediction = trainee_.model().predict(batch.noisy, batch.timestep, batch.condition);
   const at::Tensor plain = row_losses(prediction, batch.target);

@@ -138,6 +138,7 @@ UNetConfig parse_unet_config(const std::string& json_text, const std::string& wh
   reader.read_levels("layers_per_block", c.layers_per_block, levels, 2);
   reader.read("norm_num_groups", c.norm_num_groups);
   reader.read("norm_eps", c.norm_eps);
+  if (!(c.norm_eps >= 0 && c.norm_eps <= 1)) fail_config(where, "norm_eps", c.norm_eps, "must lie in [0, 1]");
   reader.read_levels("cross_attention_dim", c.cross_attention_dim, levels, 1280);
   reader.read_levels("transformer_layers_per_block", c.transformer_layers_per_block, levels, 1);
   read_text_projection(reader, where, c.encoder_hid_dim);

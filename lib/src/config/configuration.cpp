@@ -7,6 +7,11 @@ Schema sieve_schema(const FilterRegistry& filters) {
   ledger.integer("flush_every", RecordOptions{}.flush_every, 1, INT64_MAX / 2,
                  "optimiser steps between writes of the ledger to disk");
   sieve.texts("plugins", {}, "shared objects with further filters; their names and options join `filters`")
+      .incidental()
+      .boolean("plugins_of_anyone", false,
+               "`false`: refuse plug-ins that somebody else than root and you owns or can change, in their file or in "
+               "the folders it lies in")
+      .incidental()
       .section("filters", filters_schema(filters), "filters in use; the evidence of several is added")
       .section("standardise", StandardiseOptions::schema(), "how scores at different timesteps are made comparable")
       .section("reference", ReferenceOptions::schema(), "what counts as easy rather than memorised")
@@ -27,7 +32,7 @@ Schema sieve_schema(const FilterRegistry& filters) {
 
 Configuration Configuration::read(const Settings& sieve, const Setup& setup) {
   Configuration c;
-  c.channels = read_channels(sieve, setup.filters);
+  c.channels = read_channels(sieve, setup.filters, setup.num_timesteps);
   c.judge = JudgeOptions::read(sieve, setup, c.channels);
   for (const auto& channel : c.channels) c.record.channels.push_back(channel.name);
   c.record.flush_every = sieve.integer("ledger.flush_every");

@@ -138,7 +138,11 @@ Value read_value(const Source& source, const std::string& path, const YAML::Node
 
 YAML::Node parse_yaml(const std::string& text, const std::string& source) {
   try {
-    return YAML::Load(text);
+    const auto documents = YAML::LoadAll(text);
+    if (documents.size() < 2) return documents.empty() ? YAML::Node() : documents.front();
+    const YAML::Mark second = documents[1].Mark();
+    throw ConfigError(source + (second.is_null() ? "" : ":" + std::to_string(second.line + 1)) +
+                      ": a second YAML document; what `---` sets apart would be ignored, so keep one");
   } catch (const YAML::Exception& error) {
     throw ConfigError(source + ":" + std::to_string(error.mark.line + 1) + ": not valid YAML: " + error.msg);
   }

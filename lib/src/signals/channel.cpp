@@ -1,5 +1,7 @@
 #include "signals/channel.h"
 
+#include <sstream>
+
 #include "config/read.h"
 
 namespace memsieve {
@@ -14,7 +16,17 @@ Schema filters_schema(const FilterRegistry& registry) {
   return named;
 }
 
-std::vector<Channel> read_channels(const Settings& sieve, const FilterRegistry& registry) {
+static void check_scores_some_row(const Settings& filters, const std::string& name, double timestep_min,
+                                  int64_t num_timesteps) {
+  if (timestep_min < static_cast<double>(num_timesteps)) return;
+  std::ostringstream text;
+  text << "no row would be scored: timestep_min is " << timestep_min << ", but the schedule has " << num_timesteps
+       << " timesteps, from 0; lower timestep_min";
+  const std::string key = name + ".timestep_min";  // unless a plug-in's filter calls it otherwise
+  refuse(filters, filters.has(key) ? key : name, text.str());
+}
+
+std::vector<Channel> read_channels(const Settings& sieve, const FilterRegistry& registry, int64_t num_timesteps) {
   std::vector<Channel> channels;
   const Settings filters = sieve.section("filters");
   // In the registry's order, not the file's: then the printed configuration means the same channels.
@@ -26,6 +38,7 @@ std::vector<Channel> read_channels(const Settings& sieve, const FilterRegistry& 
     channel.weight = own.real("weight");
     channel.filter = entry.make(own);
     channel.needs = channel.filter->needs();
+    check_scores_some_row(filters, entry.name, channel.needs.timestep_min, num_timesteps);
     for (const auto& name : channel.needs.signals) {
       const SignalEntry* signal = registry.signals().find(name);
       if (signal == nullptr) {

@@ -28,7 +28,7 @@ struct Channel {
 Schema filters_schema(const FilterRegistry& registry);
 
 /// The filters that `sieve` names, in the registry's order. Throws ConfigError if there is none, or if one reads a
-/// signal that the registry does not know.
-std::vector<Channel> read_channels(const Settings& sieve, const FilterRegistry& registry);
+/// signal that the registry does not know, or scores none of the `num_timesteps` timesteps.
+std::vector<Channel> read_channels(const Settings& sieve, const FilterRegistry& registry, int64_t num_timesteps);
 
 }  // namespace memsieve

@@ -4,7 +4,13 @@
 #include <memsieve/error.h>
 #include <runtime/exit_codes.h>
 
+#include <yaml-cpp/yaml.h>
+
 #include <catch2/catch.hpp>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
 
 using namespace memsieve;
 using namespace memsieve::runtime;
@@ -25,6 +31,51 @@ TEST_CASE("every kind of error has its exit code") {
   CHECK(exit_code_of(out_of_memory()) == 2);
   CHECK(exit_code_of(std::runtime_error("[third_party/gloo/x.cc:81] Connection closed by peer")) == 4);
   CHECK(exit_code_of(std::runtime_error("x")) == 1);
+}
+
+namespace {
+
+/// What `body` throws.
+std::exception_ptr thrown(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (...) {
+    return std::current_exception();
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+TEST_CASE("what libraries throw has its exit code and one line that says where") {
+  const std::vector<std::pair<int, std::function<void()>>> throwers{
+      {3, [] { (void)nlohmann::json::parse("{"); }},
+      {3, [] { nlohmann::json("\xff").dump(); }},
+      {3, [] { nlohmann::json(3).at("x"); }},
+      {2, [] { YAML::Load("["); }},
+      {2, [] { (void)YAML::Load("a: b")["a"].as<int>(); }},
+      {2, [] { throw std::bad_alloc(); }},
+      {2, [] { at::empty({int64_t{1} << 60}); }},
+      {3, [] { (void)std::filesystem::file_size("/nowhere/none"); }},
+      {3,
+       [] {
+         std::ifstream in;
+         in.exceptions(std::ios::failbit);
+         in.open("/nowhere/none");
+       }},
+  };
+  for (const auto& [code, body] : throwers) {
+    const auto error = thrown(body);
+    REQUIRE(error);
+    try {
+      std::rethrow_exception(error);
+    } catch (const std::exception& e) {
+      INFO(e.what());
+      CHECK(exit_code_of(e) == code);
+      CHECK(exit_code_of(PeerError("rank 0 failed: x", error)) == code);
+      CHECK_THAT(error_line(e, "training"), Catch::StartsWith("training: ") && !Catch::Contains("\n"));
+    }
+  }
 }
 
 TEST_CASE("the guilty rank ends with the code of the cause, its peers with that of a peer's failure") {

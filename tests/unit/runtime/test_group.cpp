@@ -1,6 +1,8 @@
 // Groups over Gloo: what they compute, and how they fail.
 #include <ATen/ATen.h>
 #include <runtime/group.h>
+#include <runtime/rendezvous.h>
+#include <torch/csrc/distributed/c10d/Store.hpp>
 #include <support/process_ranks.h>
 
 #include <atomic>
@@ -151,6 +153,37 @@ TEST_CASE("a peer that dies is a PeerError on the others") {
   });
   REQUIRE(errors[1].empty());
   CHECK_THAT(errors[0], Contains("PeerError: rank 0: all-reduce: a peer or the network failed: ") && !Contains("\n"));
+}
+
+TEST_CASE("a rank that dies after it came, but before the others could connect, ends them in rendezvous_seconds") {
+  const int port = free_port();
+  const auto start = std::chrono::steady_clock::now();
+  const auto errors = run_ranks(2, [&](int rank) {
+    if (rank == 1) {
+      const auto store = meet(local_launch(1, 2, port), 20);
+      return;
+    }
+    Group(local_launch(0, 2, port), c10::kCPU, impatient(3, 600));
+  });
+  CHECK_THAT(errors[0], Contains("PeerError: rank 0: connecting to the peers") && !Contains("\n"));
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(60));
+}
+
+TEST_CASE("rendezvous_seconds do not limit what comes later") {
+  const int port = free_port();
+  const auto errors = run_ranks(2, [&](int rank) {
+    Group group(local_launch(rank, 2, port), c10::kCPU, impatient(2, 30));
+    if (rank == 1) std::this_thread::sleep_for(std::chrono::seconds(4));
+    group.all_reduce_sum(at::zeros({4}));
+  });
+  REQUIRE(errors == no_errors(2));
+}
+
+TEST_CASE("how long to wait for the others depends on who starts them") {
+  Launch launch;
+  CHECK(default_rendezvous_seconds(launch) == 300);
+  launch.launcher = "torchrun";
+  CHECK(default_rendezvous_seconds(launch) == 60);
 }
 
 namespace {

@@ -1,5 +1,6 @@
 // What the environment says about this process, and what it may not say.
 #include <memsieve/error.h>
+#include <runtime/address.h>
 #include <runtime/launch.h>
 
 #include <catch2/catch.hpp>
@@ -144,6 +145,37 @@ TEST_CASE("torchrun and SLURM together") {
   refuse(with(agents, {{"SLURM_NTASKS", "8"}}), "srun started 8 tasks but torchrun counts 2 machines");
   // In a batch script without srun, SLURM's numbers say nothing about torchrun's processes.
   REQUIRE(launch(with(kTorchrun, {{"SLURM_NTASKS", "2"}, {"SLURM_PROCID", "0"}})).rank == 5);
+}
+
+TEST_CASE("what ranks of one run have in common comes from the launcher, and the secret from the user") {
+  REQUIRE(launch({}).job.empty());
+  REQUIRE(launch(kTorchrun).job.empty());  // started by hand
+  REQUIRE(launch(with(kTorchrun, {{"TORCHELASTIC_RUN_ID", "x"}})).job == "torchrun x");
+  REQUIRE(launch(kSlurm).job == "slurm 123456.0");
+  REQUIRE(launch(with(kSlurm, {{"SLURM_PROCID", "2"}, {"SLURM_LOCALID", "2"}})).job == launch(kSlurm).job);
+  REQUIRE(launch(with(kSlurm, {{"SLURM_STEP_ID", "1"}})).job != launch(kSlurm).job);
+  for (const auto& base : {Environment{}, kTorchrun, kSlurm})
+    REQUIRE(launch(with(base, {{"MEMSIEVE_SECRET_FILE", "/a/b"}})).secret_file == "/a/b");
+}
+
+TEST_CASE("ranks of one machine meet at loopback, others where their machine can be reached") {
+  Launch here;
+  here.world_size = here.local_world_size = 4;
+  here.master_addr = "no.such.host.invalid";
+  CHECK((listening_address(here) == "127.0.0.1" && store_address(here) == "127.0.0.1"));
+  Launch apart = here;
+  apart.local_world_size = 2;
+  if (const auto out = reachable_address(apart)) CHECK(listening_address(apart) == *out);
+  apart.rank = 2;
+  CHECK(store_address(apart) == apart.master_addr);
+  apart.master_addr = "localhost";  // as a machine's own name often is: this is rank 0's machine
+  CHECK(store_address(apart) == listening_address(apart));
+  if (const auto own = local_address_toward("192.0.2.1")) {
+    apart.master_addr = *own;
+    CHECK(listening_address(apart) == *own);
+  }
+  apart.store_exists = true;
+  CHECK(store_address(apart) == apart.master_addr);
 }
 
 TEST_CASE("first host of a SLURM node list") {
