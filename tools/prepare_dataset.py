@@ -31,7 +31,7 @@ def settings_of(arguments, what, words, names):
     digest = hashlib.sha256()
     for word in words:
         digest.update(json.dumps(word).encode())
-    return {"version": 1, what: digest.hexdigest()[:16], "pipeline_files": encode.digest(arguments.pipeline),
+    return {"version": 2, what: digest.hexdigest()[:16], "pipeline_files": encode.digest(arguments.pipeline),
             **{name: getattr(arguments, name) for name in names}}
 
 
@@ -159,7 +159,8 @@ def make_prompts(arguments, load):
     fixed, text, pooled = fixed_of(encoder, prompts, [time_ids((side, side), side, (0, 0)) for _ in prompts])
     out.mkdir(parents=True, exist_ok=True)
     path = out / ".prompts.h5"
-    RowFile.make(path, columns_of(encoder, arguments, text, pooled), len(prompts), attributes_of(encoder, settings), fixed)
+    RowFile.make(path, columns_of(encoder, arguments, text, pooled), len(prompts), attributes_of(encoder, settings), fixed,
+                 unwritten=("latents", "latent_std"))
     file = RowFile(path)
     for first in range(0, len(prompts), TEXT_BATCH):
         states, pooled = encoder.encode(prompts[first:first + TEXT_BATCH])

@@ -31,10 +31,30 @@ struct Dataset::Impl {
     open_text();
     open_pooled();
     open_rest();
+    hold_if_small(options.cache_bytes);
+    file.require_unchanged();
+  }
+
+  void hold_if_small(int64_t cache_bytes) {
     int64_t bytes = 0;
-    for (const Column* column : columns()) bytes += column->bytes();
-    if (bytes > options.cache_bytes) return;
+    for (const Column* column : columns()) {
+      if (column->bytes() > cache_bytes - bytes) return;
+      bytes += column->bytes();
+    }
     for (Column* column : columns()) column->hold();
+  }
+
+  /// What `read` returns, from a file that is still what it was. Whatever else is wrong follows from a change of it.
+  template <class Read>
+  auto unchanged(const Read& read) const {
+    try {
+      auto found = read();
+      file.require_unchanged();
+      return found;
+    } catch (const DataError&) {
+      file.require_unchanged();
+      throw;
+    }
   }
 
   std::vector<Column*> columns() {
@@ -59,19 +79,19 @@ struct Dataset::Impl {
       throw DataError(file.path() + ": holds " + (images ? "both" : "neither") +
                       " /images and /latents; exactly one of them is needed");
     if (images) {
-      pictures.array = file.array("/images", 4, {at::kByte});
+      pictures.array = file.array("/images", 4, {at::kByte}, Written::all_or_nothing);
       codec = read_codec(pictures.array);
       const auto& s = pictures.array.shape();
       const int64_t r = codec->factor;
       latent_shape = {3 * r * r, s[2] / r, s[3] / r};
     } else {
-      pictures.array = file.array("/latents", 4, {at::kHalf, at::kFloat});
+      pictures.array = file.array("/latents", 4, {at::kHalf, at::kFloat}, Written::all_or_nothing);
       latent_shape.assign(pictures.array.shape().begin() + 1, pictures.array.shape().end());
       scale = read_latent_scale(pictures.array);
     }
     if (!file.has("/latent_std")) return;
     if (images) throw DataError(file.path() + ": /latent_std goes with /latents, but the file has /images");
-    latent_std.array = file.array("/latent_std", 4, {at::kHalf, at::kFloat});
+    latent_std.array = file.array("/latent_std", 4, {at::kHalf, at::kFloat}, Written::all_or_nothing);
     latent_std.positive = true;
     check_shape(latent_std.array, pictures.array.shape(), "/latents");
   }
@@ -82,7 +102,7 @@ struct Dataset::Impl {
       if (!file.has(name))
         throw DataError(file.path() + ": has no " + name +
                         ", which data.random_flip needs; prepare the set with --random-flip, or leave it off");
-      into.array = file.array(name, 4, {at::kHalf, at::kFloat});
+      into.array = file.array(name, 4, {at::kHalf, at::kFloat}, Written::all_or_nothing);
       into.positive = as.positive;
       check_shape(into.array, as.array.shape(), as.array.where().substr(file.path().size() + 2));
     };
@@ -137,8 +157,9 @@ struct Dataset::Impl {
     captions = file.strings("/caption");
     check_rows("/caption", captions.size());
     if (!file.has("/group_id")) return;
-    const at::Tensor groups = file.array("/group_id", 1, {at::kLong}).read();
-    check_rows("/group_id", groups.size(0));
+    const Hdf5Array array = file.array("/group_id", 1, {at::kLong});
+    check_rows("/group_id", array.shape()[0]);
+    const at::Tensor groups = array.read();
     group_ids.assign(groups.data_ptr<int64_t>(), groups.data_ptr<int64_t>() + groups.size(0));
   }
 
@@ -147,6 +168,24 @@ struct Dataset::Impl {
       if (id < 0 || id >= size())
         throw DataError(file.path() + ": sample id " + std::to_string(id) + " is out of range; the data set has " +
                         std::to_string(size()) + " rows");
+  }
+
+  Rows load(const std::vector<int64_t>& ids, const at::Tensor& flipped) const {
+    Rows rows;
+    rows.ids = at::tensor(ids, at::kLong);
+    rows.condition = {text.real_rows(ids), pooled.real_rows(ids), time_ids.real_rows(ids)};
+    if (codec) {
+      at::Tensor images = pictures.rows(ids);
+      if (flipped.defined()) images = at::where(flipped.view({-1, 1, 1, 1}), images.flip({3}), images);
+      rows.latents = codec->encode(images);
+      return rows;
+    }
+    rows.latents = pictures.real_rows(ids, pictures_flipped, flipped);
+    if (scale.shift_factor != 0) rows.latents = rows.latents - scale.shift_factor;
+    if (scale.scaling_factor != 1) rows.latents = rows.latents * scale.scaling_factor;
+    rows.latent_std = latent_std.real_rows(ids, latent_std_flipped, flipped);
+    if (rows.latent_std.defined()) rows.latent_std = rows.latent_std * scale.scaling_factor;
+    return rows;
   }
 };
 
@@ -173,7 +212,7 @@ const Conditioning& Dataset::null() const {
 }
 std::vector<std::string> Dataset::captions(const std::vector<int64_t>& ids) const {
   impl_->check_ids(ids);
-  return impl_->captions.read_rows(ids);
+  return impl_->unchanged([&] { return impl_->captions.read_rows(ids); });
 }
 const std::vector<int64_t>& Dataset::group_ids() const {
   return impl_->group_ids;
@@ -199,28 +238,17 @@ bool Dataset::cached() const {
 
 Rows Dataset::load(const std::vector<int64_t>& ids, const at::Tensor& flipped) const {
   impl_->check_ids(ids);
-  Rows rows;
-  rows.ids = at::tensor(ids, at::kLong);
-  rows.condition = {impl_->text.real_rows(ids), impl_->pooled.real_rows(ids), impl_->time_ids.real_rows(ids)};
-  if (impl_->codec) {
-    at::Tensor pictures = impl_->pictures.rows(ids);
-    if (flipped.defined()) pictures = at::where(flipped.view({-1, 1, 1, 1}), pictures.flip({3}), pictures);
-    rows.latents = impl_->codec->encode(pictures);
-    return rows;
-  }
-  const LatentScale& scale = impl_->scale;
-  rows.latents = impl_->pictures.real_rows(ids, impl_->pictures_flipped, flipped);
-  if (scale.shift_factor != 0) rows.latents = rows.latents - scale.shift_factor;
-  if (scale.scaling_factor != 1) rows.latents = rows.latents * scale.scaling_factor;
-  rows.latent_std = impl_->latent_std.real_rows(ids, impl_->latent_std_flipped, flipped);
-  if (rows.latent_std.defined()) rows.latent_std = rows.latent_std * scale.scaling_factor;
-  return rows;
+  return impl_->unchanged([&] { return impl_->load(ids, flipped); });
 }
 
 at::Tensor Dataset::load_images(const std::vector<int64_t>& ids) const {
   if (!impl_->codec) throw DataError(path() + ": holds latents, not pictures; they cannot be shown");
   impl_->check_ids(ids);
-  return impl_->pictures.rows(ids);
+  return impl_->unchanged([&] { return impl_->pictures.rows(ids); });
+}
+
+void Dataset::require_unchanged() const {
+  impl_->file.require_unchanged();
 }
 
 void Dataset::check_matches(const Dataset& other) const {

@@ -46,11 +46,13 @@ struct DatasetOptions {
 };
 
 /// Read-only; cheap to copy (copies share the file). Loading is safe from several threads: HDF5 calls are serialised.
-/// Every error is a DataError naming the file, the dataset in it and, where there is one, the row.
+/// Every error is a DataError naming the file, the dataset in it and, where there is one, the row. Whatever is loaded
+/// comes from a file that is still what it was when it was opened: one that has shrunk or changed since is an error,
+/// even where its rows are held in memory, because a run that is resumed would go on with others.
 class Dataset {
  public:
-  /// Checks format, shapes, dtypes and row counts of everything; for a set that fits the cache also that no latent and
-  /// no embedding is NaN or Inf.
+  /// Checks format, shapes, dtypes and row counts of everything, and that the file can hold them, before any row is
+  /// read; for a set that fits the cache also that no latent and no embedding is NaN or Inf.
   static Dataset open(const std::string& path, const DatasetOptions& options = {});
 
   /// N, at least 1
@@ -84,6 +86,9 @@ class Dataset {
   std::vector<std::string> captions(const std::vector<int64_t>& ids) const;
   /// The stored pictures [B, 3, H, W] uint8. Throws DataError for a set of latents.
   at::Tensor load_images(const std::vector<int64_t>& ids) const;
+
+  /// DataError if the file has shrunk or changed since it was opened, or another one has taken its place.
+  void require_unchanged() const;
 
   /// Throws DataError unless `other` (validation, held-out, prompts) has the same latent shape, text shape, codec and
   /// scale, and /latent_std and /pooled if this has.

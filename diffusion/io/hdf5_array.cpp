@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
+#include <diffusion/io/hdf5_attribute.h>
 #include <diffusion/io/hdf5_file.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@ int64_t Hdf5Array::bytes() const {
 at::Tensor Hdf5Array::read() const {
   silence_hdf5();
   at::Tensor values = at::empty(shape_, at::TensorOptions().dtype(dtype_));
+  chunks_->check(id_.get(), 0, shape_[0], where_);
   if (H5Dread(id_.get(), memory_type_.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, values.data_ptr()) < 0)
     throw DataError(where_ + ": cannot be read; the file is damaged, make it anew");
   return values;
@@ -47,6 +49,7 @@ at::Tensor Hdf5Array::read_rows(const std::vector<int64_t>& ids) const {
 }
 
 void Hdf5Array::read_run(int64_t first, int64_t rows, void* out) const {
+  chunks_->check(id_.get(), first, rows, where_);
   std::vector<hsize_t> start(shape_.size(), 0), count(shape_.begin(), shape_.end());
   start[0] = static_cast<hsize_t>(first);
   count[0] = static_cast<hsize_t>(rows);
@@ -59,17 +62,17 @@ void Hdf5Array::read_run(int64_t first, int64_t rows, void* out) const {
   throw DataError(where_ + ": " + what + " cannot be read; the file is damaged, make it anew");
 }
 
-std::vector<double> Hdf5Array::attribute(const std::string& name, int64_t count) const {
+at::Tensor Hdf5Array::read_range(int64_t first, int64_t count) const {
   silence_hdf5();
-  const std::string what = where_ + ": attribute '" + name + "'";
-  if (H5Aexists(id_.get(), name.c_str()) <= 0) throw DataError(what + " is missing");
-  const Hdf5Handle attribute(H5Aopen(id_.get(), name.c_str(), H5P_DEFAULT), H5Aclose);
-  const Hdf5Handle space(H5Aget_space(attribute.get()), H5Sclose);
-  std::vector<double> values(count);
-  if (H5Sget_simple_extent_npoints(space.get()) != count ||
-      H5Aread(attribute.get(), H5T_NATIVE_DOUBLE, values.data()) < 0)
-    throw DataError(what + " must hold " + std::to_string(count) + " number" + (count == 1 ? "" : "s"));
+  std::vector<int64_t> shape = shape_;
+  shape[0] = count;
+  at::Tensor values = at::empty(shape, at::TensorOptions().dtype(dtype_));
+  if (values.numel() > 0) read_run(first, count, values.data_ptr());
   return values;
+}
+
+std::vector<double> Hdf5Array::attribute(const std::string& name, int64_t count) const {
+  return hdf5_number_attribute(id_.get(), name, count, where_ + ": attribute '" + name + "'");
 }
 
 double Hdf5Array::attribute_or(const std::string& name, double otherwise) const {
@@ -79,19 +82,33 @@ double Hdf5Array::attribute_or(const std::string& name, double otherwise) const 
 
 std::vector<std::string> Hdf5Strings::read_rows(const std::vector<int64_t>& ids) const {
   silence_hdf5();
-  const Hdf5Handle from(H5Dget_space(id_.get()), H5Sclose), one(H5Screate(H5S_SCALAR), H5Sclose);
   std::vector<std::string> texts;
   texts.reserve(ids.size());
-  for (const int64_t id : ids) {
-    const hsize_t start = static_cast<hsize_t>(id), count = 1;
-    char* text = nullptr;
-    H5Sselect_hyperslab(from.get(), H5S_SELECT_SET, &start, nullptr, &count, nullptr);
-    if (H5Dread(id_.get(), type_.get(), one.get(), from.get(), H5P_DEFAULT, &text) < 0)
-      throw DataError(where_ + ": row " + std::to_string(id) + " cannot be read; the file is damaged, make it anew");
-    texts.emplace_back(text ? text : "");
-    H5Dvlen_reclaim(type_.get(), one.get(), H5P_DEFAULT, &text);
-  }
+  for (const int64_t id : ids) texts.push_back(id_ ? read_variable_row(id) : read_row(id));
   return texts;
+}
+
+std::string Hdf5Strings::read_row(int64_t id) const {
+  const at::Tensor ends = offsets_.read_range(id, 2);
+  const int64_t first = ends.const_data_ptr<int64_t>()[0], end = ends.const_data_ptr<int64_t>()[1];
+  if (first < 0 || first > end || end > bytes_.shape()[0])
+    throw DataError(offsets_.where() + ": row " + std::to_string(id) + " runs from " + std::to_string(first) + " to " +
+                    std::to_string(end) + " of " + std::to_string(bytes_.shape()[0]) +
+                    " bytes; the file is damaged, make it anew");
+  const at::Tensor text = bytes_.read_range(first, end - first);
+  return {static_cast<const char*>(text.const_data_ptr()), static_cast<size_t>(end - first)};
+}
+
+std::string Hdf5Strings::read_variable_row(int64_t id) const {
+  const Hdf5Handle from(H5Dget_space(id_.get()), H5Sclose), one(H5Screate(H5S_SCALAR), H5Sclose);
+  const hsize_t start = static_cast<hsize_t>(id), count = 1;
+  char* text = nullptr;
+  H5Sselect_hyperslab(from.get(), H5S_SELECT_SET, &start, nullptr, &count, nullptr);
+  if (H5Dread(id_.get(), type_.get(), one.get(), from.get(), H5P_DEFAULT, &text) < 0)
+    throw DataError(where_ + ": row " + std::to_string(id) + " cannot be read; the file is damaged, make it anew");
+  std::string copy = text != nullptr ? text : "";
+  H5Dvlen_reclaim(type_.get(), one.get(), H5P_DEFAULT, &text);
+  return copy;
 }
 
 }  // namespace memsieve::diffusion

@@ -1,4 +1,5 @@
 #include <ATen/ops/empty.h>
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/atomic_file.h>
 #include <diffusion/io/json_text.h>
@@ -39,9 +40,8 @@ struct Entry {
 class File {
  public:
   explicit File(const std::string& path) : path_(path) {
+    detail::require_regular_file<DataError>(path);
     std::error_code error;
-    // Before it is opened: opening a pipe waits for its other end.
-    if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) fail("is not a file");
     stream_.open(path, std::ios::binary);
     if (!stream_) fail("cannot be opened");
     size_ = std::filesystem::file_size(path, error);

@@ -1,3 +1,5 @@
+#include <memsieve/detail/regular_file.h>
+#include <memsieve/error.h>
 #include <diffusion/models/common/json_reader.h>
 #include <diffusion/models/diffusers/model_folder.h>
 #include <diffusion/models/families.h>
@@ -18,6 +20,7 @@ const std::vector<ModelFamily>& model_families() {
 }
 
 const ModelFamily& family_of(const std::string& path) {
+  detail::require_regular_file<ConfigError>(path);
   std::ifstream file(path);
   const auto json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object() || !json.contains("_class_name")) return model_families().front();

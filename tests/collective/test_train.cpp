@@ -194,7 +194,6 @@ TEST_CASE("trainer rank with a broken row", "[.rank]") {
     numbers = step_numbers({values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()});
   }
   REQUIRE(numbers.failed == 1);
-  REQUIRE(numbers.guilty == 2);
   REQUIRE((step.failure() != nullptr) == (group.rank() == 1));
 }
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 sys.path.insert(0, str(ROOT / "tools"))
 
+import hdf5_rows
 import prepare_dataset as tool
 from prepare import encode as prepare_encode
 from prepare import pictures as prepare_pictures
@@ -50,8 +51,11 @@ def refused(capsys, code, *words):
 
 
 def read(path):
+    """{name: rows}, texts as lists of words."""
     with h5py.File(path, "r") as file:
-        return {name: data.asstr()[:] if h5py.check_string_dtype(data.dtype) else data[:] for name, data in file.items()}
+        texts = {name.removesuffix("_offsets") for name in file if name.endswith("_offsets")}
+        return ({name: data[:] for name, data in file.items() if not name.endswith(("_offsets", "_bytes"))}
+                | {name: hdf5_rows.read_texts(file, name) for name in texts})
 
 
 def near(stored, value):
@@ -100,6 +104,10 @@ def test_values_are_those_of_diffusers_for_sd(pipelines, images, tmp_path):
         with h5py.File(out / f"{part}.h5") as file:
             assert file["latents"].attrs["scaling_factor"] == 0.18215 and file["latents"].attrs["shift_factor"] == 0
             assert file.attrs["format"] == "memsieve-dataset" and file.attrs["version"] == 1
+            for name, stored in file.items():
+                assert stored.fletcher32 and h5py.check_string_dtype(stored.dtype) is None, name
+                if name in ("latents", "latent_std", "text", "thumbnail"):
+                    assert stored.chunks == (1, *stored.shape[1:])
     names = [name for part in ("train", "held_out", "validation") for name in read(out / f"{part}.h5")["file_name"]]
     assert sorted(names) == [f"{i:02}.png" for i in range(12)]
 
@@ -310,6 +318,8 @@ def test_prompts(pipelines, tmp_path, capsys, kind):
     assert tool.main(words) == 0
     data = read(tmp_path / "out" / "prompts.h5")
     assert list(data["caption"]) == ["a cat", "a dog ✓"] and data["latents"].shape == (2, 4, 8, 8)
+    with h5py.File(tmp_path / "out" / "prompts.h5") as file:
+        assert file["latents"].id.get_storage_size() == 0 and not file["latents"][:].any()
     pipeline = (StableDiffusionPipeline, StableDiffusionXLPipeline)[kind == "xl"].from_pretrained(pipelines / kind)
     with torch.no_grad():
         if kind == "xl":

@@ -151,4 +151,4 @@ def test_a_run_folder_in_any_encoding_is_resumed(folder):
 def test_a_configuration_that_is_no_file(folder):
     os.mkfifo(folder / "pipe.yaml")
     result = run(TRAIN, "--config", "pipe.yaml", cwd=folder, timeout=30)
-    assert result.returncode == 2 and "pipe.yaml: is no regular file" in result.stderr
+    assert result.returncode == 2 and "pipe.yaml: is not a file but a pipe" in result.stderr

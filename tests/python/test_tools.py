@@ -16,6 +16,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path[:0] = [str(TOOLS), str(TOOLS / "demo")]
 
 import demo_sources as sources
+import hdf5_rows
 import make_demo_data as maker
 import report
 from fake_sources import clear_picture, fake_encode
@@ -60,9 +61,27 @@ def test_files_have_the_documented_layout(small, tmp_path):
             assert file["text"].dtype == np.float16 and file["text"].shape == (n, 12, 384)
             assert file["null_text"].shape == (12, 384) and file["null_text"].dtype == np.float16
             assert file["group_id"].dtype == np.int64 and file["repeated"].dtype == np.uint8
-            assert h5py.check_string_dtype(file["caption"].dtype).encoding == "utf-8"
+            captions = hdf5_rows.read_texts(file, "caption")
+            assert len(captions) == n and all(word.startswith(("an emoji of ", "a stamp of ")) for word in captions)
+            assert "".join(captions).encode() == file["caption_bytes"][:].tobytes()
+            assert all(data.fletcher32 and h5py.check_string_dtype(data.dtype) is None for data in file.values())
     with h5py.File(tmp_path / "set/prompts.h5") as file:
         assert list(file["repeated"][:]) == [1, 1, 1, 0, 0]
+
+
+def test_texts_come_back_from_bytes_and_from_strings(tmp_path):
+    texts = ["a ✓", "", "two\nlines", ""]
+    with h5py.File(tmp_path / "texts.h5", "w") as file:
+        hdf5_rows.store_texts(file, "new", texts)
+        hdf5_rows.store_texts(file, "empty", ["", ""])
+        file.create_dataset("old", data=texts, dtype=h5py.string_dtype())
+    with h5py.File(tmp_path / "texts.h5") as file:
+        for name in ("new", "old"):
+            assert hdf5_rows.count_texts(file, name) == 4 and hdf5_rows.read_texts(file, name) == texts
+            assert [hdf5_rows.read_text(file, name, row) for row in range(4)] == texts
+        assert hdf5_rows.read_texts(file, "empty") == ["", ""] and hdf5_rows.read_text(file, "empty", 1) == ""
+        assert hdf5_rows.count_texts(file, "none") is None
+        assert file["new_offsets"][:].tolist() == [0, 5, 5, 14, 14]
 
 
 def groups(folder, name):

@@ -42,6 +42,9 @@ class Hdf5Writer {
   explicit Hdf5Writer(const std::string& path)
       : file_(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose) {}
 
+  /// For what the functions below cannot write.
+  hid_t id() const { return file_.get(); }
+
   /// `chunk`: rows of one chunk, which is deflated; 0 = contiguous.
   void tensor(const std::string& name, const at::Tensor& values, int64_t chunk = 0) {
     const std::vector<hsize_t> dims(values.sizes().begin(), values.sizes().end());
@@ -69,6 +72,16 @@ class Hdf5Writer {
         H5Dcreate2(file_.get(), name.c_str(), type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT),
         H5Dclose);
     H5Dwrite(data.get(), type.get(), H5S_ALL, H5S_ALL, H5P_DEFAULT, pointers.data());
+  }
+
+  /// Texts as bytes and offsets.
+  void texts(const std::string& name, const std::vector<std::string>& texts) {
+    std::string all;
+    std::vector<int64_t> offsets{0};
+    for (const auto& text : texts) offsets.push_back(static_cast<int64_t>((all += text).size()));
+    tensor(name + "_bytes",
+           at::tensor(at::ArrayRef<uint8_t>(reinterpret_cast<const uint8_t*>(all.data()), all.size()), at::kByte));
+    tensor(name + "_offsets", at::tensor(offsets, at::kLong));
   }
 
   void attribute(const std::string& object, const std::string& name, const std::vector<double>& values) {

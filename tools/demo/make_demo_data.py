@@ -12,10 +12,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-import demo_sources as sources
-from demo_sources import Pair, SourceError
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-VERSION = 1
+import demo_sources as sources  # noqa: E402
+from demo_sources import Pair, SourceError  # noqa: E402
+from hdf5_rows import store, store_texts  # noqa: E402
+
+VERSION = 2
 FILES = ("base.h5", "mix.h5", "held_out.h5", "validation.h5", "prompts.h5")
 REPEATED, SHOWN, HELD_OUT, VALIDATION, NEW, REPLAYED = 16, 16, 64, 96, 500, 500
 RELATIVE = 0.8   # correlation from which another picture counts as a near relative
@@ -127,14 +130,14 @@ class Writer:
         try:
             with h5py.File(temporary, "w") as file:
                 file.attrs.update(format="memsieve-dataset", version=1, fingerprint=self.fingerprint)
-                images = file.create_dataset("images", data=np.stack([pair.image for pair, _, _ in rows]))
+                images = store(file, "images", np.stack([pair.image for pair, _, _ in rows]))
                 images.attrs.update(mean=mean, std=std, pixel_unshuffle=np.int64(2))
-                text = file.create_dataset("text", data=np.stack([standard(pair.caption) for pair, _, _ in rows]))
+                text = store(file, "text", np.stack([standard(pair.caption) for pair, _, _ in rows]))
                 text.attrs.update(mean=text_mean, std=text_std, encoder=sources.ENCODER)
-                file["null_text"] = standard("")
-                file.create_dataset("caption", data=[pair.caption for pair, _, _ in rows], dtype=h5py.string_dtype())
-                file["group_id"] = np.array([group for _, group, _ in rows], dtype=np.int64)
-                file["repeated"] = np.array([truth for _, _, truth in rows], dtype=np.uint8)
+                store(file, "null_text", standard(""))
+                store_texts(file, "caption", [pair.caption for pair, _, _ in rows])
+                store(file, "group_id", np.array([group for _, group, _ in rows], dtype=np.int64))
+                store(file, "repeated", np.array([truth for _, _, truth in rows], dtype=np.uint8))
             os.chmod(temporary, 0o644)
             os.replace(temporary, os.path.join(self.folder, name))
         except BaseException:

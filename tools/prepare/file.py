@@ -8,36 +8,36 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from hdf5_rows import SealedRows, store, store_texts
 from prepare.pictures import OptionError
 
-OTHER = {"sources": "other pictures or captions", "pipeline_files": "another pipeline", "prompts": "other prompts"}
+OTHER = {"version": "another version of this program", "sources": "other pictures or captions", "pipeline_files": "another pipeline", "prompts": "other prompts"}
 FLUSH_EVERY = 16  # batches that a stopped run may have to do again after a power cut
 
 
 class RowFile:
     """An HDF5 file with room for all its rows, filled in place.
 
-    Its arrays are contiguous and allocated when it is made, so that the rest of the work is writing bytes at known places:
-    the file is sound HDF5 at every moment, whatever stops the program.
+    Its columns have a chunk with a checksum for each row, all allocated when it is made, so that the rest of the work is
+    writing bytes at known places: the file is sound HDF5 at every moment, whatever stops the program.
     """
 
     @staticmethod
-    def make(path, columns, rows, attributes, fixed):
-        """`columns`: {name: (shape of a row, dtype)} to be filled; `fixed`: {name: array or list of str} known now;
-        `attributes`: {object: {name: value}}."""
+    def make(path, columns, rows, attributes, fixed, unwritten=()):
+        """`columns`: {name: (shape of a row, dtype)} to be filled, but those in `unwritten`, which stay zeros and take no room;
+        `fixed`: {name: array or list of str} known now; `attributes`: {object: {name: value}}."""
         temporary = f"{path}.new"
         with h5py.File(temporary, "w") as file:
             for name, (shape, dtype) in columns.items():
                 how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-                how.set_layout(h5py.h5d.CONTIGUOUS)
-                how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-                how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+                how.set_chunk((1, *shape))
+                how.set_fletcher32()
+                how.set_alloc_time(h5py.h5d.ALLOC_TIME_INCR if name in unwritten else h5py.h5d.ALLOC_TIME_EARLY)
                 how.set_obj_track_times(False)
                 space = h5py.h5s.create_simple((rows, *shape))
                 h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(dtype), logical=True), space, how)
             for name, values in fixed.items():
-                text = isinstance(values, list)
-                file.create_dataset(name, data=values, dtype=h5py.string_dtype() if text else None)
+                (store_texts if isinstance(values, list) else store)(file, name, values)
             for owner, values in attributes.items():
                 file[owner].attrs.update(values)
         os.replace(temporary, path)
@@ -45,20 +45,22 @@ class RowFile:
     def __init__(self, path):
         self.path = path
         with h5py.File(path, "r") as file:
-            self.places = {name: (data.id.get_offset(), data.shape, data.dtype) for name, data in file.items()
-                           if data.dtype.kind in "fu"}
+            self.columns = {name: (chunk_places(data), data.shape, data.dtype, SealedRows(data.shape[1:], data.dtype))
+                            for name, data in file.items() if data.chunks and data.chunks[0] == 1 and data.ndim > 1}
         self.bytes = os.open(path, os.O_RDWR)
 
     def write(self, first, values):
         """`values`: {column: array [B, ...]} of rows first .. first + B - 1."""
         for name, array in values.items():
-            offset, shape, dtype = self.places[name]
-            if array.shape[1:] != shape[1:] or array.dtype != dtype or first + len(array) > shape[0]:
+            places, shape, dtype, sealed = self.columns[name]
+            if (array.shape[1:] != shape[1:] or array.dtype != dtype or first + len(array) > shape[0]
+                    or not places[first:first + len(array)].all()):
                 raise ValueError(f"/{name}: rows {first} on of {array.dtype} {array.shape} do not fit {dtype} {shape}")
-            data, place = memoryview(np.ascontiguousarray(array)).cast("B"), offset + first * array[0].nbytes
-            while data:
-                written = os.pwrite(self.bytes, data, place)
-                data, place = data[written:], place + written
+            for row, place in zip(array, places[first:].tolist()):
+                data = memoryview(sealed.bytes_of(row))
+                while data:
+                    written = os.pwrite(self.bytes, data, place)
+                    data, place = data[written:], place + written
 
     def flush(self):
         os.fsync(self.bytes)
@@ -66,6 +68,17 @@ class RowFile:
     def close(self):
         os.fsync(self.bytes)
         os.close(self.bytes)
+
+
+def chunk_places(data):
+    """Where in the file the chunk of each row is; int64 [rows]."""
+    places = np.zeros(len(data), np.int64)
+
+    def note(chunk):
+        places[chunk.chunk_offset[0]] = chunk.byte_offset
+
+    data.id.chunk_iter(note)
+    return places
 
 
 class Workshop:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hdf5_rows import count_texts, read_text, read_texts
 from reports.files import open_h5
 from reports.program import InputError
 
@@ -21,12 +22,11 @@ class DataSet:
     def read(cls, path):
         with open_h5(path) as file:
             for name in ("images", "caption", "repeated"):
-                if name not in file:
+                if name not in file and count_texts(file, name) is None:
                     raise InputError(f"{path}: no /{name}: the report needs a data set with images, captions and the truth")
             count = len(file["images"])
             group = file["group_id"][:] if "group_id" in file else np.arange(count)
-            captions = [text.decode() if isinstance(text, bytes) else text for text in file["caption"][:]]
-            return cls(file["images"][:], captions, group, file["repeated"][:].astype(bool))
+            return cls(file["images"][:], read_texts(file, "caption"), group, file["repeated"][:].astype(bool))
 
 
 class OpenDataSet:
@@ -34,17 +34,13 @@ class OpenDataSet:
 
     def __init__(self, path):
         self.path, self.file = path, open_h5(path)
-        for name in ("caption", "text"):
-            if name in self.file:
-                self.size = len(self.file[name])
-                return
-        raise InputError(f"{path}: no /caption: not a memsieve data set (docs/data_format.md)")
+        captions = count_texts(self.file, "caption")
+        if captions is None and "text" not in self.file:
+            raise InputError(f"{path}: no /caption: not a memsieve data set (docs/data_format.md)")
+        self.size = len(self.file["text"]) if captions is None else captions
 
     def words(self, name, row):
-        if name not in self.file:
-            return ""
-        value = self.file[name][row]
-        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        return "" if count_texts(self.file, name) is None else read_text(self.file, name, row)
 
     def picture(self, row):
         """uint8 [3, H, W], or None: latents alone cannot be shown."""

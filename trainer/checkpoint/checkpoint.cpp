@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/atomic_file.h>
 #include <trainer/checkpoint/checkpoint.h>
@@ -92,6 +93,7 @@ void write_checkpoint(const std::string& folder, const CheckpointState& state, c
 CheckpointState read_checkpoint_state(const std::string& folder) {
   const fs::path state_path = fs::path(folder) / "state.json";
   if (!fs::is_directory(folder)) throw DataError(folder + ": no such checkpoint folder" + kRemedy);
+  detail::require_regular_file<DataError>(state_path.string());
   std::ifstream in(state_path);
   if (!in) throw DataError(state_path.string() + ": is missing, so this is no whole checkpoint" + kRemedy);
   CheckpointState state;

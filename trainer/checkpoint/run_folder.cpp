@@ -1,3 +1,4 @@
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/atomic_file.h>
 #include <trainer/checkpoint/run_folder.h>
@@ -36,6 +37,7 @@ namespace {
 
 /// null if there is none or it cannot be read.
 nlohmann::ordered_json read_run(const std::string& path) {
+  detail::require_regular_file<DataError>(path);
   std::ifstream in(path);
   auto json = nlohmann::ordered_json::parse(in, nullptr, /*allow_exceptions=*/false);
   return json.is_object() ? json : nlohmann::ordered_json();
@@ -156,6 +158,7 @@ void RunFolder::forget() const {
 }
 
 void RunFolder::trim_metrics(int64_t step) const {
+  detail::require_regular_file<DataError>(file("metrics.jsonl"));
   std::ifstream in(file("metrics.jsonl"));
   std::string kept;
   for (std::string line; std::getline(in, line);) {

@@ -4,6 +4,8 @@
 #include <memsieve/sieve.h>
 #include <trainer/config/train_config.h>
 
+#include <filesystem>
+
 namespace memsieve::trainer {
 
 namespace {
@@ -224,6 +226,12 @@ void check(const TrainConfig& c) {
   const Settings& s = c.settings;
   if (c.output_dir.empty()) refuse(s, "output_dir", "is empty; name the folder that the run writes to");
   if (c.train_data.empty()) refuse(s, "data.train", "is missing; name the HDF5 file to train on");
+  std::error_code none;
+  if (!c.held_out_data.empty() &&
+      (c.held_out_data == c.train_data || std::filesystem::equivalent(c.held_out_data, c.train_data, none))) {
+    refuse(s, "data.held_out",
+           "is the same file as data.train; held-out rows calibrate the sieve and must never be trained on");
+  }
   if (c.model_pretrained.empty() && c.model_config.empty()) {
     refuse(s, "model.pretrained", "is missing; name a diffusers UNet folder here, or a config.json in model.config");
   }

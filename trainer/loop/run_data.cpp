@@ -40,6 +40,12 @@ RunData::RunData(const RunDataOptions& options, c10::Device device) : schedule(o
   identity = identity_of(training->data()) + (held_out ? "; held out: " + identity_of(held_out->data()) : "");
 }
 
+void RunData::require_unchanged() const {
+  for (const auto* maker : {&training, &held_out, &validation})
+    if (*maker) (*maker)->data().require_unchanged();
+  if (prompts) prompts->require_unchanged();
+}
+
 RowShape row_shape(const Dataset& data) {
   return {.latents = data.latent_shape(), .text_dim = data.text_dim(), .pooled_dim = data.pooled_dim()};
 }

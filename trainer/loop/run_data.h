@@ -28,6 +28,9 @@ struct RunData {
   RunData(const RunData&) = delete;
   RunData& operator=(const RunData&) = delete;
 
+  /// DataError naming a file that has shrunk, changed or been replaced since it was opened.
+  void require_unchanged() const;
+
   NoiseSchedule schedule;
   /// `training` is always there
   std::optional<RowMaker> training, held_out, validation;

@@ -14,17 +14,15 @@ struct StepNumbers {
   double stop = 0;
   /// ranks that could not read their rows or write their files
   double failed = 0;
-  /// sum of (rank + 1) over them
-  double guilty = 0;
   double grad_norm = 0, lr = 0, skipped = 0, nonfinite = 0;
   /// that this step's gradients had; 0 without fp16
   double loss_scale = 0;
 };
 
 /// Places of the numbers in the tensor that carries them: first those that are summed over the ranks.
-enum class StepNumber : int64_t { loss_sum, stop, failed, guilty, grad_norm, lr, skipped, nonfinite, loss_scale };
-inline constexpr int64_t kSummedNumbers = 4;
-inline constexpr size_t kStepNumbers = 9;
+enum class StepNumber : int64_t { loss_sum, stop, failed, grad_norm, lr, skipped, nonfinite, loss_scale };
+inline constexpr int64_t kSummedNumbers = 3;
+inline constexpr size_t kStepNumbers = 8;
 
 /// `values`: kStepNumbers of them.
 inline StepNumbers step_numbers(const std::vector<double>& values) {
@@ -32,7 +30,6 @@ inline StepNumbers step_numbers(const std::vector<double>& values) {
   return {.loss_sum = at(StepNumber::loss_sum),
           .stop = at(StepNumber::stop),
           .failed = at(StepNumber::failed),
-          .guilty = at(StepNumber::guilty),
           .grad_norm = at(StepNumber::grad_norm),
           .lr = at(StepNumber::lr),
           .skipped = at(StepNumber::skipped),

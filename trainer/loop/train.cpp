@@ -34,6 +34,16 @@ EvaluationParts evaluation_parts(Session& s, Group& group) {
           .group = group};
 }
 
+bool is_data_error(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const DataError&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
 class Run {
  public:
   Run(const RunOptions& options, Session& session, Group& group)
@@ -86,7 +96,7 @@ class Run {
   void read_mail(bool all) {
     for (const auto& letter : mailbox_.take(all)) {
       const StepNumbers n = step_numbers(letter.values);
-      if (n.failed > 0) fail_together(n);
+      if (n.failed > 0) fail_together();
       if (n.stop > 0) stop_ = true;
       nonfinite_in_a_row_ = n.nonfinite > 0 ? nonfinite_in_a_row_ + 1 : 0;
       log_.add(letter.step, n, letter.arrived);
@@ -104,12 +114,18 @@ class Run {
     });
   }
 
-  [[noreturn]] void fail_together(const StepNumbers& n) {
-    if (step_.failure()) std::rethrow_exception(step_.failure());
-    const auto count = static_cast<int64_t>(n.failed);
-    throw PeerError(count == 1 ? "rank " + std::to_string(static_cast<int64_t>(n.guilty) - 1) +
-                                     " could not read its rows or write its files"
-                               : std::to_string(count) + " ranks could not read their rows");
+  /// COLLECTIVE: the step's numbers, by which all ranks know that some have failed, are the same on every rank.
+  [[noreturn]] void fail_together() {
+    const auto& mine = step_.failure();
+    const bool data = group_.any(mine && is_data_error(mine));
+    try {
+      agree(group_, mine);
+    } catch (const PeerError& peer) {
+      // All ranks read the same data: what is wrong with them ends all with the same exit code.
+      if (data) throw DataError(peer.what());
+      throw;
+    }
+    throw PeerError("a rank could not read its rows or write its files, but does not say why");
   }
 
   void evaluate(int64_t step, bool end) {
@@ -168,6 +184,16 @@ RunOptions run_options(const TrainConfig& config) {
                               .ddim = config.diffusion.draw}}};
 }
 
+ExitCode train_session(const TrainConfig& config, Session& session, Group& group) {
+  if (session.needs_reference() && !session.make_reference()) {
+    if (group.rank() != 0) return kStopped;
+    session.folder().forget();
+    log_warning("stopped by a signal before the first step; nothing was trained, so there is no checkpoint");
+    return kStopped;
+  }
+  return Run(run_options(config), session, group).go();
+}
+
 }  // namespace
 
 ExitCode train(const TrainConfig& config, Group& group, bool dry) {
@@ -190,13 +216,13 @@ ExitCode train(const TrainConfig& config, Group& group, bool dry) {
   }
   if (session.start().saved) log_info("resuming after " + steps_done + " steps");
   const GracefulStop graceful(config.stop_seconds);
-  if (session.needs_reference() && !session.make_reference()) {
-    if (group.rank() != 0) return kStopped;
-    session.folder().forget();
-    log_warning("stopped by a signal before the first step; nothing was trained, so there is no checkpoint");
-    return kStopped;
+  try {
+    return train_session(config, session, group);
+  } catch (const PeerError&) {
+    // A peer has found it first: a data file that is shared has changed for this rank, too.
+    session.data().require_unchanged();
+    throw;
   }
-  return Run(run_options(config), session, group).go();
 }
 
 }  // namespace memsieve::trainer

@@ -221,10 +221,7 @@ at::Tensor TrainStep::run(int64_t step) {
   const Update update = trainee_.update(end);
   ended(Part::optimiser);
   if (stop_requested()) sum(StepNumber::stop).fill_(1);
-  if (failure_) {
-    sum(StepNumber::failed).fill_(1);
-    sum(StepNumber::guilty).fill_(group_.rank() + 1);
-  }
+  if (failure_) sum(StepNumber::failed).fill_(1);
   group_.all_reduce_sum(sums);
   ended(Part::reduce);
   return all_numbers(sums, update, loss_scale);

@@ -1,3 +1,4 @@
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/json_text.h>
 #include <diffusion/models/common/json_reader.h>
@@ -13,7 +14,17 @@ void fail_config(const std::string& where, const std::string& key, const nlohman
   throw ConfigError(where + ": " + key + ": " + json_text(value) + ": " + why);
 }
 
+void check_parameter_count(const std::string& where, double at_least) {
+  constexpr double most = 0x1p36;
+  if (at_least <= most) return;
+  std::ostringstream text;
+  text << where << ": asks for a model of at least " << at_least << " parameters; at most " << most
+       << " can be had, so its widths, kernels or numbers of layers are wrong";
+  throw ConfigError(text.str());
+}
+
 std::string read_config_text(const std::string& path, const std::string& remedy) {
+  detail::require_regular_file<ConfigError>(path);
   std::ifstream file(path);
   if (!file) throw ConfigError(path + ": cannot be opened; " + remedy);
   std::ostringstream text;

@@ -58,6 +58,12 @@ class JsonReader {
 [[noreturn]] void fail_config(const std::string& where, const std::string& key, const nlohmann::json& value,
                               const std::string& why);
 
+/// Levels of a model and layers of one of its blocks: far more than any has.
+inline constexpr int64_t kMostLevels = 16, kMostLayers = 64;
+/// Throws ConfigError if a model of at least so many parameters cannot be had: above 2^36, 256 GiB in float32. What
+/// config.json asks for is refused before any of it is allocated.
+void check_parameter_count(const std::string& where, double at_least);
+
 /// The text of a file. ConfigError with `remedy` if it cannot be opened.
 std::string read_config_text(const std::string& path, const std::string& remedy);
 

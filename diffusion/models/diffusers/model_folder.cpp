@@ -1,3 +1,4 @@
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/json_text.h>
 #include <diffusion/models/diffusers/model_folder.h>
@@ -30,6 +31,7 @@ bool is_shard_name(const nlohmann::json& name) {
 
 // The files named by the index's weight_map.
 std::set<std::string> shards_of(const fs::path& index) {
+  detail::require_regular_file<DataError>(index.string());
   std::ifstream file(index);
   const auto json = nlohmann::json::parse(file, nullptr, false);
   if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object())

@@ -1,3 +1,4 @@
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/models/diffusers/scheduler_file.h>
 #include <diffusion/io/json_text.h>
@@ -113,6 +114,7 @@ SchedulerFile read_scheduler_file(const std::string& path) {
   SchedulerFile file;
   std::error_code error;
   file.path = fs::is_directory(path, error) ? (fs::path(path) / "scheduler_config.json").string() : path;
+  detail::require_regular_file<ConfigError>(file.path);
   std::ifstream in(file.path);
   if (!in) throw ConfigError(file.path + ": cannot be read" + kRemedy);
   auto json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);

@@ -1,5 +1,6 @@
 #include <diffusion/models/unet/unet_config.h>
 #include <diffusion/models/common/json_reader.h>
+#include <memsieve/error.h>
 
 #include <algorithm>
 #include <map>
@@ -87,11 +88,32 @@ void check_types(const std::string& where, const std::string& key, const std::ve
       fail_config(where, key, type, "not supported; must be \"" + known[0] + "\" or \"" + known[1] + "\"");
 }
 
+// Weights of the model's convolutions and linear maps, those that are easily counted. A double cannot overflow.
+double least_parameters(const UNetConfig& c) {
+  const auto real = [](int64_t n) { return static_cast<double>(n); };
+  const double first = real(c.block_out_channels.front()), time = real(c.time_embed_dim());
+  const double text = real(c.cross_attention_dim.front());
+  double count = time * (first + time) + text * real(c.encoder_hid_dim.value_or(0)) +
+                 time * real(c.projection_class_embeddings_input_dim.value_or(0)) +
+                 first * (real(c.in_channels) * real(c.conv_in_kernel) * real(c.conv_in_kernel) +
+                          real(c.out_channels) * real(c.conv_out_kernel) * real(c.conv_out_kernel));
+  for (int64_t i = 0; i < c.levels(); ++i) {
+    const double width = real(c.block_out_channels[i]), layers = real(c.layers_per_block[i]);
+    const double attentions = i + 1 == c.levels() ? 1 : c.attends(i) ? layers : 0;
+    count += (2 * layers + 1) * 2 * 9 * width * width;
+    count += attentions * real(c.transformer_layers_per_block[i]) * (18 * width * width + 2 * width * text);
+  }
+  return count;
+}
+
 }  // namespace
 
 void check_unet_config(const UNetConfig& c, const std::string& where) {
   const int64_t levels = c.levels();
   if (levels == 0) fail_config(where, "block_out_channels", Json::array(), "must name at least one level");
+  if (levels > kMostLevels)
+    throw ConfigError(where + ": block_out_channels: names " + std::to_string(levels) + " levels; at most " +
+                      std::to_string(kMostLevels) + " can be had");
   check_types(where, "down_block_types", c.down_block_types, levels, {"DownBlock2D", "CrossAttnDownBlock2D"});
   check_types(where, "up_block_types", c.up_block_types, levels, {"UpBlock2D", "CrossAttnUpBlock2D"});
   if (c.mid_block_type != "UNetMidBlock2DCrossAttn")
@@ -104,6 +126,9 @@ void check_unet_config(const UNetConfig& c, const std::string& where) {
   for (const auto& [key, values] : per_level)
     if (static_cast<int64_t>(values->size()) != levels || *std::min_element(values->begin(), values->end()) < 1)
       fail_config(where, key, *values, "must be " + std::to_string(levels) + " positive integers, one per level");
+  for (const std::string key : {"layers_per_block", "transformer_layers_per_block"})
+    if (const Ints& values = *per_level.at(key); *std::max_element(values.begin(), values.end()) > kMostLayers)
+      fail_config(where, key, values, "must be at most " + std::to_string(kMostLayers));
   for (const int64_t dim : c.cross_attention_dim)
     if (dim != c.cross_attention_dim.front())
       fail_config(where, "cross_attention_dim", c.cross_attention_dim, "not supported; must be one number");
@@ -120,6 +145,7 @@ void check_unet_config(const UNetConfig& c, const std::string& where) {
        {std::pair{"conv_in_kernel", c.conv_in_kernel}, {"conv_out_kernel", c.conv_out_kernel}})
     if (kernel < 1 || kernel % 2 == 0) fail_config(where, key, kernel, "must be odd");
   check_addition(c, where);
+  check_parameter_count(where, least_parameters(c));
 }
 
 UNetConfig parse_unet_config(const std::string& json_text, const std::string& where) {

@@ -119,6 +119,21 @@ at::Tensor VaeDecoderImpl::decode_row(const at::Tensor& latents) {
   return p.conv_out(group_norm(p.conv_norm_out, x, true)).to(at::kFloat).contiguous();
 }
 
+namespace {
+
+// Weights of the 3 x 3 convolutions. A double cannot overflow.
+double least_parameters(const VaeConfig& c) {
+  const auto real = [](int64_t n) { return static_cast<double>(n); };
+  const double latent = real(c.latent_channels), coarsest = real(c.block_out_channels.back());
+  double count = latent * latent + 9 * latent * coarsest + 4 * 9 * coarsest * coarsest +
+                 9 * real(c.block_out_channels.front()) * real(c.out_channels);
+  for (const int64_t width : c.block_out_channels)
+    count += real(c.layers_per_block + 1) * 2 * 9 * real(width) * real(width);
+  return count;
+}
+
+}  // namespace
+
 VaeConfig read_vae_config(const std::string& path) {
   const UnusedFeatures unused = {
       {"act_fn", {"silu", "swish"}}, {"latents_mean", {nullptr}}, {"latents_std", {nullptr}}};
@@ -141,16 +156,19 @@ VaeConfig read_vae_config(const std::string& path) {
     reader.skip(key);
   reader.reject_the_rest(unused);
   c.shift_factor = shift.value_or(0);
+  if (c.block_out_channels.empty() || static_cast<int64_t>(c.block_out_channels.size()) > kMostLevels)
+    throw ConfigError(path + ": block_out_channels: must name 1 to " + std::to_string(kMostLevels) + " levels");
+  if (c.layers_per_block > kMostLayers)
+    fail_config(path, "layers_per_block", c.layers_per_block, "must be at most " + std::to_string(kMostLayers));
   if (up != std::vector<std::string>(c.block_out_channels.size(), "UpDecoderBlock2D"))
     fail_config(path, "up_block_types", up,
                 "must be \"UpDecoderBlock2D\" for each of " + std::to_string(c.block_out_channels.size()) +
                     " levels, as block_out_channels has");
-  if (c.block_out_channels.empty() || c.block_out_channels.size() > 16)
-    fail_config(path, "block_out_channels", c.block_out_channels, "must name 1 to 16 levels");
   for (const int64_t channels : c.block_out_channels)
     if (channels % c.norm_num_groups != 0)
       fail_config(path, "block_out_channels", c.block_out_channels,
                   "each must be a multiple of norm_num_groups, " + std::to_string(c.norm_num_groups));
+  check_parameter_count(path, least_parameters(c));
   if (!(c.scaling_factor > 0)) fail_config(path, "scaling_factor", c.scaling_factor, "must be above 0");
   return c;
 }

@@ -1,10 +1,10 @@
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <memsieve/schema.h>
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 #include <fstream>
 #include <map>
 #include <sstream>
@@ -194,9 +194,7 @@ Settings resolve(const std::string& yaml_text, const std::string& source, const 
 }
 
 std::string read_text_file(const std::string& path) {
-  std::error_code error;
-  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error))  // opening may hang
-    throw ConfigError(path + ": is no regular file; name a text file");
+  detail::require_regular_file<ConfigError>(path);
   std::ifstream file(path);
   if (!file) throw ConfigError(path + ": cannot be read; check that the file exists and is readable");
   std::ostringstream text;

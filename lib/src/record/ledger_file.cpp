@@ -1,5 +1,6 @@
 #include "record/ledger_file.h"
 
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <fcntl.h>
 #include <unistd.h>
@@ -222,6 +223,7 @@ LedgerFile LedgerFile::resume(const std::string& path, const LedgerHeader& heade
 }
 
 void LedgerFile::open(const LedgerHeader& header, int64_t run_rows, std::string& note) {
+  detail::require_regular_file<DataError>(path_);
   const std::string damaged = named() + "cannot be read; it is damaged";
   const Hdf5Handle access = latest_format();
   // A run that was killed left the file marked as being written, and perhaps longer or shorter than it says: what

@@ -96,6 +96,29 @@ TEST_CASE("unet config: what cannot be built is named with file, key and value")
   CHECK_THAT(error_of(R"({"up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"]})"),
              Contains("up_block_types: \"AttnUpBlock2D\""));
   CHECK_THAT(error_of(R"({"sample_size": [8, 8, 8]})"), Contains("sample_size"));
+  for (const char* key : {"layers_per_block", "transformer_layers_per_block"})
+    CHECK_THAT(error_of("{\"" + std::string(key) + "\": 65536}"), Contains(key) && Contains("must be at most 64"));
   CHECK_THAT(message_of<ConfigError>([] { read_unet_config("/nonexistent/config.json"); }),
              Contains("/nonexistent/config.json: cannot be opened"));
+}
+
+TEST_CASE("unet config: a model that cannot be had is refused before any of it is allocated") {
+  std::string levels, types;
+  for (int i = 0; i < 65536; ++i) levels += ",32", types += ",\"DownBlock2D\"";
+  const std::string many =
+      error_of("{\"block_out_channels\": [32" + levels + "], \"down_block_types\": [\"DownBlock2D\"" + types +
+               "], \"up_block_types\": [\"UpBlock2D\"]}");
+  CHECK_THAT(many, Contains("block_out_channels: names 65537 levels; at most 16"));
+  CHECK(many.size() < 200);
+  const std::string cannot = "asks for a model of at least ";
+  CHECK_THAT(error_of(R"({"block_out_channels": [65536, 65536, 65536, 65536]})"), Contains(cannot));
+  CHECK_THAT(error_of(R"({"in_channels": 65536, "conv_in_kernel": 65535})"), Contains(cannot));
+  CHECK_THAT(error_of(R"({"conv_out_kernel": 65535, "out_channels": 65536})"), Contains(cannot));
+  CHECK_THAT(error_of(R"({"block_out_channels": [8192, 8192, 8192, 8192], "transformer_layers_per_block": 64})"),
+             Contains(cannot));
+  // As wide as any that is trained: SDXL's, twice over.
+  CHECK(parse_unet_config(R"({"block_out_channels": [640, 1280, 2560, 2560], "transformer_layers_per_block": 10,
+                             "cross_attention_dim": 2048, "attention_head_dim": 20})",
+                          "x")
+            .levels() == 4);
 }
