@@ -6,9 +6,10 @@
 //               scheduler/       scheduler_config.json: the noise that was trained with, for diffusers
 //               optimizer.safetensors
 //               sieve.safetensors, if there is a sieve
-//               state.json       written last; lists every other file with its size
+//               state.json       written last; lists every other file with its size and CRC-32, and has its own
 
 #include <diffusion/io/safetensors.h>
+#include <memsieve/error.h>
 #include <trainer/rooms.h>
 
 #include <functional>
@@ -16,6 +17,10 @@
 #include <string>
 
 namespace memsieve::trainer {
+
+/// Endings of a checkpoint's folder while it is written, and of the one of the same step that it replaces.
+constexpr const char* kTemporary = ".tmp";
+constexpr const char* kReplaced = ".replaced";
 
 /// What state.json holds.
 struct CheckpointState {
@@ -49,11 +54,28 @@ struct CheckpointParts {
   std::optional<TensorMap> sieve;
 };
 
-/// Writes to `folder`.tmp, syncs everything to disk and renames. If `folder` exists it is replaced. Throws DataError.
+/// A checkpoint that is not whole, or not what was written; an older one may serve in its place.
+class DamagedCheckpoint : public DataError {
+ public:
+  explicit DamagedCheckpoint(const std::string& reason);
+  /// what() without the remedy
+  const std::string& reason() const noexcept { return reason_; }
+
+ private:
+  std::string reason_;
+};
+
+/// Writes to `folder`.tmp, syncs everything to disk and renames. If `folder` exists it is replaced. The folder that it
+/// lies in is made, but none above that: a run's folder that is gone stays so. Throws DataError, and then leaves
+/// nothing.
 void write_checkpoint(const std::string& folder, const CheckpointState& state, const CheckpointParts& parts);
 
-/// Reads state.json and checks that every file it lists is there with its size. Throws DataError saying which piece is
-/// missing or torn, or that a newer version wrote it, and what to do.
-CheckpointState read_checkpoint_state(const std::string& folder);
+/// How closely the files that state.json lists are looked at.
+enum class Verify { sizes, contents };
+
+/// Reads state.json and checks that every file it lists is there and has its size; with Verify::contents also its
+/// content, which reads all of it (checkpoints of older versions have no CRC-32: there the size is all). Throws
+/// DamagedCheckpoint saying which piece is missing or torn, DataError if it cannot be read or a newer version wrote it.
+CheckpointState read_checkpoint_state(const std::string& folder, Verify verify);
 
 }  // namespace memsieve::trainer

@@ -1,6 +1,7 @@
 #include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/atomic_file.h>
+#include <trainer/checkpoint/checkpoint.h>
 #include <trainer/checkpoint/run_folder.h>
 #include <trainer/rooms.h>
 #include <unistd.h>
@@ -18,6 +19,7 @@ namespace memsieve::trainer {
 namespace fs = std::filesystem;
 
 constexpr const char* kAbandoned = ".abandoned";
+constexpr const char* kDamaged = ".damaged";
 
 std::string step_name(int64_t step) {
   char name[32];
@@ -41,6 +43,20 @@ nlohmann::ordered_json read_run(const std::string& path) {
   std::ifstream in(path);
   auto json = nlohmann::ordered_json::parse(in, nullptr, /*allow_exceptions=*/false);
   return json.is_object() ? json : nlohmann::ordered_json();
+}
+
+/// What lies in a folder; `error` if that cannot be known.
+std::vector<fs::path> entries(const std::string& folder, std::error_code& error) {
+  std::vector<fs::path> paths;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error))
+    paths.push_back(entry->path());
+  return paths;
+}
+
+void rename_aside(const std::string& path, const std::string& aside) {
+  std::error_code error;
+  fs::rename(path, aside, error);
+  if (error) throw DataError(path + ": cannot be renamed: " + error.message());
 }
 
 }  // namespace
@@ -75,17 +91,27 @@ void RunFolder::refuse_if_used(const std::string& where) const {
   }
 }
 
+void RunFolder::check(const std::string& where) const {
+  const std::string remedy = "choose another with --set output_dir=FOLDER";
+  std::error_code error;
+  fs::path there = fs::absolute(path_);
+  while (!fs::exists(there, error) && there != there.root_path()) there = there.parent_path();
+  const bool is_folder = fs::is_directory(there, error);
+  if (is_folder && access(there.c_str(), W_OK | X_OK) == 0) return;
+  if (is_folder && fs::equivalent(there, path_, error)) {
+    throw ConfigError(where + ": folder " + path_ + " cannot be written to; change its permissions or " + remedy);
+  }
+  throw ConfigError(where + ": folder " + path_ + " cannot be made (" + there.string() +
+                    (is_folder ? " cannot be written to" : " is no folder") + "); " + remedy);
+}
+
 void RunFolder::make(const std::string& where) const {
+  check(where);
   std::error_code error;
   fs::create_directories(path_, error);
   if (error || !fs::is_directory(path_, error)) {
     throw ConfigError(where + ": folder " + path_ + " cannot be made (" + error.message() +
                       "); choose another with --set output_dir=FOLDER");
-  }
-  if (access(path_.c_str(), W_OK | X_OK) != 0) {
-    throw ConfigError(where + ": folder " + path_ +
-                      " cannot be written to; change its permissions or choose another with "
-                      "--set output_dir=FOLDER");
   }
 }
 
@@ -101,14 +127,41 @@ void RunFolder::write_run_files(const RunDescription& run) const {
 
 std::vector<int64_t> RunFolder::checkpoints() const {
   std::vector<int64_t> steps;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(file("checkpoints"), error)) {
-    const std::string name = entry.path().filename();
-    if (name.rfind("step-", 0) != 0 || name.find_first_not_of("0123456789", 5) != std::string::npos) continue;
-    if (name.size() > 5 && name.size() < 20) steps.push_back(std::stoll(name.substr(5)));
+  std::error_code error, ignored;
+  for (const auto& path : entries(file("checkpoints"), error)) {
+    const std::string name = path.filename();
+    if (name.rfind("step-", 0) != 0 || name.size() <= 5 || name.size() >= 20) continue;
+    if (name.find_first_not_of("0123456789", 5) != std::string::npos) continue;
+    const int64_t step = std::stoll(name.substr(5));
+    if (name == step_name(step) && fs::is_directory(path, ignored)) steps.push_back(step);
+  }
+  // "None" would mean that the run can be begun anew, so it must be sure.
+  const bool none = error == std::errc::no_such_file_or_directory ||
+                    (error == std::errc::not_a_directory && !fs::exists(file("checkpoints"), ignored));
+  if (error && !none) {
+    throw DataError(file("checkpoints") + ": cannot be read: " + error.message() +
+                    "; make it readable, or choose another folder with --set output_dir=FOLDER");
   }
   std::sort(steps.begin(), steps.end());
   return steps;
+}
+
+void RunFolder::put_back_replaced() const {
+  std::error_code error;
+  for (auto path : entries(file("checkpoints"), error)) {
+    if (path.extension() != kReplaced) continue;
+    const fs::path replaced = path;
+    if (!fs::exists(path.replace_extension(), error) && !error) rename_aside(replaced, path);
+  }
+}
+
+void RunFolder::set_aside_damaged(const std::vector<int64_t>& steps) const {
+  std::error_code error;
+  for (const int64_t step : steps) {
+    std::string aside = checkpoint(step) + kDamaged;
+    for (int i = 2; fs::exists(aside, error); ++i) aside = checkpoint(step) + kDamaged + "-" + std::to_string(i);
+    rename_aside(checkpoint(step), aside);
+  }
 }
 
 void RunFolder::rotate(int64_t limit, int64_t newest) const {
@@ -130,22 +183,20 @@ void RunFolder::abandon_after(int64_t from) const {
     if (step <= from) continue;
     const std::string aside = checkpoint(step) + kAbandoned;
     fs::remove_all(aside, error);
-    fs::rename(checkpoint(step), aside, error);
-    if (error) throw DataError(checkpoint(step) + ": cannot be renamed: " + error.message());
+    rename_aside(checkpoint(step), aside);
   }
 }
 
 void RunFolder::remove_checkpoints_ending(const std::string& ending) const {
   std::error_code error;
-  std::vector<fs::path> found;
-  for (const auto& entry : fs::directory_iterator(file("checkpoints"), error)) {
-    if (entry.path().extension() == ending) found.push_back(entry.path());
+  for (const auto& path : entries(file("checkpoints"), error)) {
+    if (path.extension() == ending) fs::remove_all(path, error);
   }
-  for (const auto& path : found) fs::remove_all(path, error);
 }
 
 void RunFolder::tidy() const {
-  remove_checkpoints_ending(".tmp");
+  remove_checkpoints_ending(kTemporary);
+  remove_checkpoints_ending(kReplaced);
 }
 
 void RunFolder::forget() const {
@@ -159,6 +210,7 @@ void RunFolder::forget() const {
 
 void RunFolder::trim_metrics(int64_t step) const {
   detail::require_regular_file<DataError>(file("metrics.jsonl"));
+  std::error_code error;
   std::ifstream in(file("metrics.jsonl"));
   std::string kept;
   for (std::string line; std::getline(in, line);) {
@@ -166,6 +218,8 @@ void RunFolder::trim_metrics(int64_t step) const {
     if (!json.is_object() || !json.contains("step") || !json["step"].is_number_integer()) continue;  // a torn last line
     if (json["step"].get<int64_t>() < step) kept += line + "\n";
   }
+  if (in.bad() || (!in.is_open() && fs::exists(file("metrics.jsonl"), error)))
+    throw DataError(file("metrics.jsonl") + ": cannot be read; change its permissions, or move it away");
   write_text_atomically(file("metrics.jsonl"), kept);
 }
 

@@ -30,7 +30,9 @@ class RunFolder {
 
   /// Throws ConfigError if the folder holds a run. `where` ("run.yaml:3: output_dir") begins the message.
   void refuse_if_used(const std::string& where) const;
-  /// Makes the folder and tries whether it can be written to. Throws ConfigError.
+  /// Throws ConfigError if the folder could not be made, or not be written to. Touches nothing.
+  void check(const std::string& where) const;
+  /// Makes the folder after such a check. Throws ConfigError.
   void make(const std::string& where) const;
   /// The run_id in run.json, or nullopt if there is no (readable) run.json.
   std::optional<std::string> run_id() const;
@@ -41,8 +43,13 @@ class RunFolder {
   /// What finish() noted since the last write_run_files(), or 0.
   int64_t finished_steps() const;
 
-  /// Steps of the checkpoints there, ascending. Folders still under a temporary name do not count.
+  /// Steps of the checkpoints there, ascending: folders under a checkpoint's name, whatever else lies beside them.
+  /// Throws DataError if it cannot be known.
   std::vector<int64_t> checkpoints() const;
+  /// Brings back a checkpoint that was being replaced when its run was killed.
+  void put_back_replaced() const;
+  /// Gives checkpoints that are damaged the ending ".damaged"; nothing removes them.
+  void set_aside_damaged(const std::vector<int64_t>& steps) const;
   /// When resuming from step `from`: later checkpoints belong to a part of the run that is given up. They get the
   /// ending ".abandoned", so that "latest" does not go back to them.
   void abandon_after(int64_t from) const;
@@ -53,7 +60,7 @@ class RunFolder {
   void tidy() const;
   /// Removes what a run has written that ended before its first checkpoint.
   void forget() const;
-  /// Keeps the lines of metrics.jsonl of steps before `step`; the resumed run writes the others anew.
+  /// Keeps the lines of metrics.jsonl of steps before `step`; the resumed run writes the others anew. Throws DataError.
   void trim_metrics(int64_t step) const;
 
  private:

@@ -53,7 +53,7 @@ void RunEvaluation::draw(int64_t step) const {
     const RunFolder& folder = parts_.folder;
     const std::string name = "samples/" + step_name(step);
     std::error_code error;
-    std::filesystem::create_directories(folder.file("samples"), error);
+    std::filesystem::create_directory(folder.file("samples"), error);
     write_samples(folder.file(name + ".h5"), images);
     write_captions();
     write_contact_sheet(folder.file(name + ".png"), as_sheet(images), {.margin = 2, .zoom = 2});

@@ -34,52 +34,87 @@ void clear_unsaved_run(const RunFolder& folder, const Settings& settings, const 
   folder.forget();
 }
 
-/// The checkpoint to go on from, or "".
-std::string choose_checkpoint(const RunFolder& folder, const Settings& settings, const RunStartOptions& options) {
-  const std::string& from = options.resume_from;
-  const std::string where = settings.where(from.empty() ? "output_dir" : "resume_from_checkpoint");
-  if (from.empty()) {
-    folder.refuse_if_used(where);
-    return "";
+struct Choice {
+  /// to go on from, or ""
+  std::string checkpoint;
+  std::string run_id;
+  std::vector<int64_t> damaged;
+};
+
+Choice newest_sound(const RunFolder& folder, const std::vector<int64_t>& steps) {
+  Choice choice;
+  std::vector<std::string> reasons;
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    choice.checkpoint = folder.checkpoint(*step);
+    try {
+      choice.run_id = read_checkpoint_state(choice.checkpoint, Verify::contents).run_id;
+      for (const auto& reason : reasons) log_warning(reason + "; passed over for " + choice.checkpoint);
+      return choice;
+    } catch (const DamagedCheckpoint& error) {
+      reasons.push_back(error.reason());
+      choice.damaged.push_back(*step);
+    }
   }
-  const auto steps = folder.checkpoints();
-  if ((from == "latest" || from == "auto") && !steps.empty()) return folder.checkpoint(steps.back());
-  if (from == "latest") {
-    throw DataError(where + ": " + folder.path() +
-                    " holds no checkpoint to resume from; start a new run without --resume-from, or use "
-                    "--resume-from auto, which does either");
-  }
-  if (from == "auto") {
-    clear_unsaved_run(folder, settings, where, options.dry);
-    return "";
-  }
-  const std::string owner = read_checkpoint_state(from).run_id;
+  throw DataError(reasons.front() + (steps.size() > 1 ? "; nor is any older checkpoint whole" : "") +
+                  "; start a new run in another folder (--set output_dir=FOLDER)");
+}
+
+Choice named_checkpoint(const RunFolder& folder, const std::string& from, const std::string& where) {
+  const std::string owner = read_checkpoint_state(from, Verify::contents).run_id;
   const auto existing = folder.run_id();
   if (!existing || owner != *existing) {
     throw ConfigError(where + ": " + from + " belongs to run " + owner + ", but " + folder.path() +
                       " does not; set output_dir to that run's folder, or start a new run from its weights with " +
                       start_from(from));
   }
-  return from;
+  return {.checkpoint = from, .run_id = owner, .damaged = {}};
+}
+
+Choice choose_checkpoint(const RunFolder& folder, const Settings& settings, const RunStartOptions& options) {
+  const std::string& from = options.resume_from;
+  const std::string where = settings.where(from.empty() ? "output_dir" : "resume_from_checkpoint");
+  const Choice new_run{.checkpoint = "", .run_id = make_run_id(), .damaged = {}};
+  if (from.empty()) {
+    folder.refuse_if_used(where);
+    return new_run;
+  }
+  if (from != "latest" && from != "auto") return named_checkpoint(folder, from, where);
+  if (const auto steps = folder.checkpoints(); !steps.empty()) return newest_sound(folder, steps);
+  if (from == "latest") {
+    throw DataError(where + ": " + folder.path() +
+                    " holds no checkpoint to resume from; start a new run without --resume-from, or use "
+                    "--resume-from auto, which does either");
+  }
+  clear_unsaved_run(folder, settings, where, options.dry);
+  return new_run;
 }
 
 }  // namespace
 
-RunStart choose_start(const RunFolder& folder, const Settings& settings, const RunStartOptions& options, Group& group) {
+RunStart choose_start(const RunFolder& folder, RunLock& lock, const Settings& settings, const RunStartOptions& options,
+                      Group& group) {
   RunStart start;
   on_all_ranks(group, [&] {
     if (group.rank() != 0) return;
-    const auto existing = folder.run_id();
-    start.checkpoint = choose_checkpoint(folder, settings, options);
-    start.run_id = existing && !start.checkpoint.empty() ? *existing : make_run_id();
+    const std::string where = settings.where("output_dir");
+    if (options.dry) {
+      RunLock::refuse_if_taken(folder.path(), where);
+    } else {
+      lock.take(folder.path(), where);
+      folder.put_back_replaced();
+    }
+    Choice choice = choose_checkpoint(folder, settings, options);
+    start.checkpoint = choice.checkpoint;
+    start.run_id = choice.run_id;
+    start.damaged = std::move(choice.damaged);
     start.finished_steps = folder.finished_steps();
   });
-  start.checkpoint = group.broadcast(start.checkpoint);  // as bytes: a path may be in any encoding
+  start.checkpoint = group.broadcast(start.checkpoint);
   start.run_id = group.broadcast(start.run_id);
   start.finished_steps = std::stoll(group.broadcast(std::to_string(start.finished_steps)));
   if (start.checkpoint.empty()) return start;
   on_all_ranks(group, [&] {
-    start.saved = read_checkpoint_state(start.checkpoint);
+    start.saved = read_checkpoint_state(start.checkpoint, Verify::sizes);
     if (const auto difference = settings.difference_from(start.saved->meaning, start.checkpoint + "/state.json")) {
       throw ConfigError(options.source + ": differs from the configuration of " + start.checkpoint +
                         " (now / then): " + difference->line() +

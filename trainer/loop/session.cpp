@@ -43,8 +43,11 @@ std::string parameter_counts(Model& model) {
 Session::Session(const TrainConfig& config, Group& group, bool dry)
     : config_(config), group_(group), dry_(dry), folder_(config.output_dir) {
   require_same_config(config_, group_);
-  start_ = choose_start(folder_, config_.settings,
+  start_ = choose_start(folder_, lock_, config_.settings,
                         {.resume_from = config_.resume_from, .source = config_.source, .dry = dry_}, group_);
+  on_all_ranks(group_, [&] {
+    if (group_.rank() == 0 && !finished()) folder_.check(config_.settings.where("output_dir"));
+  });
   on_all_ranks(group_, [&] { open_data(); });
   build_trainee();
   build_sieve();
@@ -210,7 +213,10 @@ bool Session::make_reference() {
 void Session::restore() {
   trainee_->restore(start_.checkpoint);
   // Before the ledger is cut: checkpoints that count on the rows to come must not be "latest" if this attempt fails.
-  if (!dry_ && group_.rank() == 0) folder_.abandon_after(start_.first_step());
+  if (!dry_ && group_.rank() == 0) {
+    folder_.set_aside_damaged(start_.damaged);
+    folder_.abandon_after(start_.first_step());
+  }
   if (sieve_) sieve_->restore(load_safetensors(start_.checkpoint + "/sieve.safetensors"));
   if (start_.saved->world_size != group_.world_size()) {
     log_info("resuming a run of " + std::to_string(start_.saved->world_size) + " ranks on " +
@@ -218,10 +224,20 @@ void Session::restore() {
   }
 }
 
+void Session::claim_folder() {
+  const std::string where = config_.settings.where("output_dir");
+  folder_.make(where);
+  if (lock_.held()) return;
+  // There was no folder when the run chose its start. Another process may have seen none either.
+  lock_.take(folder_.path(), where);
+  if (!lock_.held()) throw DataError(folder_.file("run.lock") + ": cannot be made; check permissions and free space");
+  if (!start_.saved) folder_.refuse_if_used(where);
+}
+
 void Session::start_writing() {
   const bool first = group_.rank() == 0;
   if (first) {
-    folder_.make(config_.settings.where("output_dir"));
+    claim_folder();
     if (start_.saved) folder_.trim_metrics(start_.first_step());
     folder_.tidy();
     folder_.write_run_files({.run_id = start_.run_id,
@@ -243,6 +259,7 @@ void Session::start_writing() {
 void Session::save(int64_t step, int64_t nonfinite_in_a_row, int64_t stream_position) {
   on_all_ranks(group_, [&] {
     if (group_.rank() != 0) return;
+    lock_.require_in_place();
     metrics_->flush();
     CheckpointState state;
     state.step = step;
@@ -259,8 +276,16 @@ void Session::save(int64_t step, int64_t nonfinite_in_a_row, int64_t stream_posi
     parts.scheduler = scheduler_json(config_.diffusion.schedule, config_.diffusion.draw);
     if (sieve_) parts.sieve = sieve_->state();
     write_checkpoint(folder_.checkpoint(step), state, parts);
+    lock_.require_in_place();
     folder_.rotate(config_.checkpoints_total_limit, step);
   });
+}
+
+void Session::check_folder() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - folder_checked_ < std::chrono::seconds(1)) return;
+  folder_checked_ = now;
+  lock_.require_in_place();
 }
 
 void Session::finish() {

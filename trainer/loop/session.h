@@ -17,6 +17,7 @@
 #include <trainer/metrics/metrics.h>
 #include <trainer/rooms.h>
 
+#include <chrono>
 #include <memory>
 #include <optional>
 
@@ -62,6 +63,8 @@ class Session {
   /// have been flushed: its ledger is part of that state. `nonfinite_in_a_row`: steps without a usable
   /// gradient, up to now. `stream_position`: where step `step` begins in the stream of samples.
   void save(int64_t step, int64_t nonfinite_in_a_row, int64_t stream_position);
+  /// Throws DataError if the run's folder is not where it was (rank 0; looks once a second).
+  void check_folder();
   /// COLLECTIVE. Notes that the run has done all that it was to do.
   void finish();
   /// Whether an earlier part of this run has; then nothing is restored or opened for writing.
@@ -84,12 +87,15 @@ class Session {
   void require_same_base(const std::string& fingerprint, const std::string& what) const;
   std::string starting_model_memory() const;
   void restore();
+  void claim_folder();
   void start_writing();
 
   const TrainConfig& config_;
   Group& group_;
   bool dry_;
   RunFolder folder_;
+  RunLock lock_;
+  std::chrono::steady_clock::time_point folder_checked_;
   RunStart start_;
   std::optional<RunData> data_;
   std::optional<Sampler> sampler_;

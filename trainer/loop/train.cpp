@@ -85,6 +85,7 @@ class Run {
     mailbox_.push(step, step_.run(step));
     read_mail(false);
     try {
+      session_.check_folder();
       log_.write();
     } catch (const std::exception&) {  // rank 0 alone writes; all ranks learn of it with the next step
       step_.fail(std::current_exception());

@@ -1,11 +1,12 @@
 #include "record/ledger_file.h"
 
-#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 
@@ -94,6 +95,7 @@ void write_int(const Hdf5Handle& object, const char* name, int64_t value) {
 }
 
 constexpr const char* kGaps = "gaps";
+constexpr const char* kDamaged = "cannot be read; it is damaged";
 
 void write_gaps(const Hdf5Handle& file, const std::vector<LedgerGap>& gaps) {
   if (H5Aexists(file.get(), kGaps) > 0) check(H5Adelete(file.get(), kGaps), "HDF5: attribute gaps cannot be changed");
@@ -104,13 +106,18 @@ void write_gaps(const Hdf5Handle& file, const std::vector<LedgerGap>& gaps) {
   write_attribute(file, kGaps, type, space, gaps.data());
 }
 
-std::vector<LedgerGap> read_gaps(const Hdf5Handle& file) {
+std::vector<LedgerGap> read_gaps(const Hdf5Handle& file, const std::string& damaged) {
   if (H5Aexists(file.get(), kGaps) <= 0) return {};
   const Hdf5Handle attribute(H5Aopen(file.get(), kGaps, H5P_DEFAULT), H5Aclose);
   const Hdf5Handle space(H5Aget_space(attribute.get()), H5Sclose);
-  std::vector<LedgerGap> gaps(
-      static_cast<size_t>(std::max<hssize_t>(0, H5Sget_simple_extent_npoints(space.get()) / 2)));
-  check(H5Aread(attribute.get(), H5T_NATIVE_INT64, gaps.data()), "its attribute gaps cannot be read");
+  const Hdf5Handle type(H5Aget_type(attribute.get()), H5Tclose);
+  hsize_t shape[2] = {0, 0};
+  const bool sound = H5Tequal(type.get(), H5T_NATIVE_INT64) > 0 && H5Sget_simple_extent_ndims(space.get()) == 2 &&
+                     H5Sget_simple_extent_dims(space.get(), shape, nullptr) == 2 && shape[1] == 2 &&
+                     H5Aget_storage_size(attribute.get()) == shape[0] * sizeof(LedgerGap);
+  if (!sound) throw DataError(damaged + " (its attribute gaps)");
+  std::vector<LedgerGap> gaps(shape[0]);
+  check(H5Aread(attribute.get(), H5T_NATIVE_INT64, gaps.data()), damaged + " (its attribute gaps)");
   return gaps;
 }
 
@@ -127,21 +134,46 @@ Hdf5Handle latest_format() {
   return access;
 }
 
-void sync_to_disk(const std::string& path, int flags) {
-  const int fd = ::open(path.c_str(), flags);
-  const bool done = fd >= 0 && ::fsync(fd) == 0;
+bool a_reader_locks(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool locked = fd >= 0 && ::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
   if (fd >= 0) ::close(fd);
-  if (!done) throw DataError("ledger " + path + ": cannot be synced to disk; is it full?");
+  return locked;
 }
 
-/// A name that is free: what cannot be read is kept all the same.
-std::string set_aside(const std::string& path) {
-  std::string aside = path + ".damaged";
-  for (int i = 2; fs::exists(aside); ++i) aside = path + ".damaged-" + std::to_string(i);
+/// For a file that a run has left, also one that was killed: it is marked as being written, and perhaps longer or
+/// shorter than it says. h5clear mends that by the same (undocumented) properties.
+Hdf5Handle access_to_what_is_left(const std::string& path) {
+  Hdf5Handle access = latest_format();
+  // A reader that has the file open with HDF5's lock, e.g. in a notebook, must not pass for damage. Two writers are
+  // kept apart by FileLock.
+  if (a_reader_locks(path)) H5Pset_file_locking(access.get(), false, true);
+  // A writer finds no half-written metadata: what fails its checksum is damaged, and hundred attempts with twice the
+  // pause each would take for ever.
+  H5Pset_metadata_read_attempts(access.get(), 1);
+  const hbool_t yes = 1;
+  H5Pset(access.get(), "clear_status_flags", &yes);
+  H5Pset(access.get(), "skip_eof_check", &yes);
+  return access;
+}
+
+void sync_folder(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const bool done = fd >= 0 && ::fsync(fd) == 0;
+  if (fd >= 0) ::close(fd);
+  if (!done) throw DataError("folder " + path + ": cannot be synced to disk; is it full?");
+}
+
+/// Anything but a plain file would block, or not be ours to write to.
+bool is_plain_file(const std::string& path) {
   std::error_code error;
-  fs::rename(path, aside, error);
-  if (error) throw DataError("ledger " + path + ": cannot be read, nor renamed: " + error.message());
-  return aside;
+  return fs::is_regular_file(path, error);
+}
+
+/// Whether the name is taken, be it by a link that leads nowhere.
+bool is_there(const std::string& path) {
+  std::error_code error;
+  return fs::exists(fs::symlink_status(path, error));
 }
 
 std::string rows_are_gone(int64_t rows) {
@@ -166,8 +198,8 @@ std::string LedgerHeader::channel_names() const {
   return names;
 }
 
-void LedgerFile::make(const LedgerHeader& header, const std::vector<LedgerGap>& gaps) {
-  file_ = must(H5Fcreate(path_.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, latest_format().get()), H5Fclose,
+void LedgerFile::make(const std::string& path, const LedgerHeader& header, const std::vector<LedgerGap>& gaps) {
+  file_ = must(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, latest_format().get()), H5Fclose,
                named() + "cannot be created; check that its folder exists and is writable");
   type_ = row_type(header.channels, row_size_);
   const hsize_t none = 0, unlimited = H5S_UNLIMITED, chunk = kChunk;
@@ -184,74 +216,121 @@ void LedgerFile::make(const LedgerHeader& header, const std::vector<LedgerGap>& 
   write_text(file_, "filters", header.channel_names());
   write_text(file_, "configuration", header.configuration);
   write_gaps(file_, gaps);
-  start();
-  const auto folder = fs::absolute(path_).parent_path();
-  sync_to_disk(folder.string(), O_RDONLY | O_DIRECTORY);
-}
-
-void LedgerFile::start() {
   check(H5Fstart_swmr_write(file_.get()), named() + "cannot enter single-writer mode");
   flush();
   sync();
+  sync_folder(fs::absolute(path_).parent_path().string());
+}
+
+void LedgerFile::lock() {
+  const std::string file = path_ + ".lock";
+  if (lock_.take(file) != detail::FileLock::State::taken)
+    return;  // what keeps it from being made, the ledger will meet
+  throw DataError(named() + "is being written by " + detail::FileLock::owner(file).text() +
+                  "; wait for it or end it, or give this run a ledger of its own");
 }
 
 LedgerFile LedgerFile::create(const std::string& path, const LedgerHeader& header) {
-  if (fs::exists(path)) throw DataError("ledger " + path + ": exists already; move it away or resume its run");
   LedgerFile file(path, header.channels.size());
-  file.make(header, {});
+  file.lock();
+  if (is_there(path)) throw DataError("ledger " + path + ": exists already; move it away or resume its run");
+  file.make(path, header, {});
   return file;
 }
 
 LedgerFile LedgerFile::resume(const std::string& path, const LedgerHeader& header, int64_t run_rows,
                               std::string& note) {
-  if (fs::exists(path)) {
-    try {
-      LedgerFile file(path, header.channels.size());
-      file.open(header, run_rows, note);
-      return file;
-    } catch (const DataError& error) {
-      note = std::string(error.what()) + ". It is now " + set_aside(path) + ", and " + rows_are_gone(run_rows);
-    }
-  } else if (run_rows > 0) {
-    note = "ledger " + path + ": is missing, but the checkpoint continues it; " + rows_are_gone(run_rows);
-  }
+  LedgerFile file(path, header.channels.size());
+  file.lock();
   std::vector<LedgerGap> gaps;
   lose(gaps, 0, run_rows);
-  LedgerFile file(path, header.channels.size());
-  file.make(header, gaps);
+  if (!is_there(path)) {
+    if (run_rows > 0)
+      note = "ledger " + path + ": is missing, but the checkpoint continues it; " + rows_are_gone(run_rows);
+    file.make(path, header, gaps);
+    return file;
+  }
+  try {
+    if (!is_plain_file(path)) throw DataError(file.named() + "is no plain file");
+    file.open(header, run_rows, note);
+  } catch (const std::exception& error) {  // damaged headers can ask for any amount of memory
+    file.visits_ = {};
+    file.file_ = {};
+    note = one_line(error) + ". It is now " + file.replace(header, gaps) + ", and " + rows_are_gone(run_rows);
+  }
   return file;
 }
 
-void LedgerFile::open(const LedgerHeader& header, int64_t run_rows, std::string& note) {
-  detail::require_regular_file<DataError>(path_);
-  const std::string damaged = named() + "cannot be read; it is damaged";
-  const Hdf5Handle access = latest_format();
-  // A run that was killed left the file marked as being written, and perhaps longer or shorter than it says: what
-  // h5clear mends, by the same (undocumented) properties.
-  const hbool_t yes = 1;
-  H5Pset(access.get(), "clear_status_flags", &yes);
-  H5Pset(access.get(), "skip_eof_check", &yes);
-  file_ = must(H5Fopen(path_.c_str(), H5F_ACC_RDWR, access.get()), H5Fclose, damaged);
-  check(H5Fincrement_filesize(file_.get(), 0), damaged);
-  visits_ = must(H5Dopen2(file_.get(), "visits", H5P_DEFAULT), H5Dclose, damaged);
-  type_ = row_type(header.channels, row_size_);
-  const Hdf5Handle stored = must(H5Dget_type(visits_.get()), H5Tclose, damaged);
-  if (H5Tequal(stored.get(), type_.get()) <= 0)
-    throw DataError(named() + "was written with other filters, or by another version");
-  const Hdf5Handle space = must(H5Dget_space(visits_.get()), H5Sclose, damaged);
-  const auto there = static_cast<int64_t>(H5Sget_simple_extent_npoints(space.get()));
-  auto gaps = read_gaps(file_);
-  const int64_t wanted = end_of_rows(gaps, run_rows), found = readable_rows(std::min(there, wanted));
-  if (found < wanted) {
-    note = named() + "holds " + std::to_string(found) + " rows, but the checkpoint counts on " +
-           std::to_string(wanted) + "; it continues after these, and the others are gone";
-    lose(gaps, found, wanted);
+std::string LedgerFile::replace(const LedgerHeader& header, const std::vector<LedgerGap>& gaps) {
+  std::string aside = path_ + ".damaged";
+  for (int i = 2; is_there(aside); ++i) aside = path_ + ".damaged-" + std::to_string(i);
+  // The new one comes first: where none can be made, as on a full disk, that may be all that is wrong with the old one.
+  const std::string made = path_ + ".new";
+  std::error_code error, ignored;
+  try {
+    make(made, header, gaps);
+  } catch (const DataError&) {
+    fs::remove(made, ignored);
+    throw;
   }
-  cut(found, gaps);
-  start();
+  fs::rename(path_, aside, error);
+  if (!error) fs::rename(made, path_, error);
+  if (error) throw DataError(named() + "cannot be continued, nor renamed: " + error.message());
+  sync_folder(fs::absolute(path_).parent_path().string());
+  return aside;
 }
 
-int64_t LedgerFile::readable_rows(int64_t rows) const {
+void LedgerFile::attach() {
+  // A single writer from the first moment on, so that a process killed here leaves a file that can be read.
+  file_ = must(H5Fopen(path_.c_str(), H5F_ACC_RDWR | H5F_ACC_SWMR_WRITE, access_to_what_is_left(path_).get()), H5Fclose,
+               named() + kDamaged);
+  check(H5Fincrement_filesize(file_.get(), 0), named() + kDamaged);
+  visits_ = must(H5Dopen2(file_.get(), "visits", H5P_DEFAULT), H5Dclose, named() + kDamaged);
+}
+
+int64_t LedgerFile::look(const LedgerHeader& header, std::vector<LedgerGap>& gaps) {
+  type_ = row_type(header.channels, row_size_);
+  const Hdf5Handle stored = must(H5Dget_type(visits_.get()), H5Tclose, named() + kDamaged);
+  if (H5Tequal(stored.get(), type_.get()) <= 0)
+    throw DataError(named() + "was written with other filters, or by another version");
+  const Hdf5Handle space = must(H5Dget_space(visits_.get()), H5Sclose, named() + kDamaged);
+  if (H5Sget_simple_extent_ndims(space.get()) != 1) throw DataError(named() + kDamaged);
+  gaps = read_gaps(file_, named() + kDamaged);
+  return static_cast<int64_t>(H5Sget_simple_extent_npoints(space.get()));
+}
+
+void LedgerFile::open(const LedgerHeader& header, int64_t run_rows, std::string& note) {
+  attach();
+  std::vector<LedgerGap> gaps;
+  const int64_t there = look(header, gaps);
+  const std::vector<LedgerGap> told = gaps;
+  uint64_t step = 0;
+  const int64_t wanted = end_of_rows(gaps, run_rows), found = readable_rows(std::min(there, wanted), step);
+  if (found < wanted) {
+    note = named() + "holds " + std::to_string(found) + " rows, but the checkpoint counts on " +
+           std::to_string(wanted) + "; it continues after these, and its rows " + std::to_string(found) + " to " +
+           std::to_string(wanted - 1) + " are gone" + (found > 0 ? ", those after step " + std::to_string(step) : "");
+    lose(gaps, found, wanted);
+  }
+  if (gaps != told) replace_gaps(gaps);
+  cut(found);
+  sync();
+}
+
+void LedgerFile::replace_gaps(const std::vector<LedgerGap>& gaps) {
+  // A single writer may not change an attribute's size.
+  visits_ = {};
+  file_ = {};
+  {
+    const Hdf5Handle file =
+        must(H5Fopen(path_.c_str(), H5F_ACC_RDWR, access_to_what_is_left(path_).get()), H5Fclose, named() + kDamaged);
+    write_gaps(file, gaps);
+    check(H5Fflush(file.get(), H5F_SCOPE_GLOBAL), named() + "cannot be flushed; is the disk full?");
+  }
+  attach();
+}
+
+int64_t LedgerFile::readable_rows(int64_t rows, uint64_t& step) const {
   std::vector<char> row(row_size_);
   const Hdf5Handle space = must(H5Dget_space(visits_.get()), H5Sclose, "HDF5: no space");
   const hsize_t one = 1;
@@ -260,16 +339,17 @@ int64_t LedgerFile::readable_rows(int64_t rows) const {
   for (; rows > 0; rows = (rows - 1) / static_cast<int64_t>(kChunk) * static_cast<int64_t>(kChunk)) {
     const auto last = static_cast<hsize_t>(rows - 1);
     H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, &last, nullptr, &one, nullptr);
-    if (H5Dread(visits_.get(), type_.get(), memory.get(), space.get(), H5P_DEFAULT, row.data()) >= 0) break;
+    if (H5Dread(visits_.get(), type_.get(), memory.get(), space.get(), H5P_DEFAULT, row.data()) < 0) continue;
+    std::memcpy(&step, row.data(), sizeof step);  // its first column
+    break;
   }
   return rows;
 }
 
-void LedgerFile::cut(int64_t rows, const std::vector<LedgerGap>& gaps) {
+void LedgerFile::cut(int64_t rows) {
   rows_ = rows;
   const auto size = static_cast<hsize_t>(rows);
   check(H5Dset_extent(visits_.get(), &size), named() + "cannot be cut to " + std::to_string(rows) + " rows");
-  write_gaps(file_, gaps);
   flush();
 }
 
@@ -298,7 +378,10 @@ void LedgerFile::flush() const {
 }
 
 void LedgerFile::sync() const {
-  sync_to_disk(path_, O_RDONLY);
+  // By its descriptor: the name may lead elsewhere by now.
+  void* handle = nullptr;
+  if (H5Fget_vfd_handle(file_.get(), H5P_DEFAULT, &handle) < 0 || ::fsync(*static_cast<int*>(handle)) != 0)
+    throw DataError(named() + "cannot be synced to disk; is it full?");
 }
 
 }  // namespace memsieve

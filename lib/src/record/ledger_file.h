@@ -2,6 +2,7 @@
 // The ledger's HDF5 file: made, continued where a checkpoint left it, written, synced. Private to the library;
 // docs/ledger_format.md tells its layout.
 
+#include <memsieve/detail/file_lock.h>
 #include <memsieve/detail/hdf5_handle.h>
 
 #include <cstdint>
@@ -38,11 +39,14 @@ struct LedgerHeader {
 /// Rows of the run that the file lacks: `rows` of them before its row `before`.
 struct LedgerGap {
   int64_t before = 0, rows = 0;
+  bool operator==(const LedgerGap&) const = default;
 };
 
 /// The row of the file at which the run's first `run_rows` rows end. Gaps that begin there or later are taken out.
 int64_t end_of_rows(std::vector<LedgerGap>& gaps, int64_t run_rows);
 
+/// While it lives, `path`.lock keeps other processes from writing the same file; one that lives elsewhere is refused
+/// with DataError.
 class LedgerFile {
  public:
   /// Creates `path`, which must not exist. Throws DataError.
@@ -59,17 +63,25 @@ class LedgerFile {
 
  private:
   LedgerFile(std::string path, size_t channels) : path_(std::move(path)), channels_(channels) {}
-  void make(const LedgerHeader& header, const std::vector<LedgerGap>& gaps);
+  void lock();
+  void make(const std::string& path, const LedgerHeader& header, const std::vector<LedgerGap>& gaps);
+  /// Keeps the file that cannot be continued under another name, which is returned, and makes a new one.
+  std::string replace(const LedgerHeader& header, const std::vector<LedgerGap>& gaps);
   /// Opens what a run has left, also one that was killed, and cuts it.
   void open(const LedgerHeader& header, int64_t run_rows, std::string& note);
-  void cut(int64_t rows, const std::vector<LedgerGap>& gaps);
-  int64_t readable_rows(int64_t rows) const;
-  void start();
+  void attach();
+  /// Rows there, and what is told of missing ones. Throws DataError if they are not of these columns.
+  int64_t look(const LedgerHeader& header, std::vector<LedgerGap>& gaps);
+  void replace_gaps(const std::vector<LedgerGap>& gaps);
+  void cut(int64_t rows);
+  /// The last of the first `rows` rows that can be read, plus one; `step` is that row's.
+  int64_t readable_rows(int64_t rows, uint64_t& step) const;
   void flush() const;
   std::string named() const { return "ledger " + path_ + ": "; }
 
   std::string path_;
   size_t channels_, row_size_ = 0;
+  detail::FileLock lock_;
   /// the dataset is closed before the file
   detail::Hdf5Handle file_, type_, visits_;
   int64_t rows_ = 0;

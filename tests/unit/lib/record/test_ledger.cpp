@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <hdf5.h>
 #include <memsieve/error.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -144,7 +147,8 @@ TEST_CASE("a ledger that has lost rows goes on after those that are left, and sa
   }
   {
     Ledger ledger(path, kHeader, 100);
-    CHECK_THAT(ledger.note(), Catch::Contains("holds 70 rows, but the checkpoint counts on 100"));
+    CHECK_THAT(ledger.note(), Catch::Contains("holds 70 rows, but the checkpoint counts on 100") &&
+                                  Catch::Contains("rows 70 to 99 are gone, those after step 69"));
     ledger.append(rows(100, 110));
   }
   {
@@ -259,12 +263,126 @@ TEST_CASE("a run that is killed at any moment is resumed from its last flush", "
     CHECK(WIFSIGNALED(status));
     for (uint64_t safe = 0; read(ends[0], &safe, sizeof safe) == sizeof safe;) flushed = safe;
     close(ends[0]);
+    // Whoever looks at the run now can read it, too, also if it was killed while the file was cut.
+    const auto steps = steps_in(path);
+    REQUIRE(steps.size() >= flushed);
+    for (uint64_t i = 0; i < flushed; ++i) REQUIRE(steps[i] == i);
   }
   REQUIRE(flushed > 0);
   { CHECK(Ledger(path, kHeader, static_cast<int64_t>(flushed)).note().empty()); }
   const auto steps = steps_in(path);
   REQUIRE(steps.size() == flushed);
   for (uint64_t i = 0; i < steps.size(); ++i) REQUIRE(steps[i] == i);
+}
+
+TEST_CASE("a ledger that is being written is left alone, with the name of who writes it", "[ledger]") {
+  const Folder folder;
+  const auto path = folder.file("two.h5");
+  {
+    Ledger ledger(path, kHeader);
+    ledger.append(rows(0, 10));
+    ledger.flush();
+    const auto writer = Catch::Contains("is being written by process " + std::to_string(getpid()) + " on ");
+    CHECK_THROWS_WITH(Ledger(path, kHeader, 5), writer);
+    CHECK_THROWS_WITH(Ledger(path, kHeader), writer);
+    ledger.append(rows(10, 20));
+    ledger.flush();
+    CHECK(steps_in(path).size() == 20);
+  }
+  CHECK(std::distance(std::filesystem::directory_iterator(folder.path), {}) == 1);
+  CHECK(Ledger(path, kHeader, 20).note().empty());
+}
+
+TEST_CASE("a reader that holds HDF5's lock on the file is no damage", "[ledger]") {
+  const Folder folder;
+  const auto path = folder.file("notebook.h5");
+  {
+    Ledger ledger(path, kHeader);
+    ledger.append(rows(0, 10));
+  }
+  const int reader = open(path.c_str(), O_RDONLY);
+  REQUIRE(flock(reader, LOCK_SH) == 0);
+  CHECK(Ledger(path, kHeader, 10).note().empty());
+  close(reader);
+  CHECK(steps_in(path).size() == 10);
+}
+
+TEST_CASE("an attribute gaps of any other make is damage, not read into memory", "[ledger]") {
+  const Folder folder;
+  const auto path = folder.file("gaps.h5");
+  const hsize_t three[] = {3}, wide[] = {1, 5};
+  const int rank = GENERATE(1, 2);
+  const hsize_t* const shape = rank == 1 ? three : wide;
+  const int number = GENERATE(0, 1, 2);
+  const hid_t stored = number == 0 ? H5T_NATIVE_INT64 : number == 1 ? H5T_NATIVE_DOUBLE : H5T_NATIVE_INT8;
+  { Ledger(path, kHeader).append(rows(0, 10)); }
+  const hid_t file = H5Fopen(path.c_str(), H5F_ACC_RDWR, H5P_DEFAULT), space = H5Screate_simple(rank, shape, nullptr);
+  const hid_t attribute = H5Acreate2(file, "gaps", stored, space, H5P_DEFAULT, H5P_DEFAULT);
+  REQUIRE(attribute >= 0);
+  H5Aclose(attribute);
+  H5Sclose(space);
+  H5Fclose(file);
+  CHECK_THAT(Ledger(path, kHeader, 10).note(), Catch::Contains("its attribute gaps") && Catch::Contains(".damaged"));
+}
+
+TEST_CASE("a ledger that cannot be continued because the disk is full is kept as it is", "[ledger]") {
+  const Folder folder;
+  const auto path = folder.file("full.h5");
+  { Ledger(path, kHeader).append(rows(0, 9000)); }
+  const pid_t child = fork();
+  if (child == 0) {
+    std::signal(SIGXFSZ, SIG_IGN);
+    const struct rlimit small { 64, RLIM_INFINITY };  // what lies above fails as on a full disk
+    if (setrlimit(RLIMIT_FSIZE, &small) != 0) _exit(2);
+    try {
+      const Ledger ledger(path, kHeader, 8500);
+    } catch (const memsieve::DataError&) {
+      _exit(0);
+    }
+    _exit(1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+  { CHECK(Ledger(path, kHeader, 8500).note().empty()); }
+  CHECK(steps_in(path).size() == 8500);
+  CHECK_FALSE(std::filesystem::exists(path + ".damaged"));
+}
+
+TEST_CASE("what bears the ledger's name and is no file is set aside", "[ledger]") {
+  const Folder folder;
+  const auto path = folder.file("other.h5"), elsewhere = folder.file("elsewhere");
+  const int kind = GENERATE(0, 1, 2);
+  if (kind == 0) std::filesystem::create_directory(path);
+  if (kind == 1) REQUIRE(mkfifo(path.c_str(), 0600) == 0);
+  if (kind == 2) std::filesystem::create_symlink(elsewhere, path);
+  CHECK_THAT(Ledger(path, kHeader, 4).note(), Catch::Contains("is no plain file") && Catch::Contains(".damaged"));
+  CHECK(std::filesystem::is_regular_file(path));
+  CHECK_FALSE(std::filesystem::exists(elsewhere));
+}
+
+TEST_CASE("a byte that has changed anywhere in the ledger keeps no run from going on", "[ledger]") {
+  const Folder folder;
+  const auto path = folder.file("bits.h5"), whole = folder.file("whole.h5");
+  {
+    Ledger ledger(whole, kHeader);
+    ledger.append(rows(0, 9000));
+  }
+  const auto size = std::filesystem::file_size(whole);
+  std::mt19937 random(11);
+  for (int trial = 0; trial < 60; ++trial) {
+    std::filesystem::copy_file(whole, path, std::filesystem::copy_options::overwrite_existing);
+    // Half of them in the first kilobytes, where HDF5 keeps what the rest hangs on.
+    const auto at = std::uniform_int_distribution<uintmax_t>(0, (trial % 2 == 0 ? size : 2048) - 1)(random);
+    INFO("byte " << at);
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(at)).put(static_cast<char>(random()));
+    file.close();
+    Ledger ledger(path, kHeader, 9000);
+    ledger.append(rows(9000, 9010));
+    REQUIRE_NOTHROW(ledger.flush());
+  }
 }
 
 TEST_CASE("whatever end of the file a lost machine has taken, the run goes on", "[ledger]") {

@@ -2,13 +2,19 @@
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
 #include <trainer/checkpoint/checkpoint.h>
+#include <trainer/checkpoint/content_hash.h>
 #include <trainer/loop/evaluate.h>
 #include <trainer/metrics/metrics.h>
 #include <trainer/checkpoint/run_folder.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
+#include <cerrno>
 #include <cmath>
+#include <csignal>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <set>
@@ -49,9 +55,25 @@ CheckpointParts some_parts() {
   return parts;
 }
 
+/// As an older version wrote it: without CRC-32.
+void remove_hashes(const std::string& folder) {
+  std::string text = read(folder + "/state.json");
+  const size_t from = text.find(",\n  \"crc32\"");
+  text.replace(from, std::string::npos, "\n}\n");
+  write(folder + "/state.json", text);
+}
+
+void flip(const std::string& path, std::streamoff at) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(at);
+  const char byte = static_cast<char>(file.get() ^ 1);
+  file.seekp(at);
+  file.put(byte);
+}
+
 std::string refusal(const std::string& folder) {
   try {
-    read_checkpoint_state(folder);
+    read_checkpoint_state(folder, Verify::contents);
   } catch (const DataError& error) {
     return error.what();
   }
@@ -80,6 +102,10 @@ TEST_CASE("a folder that cannot be made is a configuration error") {
   write(scratch.file("file"), "");
   CHECK_THROWS_AS(RunFolder(scratch.file("file")).make("here"), ConfigError);
   CHECK_THROWS_AS(RunFolder(scratch.file("file/run")).make("here"), ConfigError);
+  CHECK_THROWS_WITH(RunFolder(scratch.file("file")).check("here"), Catch::Contains("is no folder"));
+  CHECK_THROWS_WITH(RunFolder(scratch.file("file/deep/run")).check("here"), Catch::Contains("is no folder"));
+  CHECK_NOTHROW(RunFolder(scratch.file("deep/run")).check("here"));
+  CHECK_FALSE(fs::exists(scratch.file("deep")));
 }
 
 TEST_CASE("old checkpoints and leftovers go") {
@@ -156,7 +182,7 @@ TEST_CASE("a checkpoint comes back; a torn one says which piece") {
   write_checkpoint(folder, state, some_parts());
   write_checkpoint(folder, state, some_parts());  // replaces the first
   CHECK_FALSE(fs::exists(folder + ".tmp"));
-  const CheckpointState back = read_checkpoint_state(folder);
+  const CheckpointState back = read_checkpoint_state(folder, Verify::contents);
   CHECK(back.step == 7);
   CHECK(back.seed == state.seed);
   CHECK(back.meaning == state.meaning);
@@ -176,25 +202,142 @@ TEST_CASE("a checkpoint comes back; a torn one says which piece") {
     fs::resize_file(folder + "/state.json", 30);
     CHECK_THAT(refusal(folder), Contains("state.json"));
   }
-  SECTION("an older version, which passed over no sample") {
+  SECTION("an older version, which passed over no sample and knew no content") {
+    remove_hashes(folder);
+    flip(folder + "/unet/config.json", 0);
     std::string text = read(folder + "/state.json");
     text.erase(text.find("\"stream_position\""), std::string("\"stream_position\": 91,").size());
     write(folder + "/state.json", text);
-    CHECK(read_checkpoint_state(folder).stream_position == 7 * 8);
+    CHECK(read_checkpoint_state(folder, Verify::contents).stream_position == 7 * 8);
   }
   SECTION("a newer version") {
     std::string text = read(folder + "/state.json");
     text.replace(text.find("\"version\": 1"), 12, "\"version\": 2");
     write(folder + "/state.json", text);
     CHECK_THAT(refusal(folder), Contains("state.json: is of version 2") && Contains("up to 1"));
+    // Nothing is wrong with it: an older one must not take its place.
+    CHECK_THROWS_WITH(read_checkpoint_state(folder, Verify::sizes), !Contains("damaged"));
   }
   SECTION("no state") {
     fs::remove(folder + "/state.json");
     CHECK_THAT(refusal(folder), Contains("state.json"));
   }
+  SECTION("a file in a folder's place") {
+    fs::remove_all(folder + "/unet");
+    write(folder + "/unet", "");
+    CHECK_THROWS_AS(read_checkpoint_state(folder, Verify::sizes), DamagedCheckpoint);
+  }
+  SECTION("a state that would be waited for") {
+    fs::remove(folder + "/state.json");
+    REQUIRE(mkfifo((folder + "/state.json").c_str(), 0600) == 0);
+    CHECK_THROWS_AS(read_checkpoint_state(folder, Verify::sizes), DamagedCheckpoint);
+  }
   SECTION("no folder") {
     CHECK_THAT(refusal(folder + "x"), Contains("no such"));
   }
+}
+
+TEST_CASE("a byte that has changed in any file of a checkpoint is found out") {
+  const Scratch scratch;
+  const std::string folder = scratch.file("step-000007");
+  write_checkpoint(folder, {}, some_parts());
+  REQUIRE(refusal(folder).empty());
+  int tried = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    if (!entry.is_regular_file()) continue;
+    const std::string path = entry.path();
+    for (uintmax_t at = 0; at < fs::file_size(path); ++at, ++tried) {
+      INFO(path << " at " << at);
+      flip(path, static_cast<std::streamoff>(at));
+      REQUIRE_THROWS_AS(read_checkpoint_state(folder, Verify::contents), DamagedCheckpoint);
+      flip(path, static_cast<std::streamoff>(at));
+    }
+  }
+  CHECK(tried > 500);
+  CHECK(refusal(folder).empty());
+  flip(folder + "/optimizer.safetensors", 40);
+  CHECK_NOTHROW(read_checkpoint_state(folder, Verify::sizes));
+  CHECK_THAT(refusal(folder), Catch::Contains("optimizer.safetensors: is damaged") && Catch::Contains("--resume-from"));
+}
+
+TEST_CASE("a file's hash is zlib's CRC-32, in however many pieces it is read") {
+  const Scratch scratch;
+  CHECK(text_hash("123456789") == "cbf43926");  // the check value of CRC-32/ISO-HDLC
+  write(scratch.file("small"), "123456789");
+  CHECK(content_hash(scratch.file("small")) == "cbf43926");
+  write(scratch.file("empty"), "");
+  CHECK(content_hash(scratch.file("empty")) == "00000000");
+  std::string text((size_t{64} << 20) + 12345, 'a');
+  for (size_t i = 0; i < text.size(); i += 1000) text[i] = static_cast<char>('a' + i % 26);
+  write(scratch.file("large"), text);
+  CHECK(content_hash(scratch.file("large")) == text_hash(text));
+}
+
+TEST_CASE("what lies beside checkpoints is none, and a folder that cannot be read is not an empty one") {
+  const Scratch scratch;
+  const RunFolder folder(scratch.file("run"));
+  CHECK(folder.checkpoints().empty());
+  for (const char* name : {"step-000005", "step-7", "step-000008.bak", "step-0000009", "step-", "step-99999999999999"})
+    fs::create_directories(folder.file(std::string("checkpoints/") + name));
+  write(folder.file("checkpoints/step-000006"), "no folder");
+  fs::create_directory_symlink("nowhere", folder.file("checkpoints/step-000010"));
+  CHECK(folder.checkpoints() == std::vector<int64_t>{5, 99999999999999});
+  fs::remove_all(folder.file("checkpoints"));
+  write(folder.file("checkpoints"), "no folder");
+  CHECK_THROWS_AS(folder.checkpoints(), DataError);
+}
+
+TEST_CASE("a checkpoint that was being replaced comes back, and damaged ones stay") {
+  const Scratch scratch;
+  const RunFolder folder(scratch.file("run"));
+  for (const char* name : {"step-000001.replaced", "step-000002.replaced", "step-000002", "step-000003"})
+    write(folder.file(std::string("checkpoints/") + name + "/" + name), "");
+  folder.put_back_replaced();
+  CHECK(folder.checkpoints() == std::vector<int64_t>{1, 2, 3});
+  CHECK(fs::exists(folder.checkpoint(2) + "/step-000002"));
+  folder.set_aside_damaged({3});
+  fs::create_directories(folder.checkpoint(3));
+  folder.set_aside_damaged({3});
+  folder.tidy();
+  folder.rotate(1, 2);
+  CHECK(folder.checkpoints() == std::vector<int64_t>{2});
+  CHECK(fs::exists(folder.checkpoint(3) + ".damaged/step-000003"));
+  CHECK(fs::exists(folder.checkpoint(3) + ".damaged-2"));
+  CHECK_FALSE(fs::exists(folder.checkpoint(2) + ".replaced"));
+}
+
+TEST_CASE("a run's folder that is gone is not made again by its checkpoints") {
+  const Scratch scratch;
+  const RunFolder folder(scratch.file("run"));
+  CHECK_THROWS_AS(write_checkpoint(folder.checkpoint(1), {}, some_parts()), DataError);
+  CHECK_FALSE(fs::exists(folder.path()));
+  folder.make("here");
+  write_checkpoint(folder.checkpoint(1), {}, some_parts());
+  CHECK(folder.checkpoints() == std::vector<int64_t>{1});
+}
+
+TEST_CASE("a checkpoint for which there is no space is named and leaves nothing") {
+  const Scratch scratch;
+  const std::string folder = scratch.file("step-000007");
+  CheckpointParts parts = some_parts();
+  parts.optimizer = {{"updates", at::zeros({100000})}};
+  struct rlimit before {};
+  REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  struct rlimit small = before;
+  small.rlim_cur = 4096;  // files above it fail as on a full disk
+  REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
+  std::string said;
+  try {
+    write_checkpoint(folder, {}, parts);
+  } catch (const DataError& error) {
+    said = error.what();
+  }
+  REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
+  std::signal(SIGXFSZ, handler);
+  CHECK_THAT(said, Catch::Contains("step-000007") && Catch::Contains("optimizer.safetensors") &&
+                       Catch::Contains(std::strerror(EFBIG)));
+  CHECK(fs::is_empty(fs::path(folder).parent_path()));
 }
 
 TEST_CASE("a checkpoint that cannot be finished leaves the old one") {
@@ -206,7 +349,7 @@ TEST_CASE("a checkpoint that cannot be finished leaves the old one") {
   broken.save_weights = [](const std::string&) { throw DataError("disk full"); };
   state.step = 9;
   CHECK_THROWS_AS(write_checkpoint(folder, state, broken), DataError);
-  CHECK(read_checkpoint_state(folder).step == 0);
+  CHECK(read_checkpoint_state(folder, Verify::contents).step == 0);
 }
 
 TEST_CASE("metrics wait for the sieve's report and keep their order") {
