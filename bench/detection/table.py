@@ -103,8 +103,8 @@ def cost_table(found):
     for group in groups(found):
         if group.rule == "off":
             loss = with_seeds(group.values(book.validation_loss), "{:.4f}".format)
-            seconds = mean(group.values(lambda run: run["seconds"]))
-            rows.append(head(group) + [loss, f"{mean(group.values(lambda run: run['step_ms'])):.0f} ms",
+            step, seconds = (mean(group.values(lambda run, key=key: run[key])) for key in ("step_ms", "seconds"))
+            rows.append(head(group) + [loss, DASH if step is None else f"{step:.0f} ms",
                                        DASH if seconds is None else f"{seconds:.0f} s", DASH])
             continue
         change = [None if ratio is None else ratio - 1 for ratio in group.against_plain(book.validation_loss)]

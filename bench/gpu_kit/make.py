@@ -22,7 +22,7 @@ import parts
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_MIB = 60
 PROGRAMS = ("trainer/memsieve-train", "diffusion/memsieve-unet", "bench/memsieve-bench-train-step", "bench/memsieve-bench-overhead")
-FILES = ("configs/*.yaml", "configs/*.json", "models/demo_base/*", "tools/reports/*.py", "bench/*.py")
+FILES = ("configs/*.yaml", "configs/*.json", "models/demo_base/*", "tools/hdf5_rows.py", "tools/reports/*.py", "bench/*.py")
 DATA = ("mix.h5", "held_out.h5", "validation.h5", "prompts.h5")
 # Come with every Linux that runs torch's wheels, or with torch itself.
 SYSTEM = re.compile(r"(ld-linux-x86-64|lib(c|m|dl|rt|pthread|util|resolv|gcc_s|stdc\+\+|gomp))\.so[.\d]*")

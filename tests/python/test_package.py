@@ -136,7 +136,7 @@ def test_plugin_without_stamp(program, tmp_path):
 def test_no_plugin(program, tmp_path):
     os.mkfifo(tmp_path / "pipe.so")
     (tmp_path / "text.so").write_text("text")
-    assert_refused(run(program, sieve_yaml(tmp_path, [tmp_path / "pipe.so"]), timeout=20), 2, "pipe.so", "it is no file")
+    assert_refused(run(program, sieve_yaml(tmp_path, [tmp_path / "pipe.so"]), timeout=20), 2, "pipe.so", "is not a file but a pipe")
     assert_refused(run(program, sieve_yaml(tmp_path, [tmp_path / "text.so"])), 2, "text.so", "no stamp")
 
 

@@ -1,7 +1,6 @@
 """tools/prepare_dataset.py against diffusers' own pieces, on random pipelines of a few kilobytes."""
 import json
 import shutil
-import sys
 
 import h5py
 import numpy as np
@@ -11,51 +10,9 @@ import torch
 from conftest import BUILD, ROOT, run
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from PIL import Image
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import hdf5_rows
-import prepare_dataset as tool
-from prepare import encode as prepare_encode
+from prepared import SIDE, images, pipelines, prepare, read, refused, tool  # noqa: F401 (fixtures among them)
+from prepare import encode as prepare_encode  # after prepared, which makes tools/ known
 from prepare import pictures as prepare_pictures
-
-SIDE = 16
-
-
-@pytest.fixture(scope="session")
-def pipelines(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pipelines")
-    tiny_pipeline.stable_diffusion(folder / "sd")
-    tiny_pipeline.stable_diffusion_xl(folder / "xl")
-    return folder
-
-
-@pytest.fixture
-def images(tmp_path):
-    return tiny_pipeline.pictures(tmp_path / "images", 12)
-
-
-def prepare(pipeline, images, out, *more, code=0):
-    words = ["--pipeline", pipeline, "--images", images, "--out", out, "--resolution", SIDE, "--held-out", 2, "--validation", 2,
-             "--batch-size", 3, "--device", "cpu", *more]
-    assert tool.main([str(word) for word in words]) == code
-    return out
-
-
-def refused(capsys, code, *words):
-    """The last line on stderr holds all the words; returns nothing."""
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and said[0].startswith("prepare_dataset: "), said
-    for word in words:
-        assert str(word) in said[0], said[0]
-
-
-def read(path):
-    """{name: rows}, texts as lists of words."""
-    with h5py.File(path, "r") as file:
-        texts = {name.removesuffix("_offsets") for name in file if name.endswith("_offsets")}
-        return ({name: data[:] for name, data in file.items() if not name.endswith(("_offsets", "_bytes"))}
-                | {name: hdf5_rows.read_texts(file, name) for name in texts})
 
 
 def near(stored, value):
@@ -338,73 +295,6 @@ def test_prompts(pipelines, tmp_path, capsys, kind):
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------------
-
-
-def broken(pipelines, tmp_path, name, change):
-    folder = tmp_path / "broken"
-    shutil.copytree(pipelines / "sd", folder)
-    config = json.loads((folder / name).read_text())
-    config.update(change)
-    (folder / name).write_text(json.dumps(config))
-    return folder
-
-
-@pytest.mark.parametrize("name, change, words", [
-    ("model_index.json", {"_class_name": "FluxPipeline"}, ["FluxPipeline", "StableDiffusionXLPipeline"]),
-    ("vae/config.json", {"_class_name": "AutoencoderTiny"}, ["AutoencoderTiny", "AutoencoderKL"]),
-    ("vae/config.json", {"latents_mean": [0, 0, 0, 0]}, ["latents_mean"]),
-])
-def test_unknown_pipelines(pipelines, images, tmp_path, capsys, name, change, words):
-    prepare(broken(pipelines, tmp_path, name, change), images, tmp_path / "out", code=3)
-    refused(capsys, 3, *words)
-
-
-def test_no_pipeline(images, tmp_path, capsys):
-    prepare(tmp_path, images, tmp_path / "out", code=3)
-    refused(capsys, 3, "model_index.json", "--pipeline")
-
-
-def test_torn_weights(pipelines, images, tmp_path, capsys):
-    folder = broken(pipelines, tmp_path, "vae/config.json", {})
-    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    prepare(folder, images, tmp_path / "out", code=3)
-    refused(capsys, 3, str(folder), "cannot be loaded")
-
-
-@pytest.mark.parametrize("options, words", [
-    (["--resolution", 17], ["--resolution 17", "divided by 2"]),
-    (["--device", "cuda:77"], ["--device cuda:77"]),
-    (["--images", "/nowhere"], ["/nowhere", "no such folder"]),
-])
-def test_wrong_options(pipelines, images, tmp_path, capsys, options, words):
-    code = 3 if "--images" in options else 2
-    prepare(pipelines / "sd", images, tmp_path / "out", *options, code=code)
-    refused(capsys, code, *words)
-
-
-@pytest.mark.parametrize("options", [["--batch-size", "0"], ["--hash-distance", "11"], ["--crop", "left"]])
-def test_options_out_of_range(pipelines, images, tmp_path, options):
-    with pytest.raises(SystemExit) as stop:
-        prepare(pipelines / "sd", images, tmp_path / "out", *options)
-    assert stop.value.code == 2
-
-
-def test_nothing_to_do(pipelines, tmp_path, capsys):
-    assert tool.main(["--pipeline", str(pipelines / "sd"), "--out", str(tmp_path)]) == 2
-    refused(capsys, 2, "--images", "--prompts")
-
-
-def test_an_answer_that_is_not_finite_names_the_picture(pipelines, images, tmp_path, capsys, monkeypatch):
-    real = prepare_encode.Encoder.latents
-
-    def latents(self, pictures):
-        mean, std = real(self, pictures)
-        mean[1] = np.inf
-        return mean, std
-    monkeypatch.setattr(prepare_encode.Encoder, "latents", latents)
-    prepare(pipelines / "sd", images, tmp_path / "out", "--dtype", "bfloat16", code=3)
-    refused(capsys, 3, ".png: /latents", "--dtype float32")
 
 
 def test_memory_does_not_grow_with_the_set():

@@ -15,7 +15,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import prepare_dataset as tool
 from prepare import pictures as prepare_pictures
 from prepare import plan as prepare_plan
-from test_prepare_dataset import check_latents, images, pipelines, prepare, read, refused  # noqa: F401 (fixtures among them)
+from prepared import images, pipelines, prepare, read, refused  # noqa: F401 (fixtures among them)
+from test_prepare_dataset import check_latents
 
 
 # ---- where pictures and captions come from -------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 #include <dlfcn.h>
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <memsieve/filter.h>
 #include <memsieve/plugin.h>
@@ -32,7 +33,7 @@ std::string real_file(const std::string& path) {
   std::error_code error;
   const fs::path file = fs::canonical(path, error);
   if (error) throw ConfigError("plug-in " + path + ": cannot be opened: " + error.message());
-  if (!fs::is_regular_file(file, error)) throw ConfigError("plug-in " + path + ": cannot be opened: it is no file");
+  detail::require_regular_file<ConfigError>(file);
   return file;
 }
 

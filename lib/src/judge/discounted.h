@@ -21,7 +21,7 @@ class DiscountedSums {
     /// gamma, in (0, 1]
     double discount = 0.9;
     /// tau^2 of a sample on its own, and of several that are alike and judged together
-    double spread = 3, spread_alike = 0.2;
+    double spread = 3, spread_alike = 0.1;
   };
   /// What slots [B] hold: sums [B, C] float32 and visits [B, C] int16.
   struct Past {

@@ -159,7 +159,7 @@ Outcome outcome_of(const World& world, const Mode& mode = {}) {
       "sieve: {filters: {start_gap: {}}, standardise: {by: timestep, population: " + population +
       ", bins: 3, window: 100, min_count: 10, clip: 8}, evidence: {kind: discounted, discount: 0.9, spread: " +
       std::to_string(mode.spread) +
-      ", spread_alike: 0.2, min_visits: 1}, threshold: {kind: rate, false_drop_rate: 0.01}, action: {kind: drop, "
+      ", spread_alike: 0.1, min_visits: 1}, threshold: {kind: rate, false_drop_rate: 0.01}, action: {kind: drop, "
       "pass_over: true}, revisit: {rows: " +
       rows + ", every: 1}, probe: {kind: budget, fraction: 0.125, likeness: " + (mode.likeness ? "6" : "0") +
       "}, held_out: {rows: " + (mode.held_out ? rows : "0") + ", every: 1}}";

@@ -18,7 +18,7 @@ const std::string kRule = R"(
 sieve:
   filters: {start_gap: {}}
   standardise: {by: timestep, population: held_out, bins: 3, window: 100, min_count: 10, clip: 8}
-  evidence: {kind: discounted, discount: 0.9, spread: 3, spread_alike: 0.2, min_visits: 1}
+  evidence: {kind: discounted, discount: 0.9, spread: 3, spread_alike: 0.1, min_visits: 1}
   threshold: {kind: rate, false_drop_rate: 0.01}
   action: {kind: drop, pass_over: true}
   revisit: {rows: 8, every: 4}

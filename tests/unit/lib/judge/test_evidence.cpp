@@ -124,7 +124,7 @@ TEST_CASE("what alike samples have shown counts where there are enough of them a
   const auto none = at::full({4, 1}, kNaN), nobody = at::zeros({4}, at::kBool);
   const auto alone = evidence.with_visit(evidence.recall(slot), none, nobody);
   const auto now = evidence.with_visit(evidence.recall(slot), none, nobody, near);
-  const double w = 1 + 0.9 + 0.81, v = 1 + 0.81 + 0.6561, together = 6 / std::sqrt(v + 0.2 * w * w);
+  const double w = 1 + 0.9 + 0.81, v = 1 + 0.81 + 0.6561, together = 6 / std::sqrt(v + 0.1 * w * w);
   CHECK(now.score[0].item<double>() == Approx(together));
   CHECK(now.score[1].item<double>() == Approx(std::max(together, 4 / std::sqrt(1 + 3.0))));
   CHECK(now.score[2].item<double>() == Approx(1 / std::sqrt(1 + 3.0)));
@@ -134,5 +134,5 @@ TEST_CASE("what alike samples have shown counts where there are enough of them a
   // This visit is one more of them.
   const auto seen = evidence.with_visit(evidence.recall(slot), at::full({4, 1}, 2.F), at::ones({4}, at::kBool), near);
   const double w4 = 1 + 0.9 * w, v4 = 1 + 0.81 * v;
-  CHECK(seen.score[0].item<double>() == Approx((0.9 * 6 + 2) / std::sqrt(v4 + 0.2 * w4 * w4)));
+  CHECK(seen.score[0].item<double>() == Approx((0.9 * 6 + 2) / std::sqrt(v4 + 0.1 * w4 * w4)));
 }

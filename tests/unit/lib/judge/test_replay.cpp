@@ -276,7 +276,7 @@ TEST_CASE("the judge needs no model: recorded raw scores bring the run's own ver
           "standardise: {population: training, bins: 2, window: 32, min_count: 8}, threshold: {kind: robust_z, "
           "drop: 1, release: 0.5}, action: {kind: downweight, warmup_steps: 5, max_fraction: 0.5}}",
       "sieve: {filters: {start_gap: {}}, standardise: {bins: 3, window: 100, min_count: 10, clip: 8}, evidence: {kind: "
-      "discounted, discount: 0.9, spread: 3, spread_alike: 0.2, min_visits: 1}, threshold: {kind: rate, "
+      "discounted, discount: 0.9, spread: 3, spread_alike: 0.1, min_visits: 1}, threshold: {kind: rate, "
       "false_drop_rate: 0.01}, action: {pass_over: true}, revisit: {rows: 8, every: 8}, probe: {kind: budget, "
       "fraction: 0.25, likeness: 6}, held_out: {rows: 8, every: 2}}");
   const auto folder = std::filesystem::temp_directory_path() / ("memsieve-replay-" + std::to_string(getpid()));

@@ -18,43 +18,18 @@
 #include <random>
 #include <set>
 
+#include <support/ledgers.h>
+
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
 using memsieve::Ledger;
-using memsieve::LedgerHeader;
 using memsieve::LedgerRow;
+using toy::Folder;
+using toy::kHeader;
+using toy::rows;
+using toy::steps_in;
 
 namespace {
-
-const LedgerHeader kHeader{"run-1", {"magnitude", "prediction_error"}, "seed: 1"};
-
-std::vector<LedgerRow> rows(uint64_t from, uint64_t to) {
-  std::vector<LedgerRow> list;
-  for (uint64_t i = from; i < to; ++i) {
-    LedgerRow row;
-    row.step = i;
-    row.sample = static_cast<int64_t>(i) * 10;
-    row.raw = {static_cast<float>(i), -1.F};
-    row.z = {0.5F, 0.25F};
-    list.push_back(row);
-  }
-  return list;
-}
-
-std::vector<uint64_t> steps_in(const std::string& path) {
-  const hid_t file = H5Fopen(path.c_str(), H5F_ACC_RDONLY | H5F_ACC_SWMR_READ, H5P_DEFAULT);
-  REQUIRE(file >= 0);
-  const hid_t visits = H5Dopen2(file, "visits", H5P_DEFAULT), space = H5Dget_space(visits);
-  std::vector<uint64_t> steps(H5Sget_simple_extent_npoints(space));
-  const hid_t type = H5Tcreate(H5T_COMPOUND, sizeof(uint64_t));
-  H5Tinsert(type, "step", 0, H5T_NATIVE_UINT64);
-  if (!steps.empty()) REQUIRE(H5Dread(visits, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, steps.data()) >= 0);
-  H5Tclose(type);
-  H5Sclose(space);
-  H5Dclose(visits);
-  H5Fclose(file);
-  return steps;
-}
 
 ino_t inode(const std::string& path) {
   struct stat info {};
@@ -73,13 +48,6 @@ void shrink(const std::string& path, hsize_t count) {
   H5Dclose(visits);
   H5Fclose(file);
 }
-
-struct Folder {
-  std::filesystem::path path = std::filesystem::temp_directory_path() / ("memsieve-ledger-" + std::to_string(getpid()));
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
-  std::string file(const std::string& name) const { return path / name; }
-};
 
 }  // namespace
 
@@ -360,54 +328,4 @@ TEST_CASE("what bears the ledger's name and is no file is set aside", "[ledger]"
   CHECK_THAT(Ledger(path, kHeader, 4).note(), Catch::Contains("is no plain file") && Catch::Contains(".damaged"));
   CHECK(std::filesystem::is_regular_file(path));
   CHECK_FALSE(std::filesystem::exists(elsewhere));
-}
-
-TEST_CASE("a byte that has changed anywhere in the ledger keeps no run from going on", "[ledger]") {
-  const Folder folder;
-  const auto path = folder.file("bits.h5"), whole = folder.file("whole.h5");
-  {
-    Ledger ledger(whole, kHeader);
-    ledger.append(rows(0, 9000));
-  }
-  const auto size = std::filesystem::file_size(whole);
-  std::mt19937 random(11);
-  for (int trial = 0; trial < 60; ++trial) {
-    std::filesystem::copy_file(whole, path, std::filesystem::copy_options::overwrite_existing);
-    // Half of them in the first kilobytes, where HDF5 keeps what the rest hangs on.
-    const auto at = std::uniform_int_distribution<uintmax_t>(0, (trial % 2 == 0 ? size : 2048) - 1)(random);
-    INFO("byte " << at);
-    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
-    file.seekp(static_cast<std::streamoff>(at)).put(static_cast<char>(random()));
-    file.close();
-    Ledger ledger(path, kHeader, 9000);
-    ledger.append(rows(9000, 9010));
-    REQUIRE_NOTHROW(ledger.flush());
-  }
-}
-
-TEST_CASE("whatever end of the file a lost machine has taken, the run goes on", "[ledger]") {
-  const Folder folder;
-  const auto path = folder.file("torn.h5");
-  for (const int64_t bytes : {1, 100, 3000, 30000, 60000}) {
-    std::filesystem::remove(path);
-    {
-      Ledger ledger(path, kHeader);
-      ledger.append(rows(0, 5000));
-      ledger.flush();
-      ledger.append(rows(5000, 9000));
-      ledger.flush();
-    }
-    std::filesystem::resize_file(path,
-                                 std::max<int64_t>(0, static_cast<int64_t>(std::filesystem::file_size(path)) - bytes));
-    {
-      Ledger ledger(path, kHeader, 9000);
-      CHECK(!ledger.note().empty());
-      ledger.append(rows(9000, 9100));
-    }
-    const auto steps = steps_in(path);
-    REQUIRE(steps.size() >= 100);
-    for (size_t i = 0; i < steps.size() - 100; ++i) REQUIRE(steps[i] == i);
-    for (size_t i = 0; i < 100; ++i) REQUIRE(steps[steps.size() - 100 + i] == 9000 + i);
-    CHECK(Ledger(path, kHeader, 9100).note().empty());
-  }
 }

@@ -3,9 +3,8 @@
 #include <memsieve/error.h>
 #include <trainer/checkpoint/checkpoint.h>
 #include <trainer/checkpoint/content_hash.h>
-#include <trainer/loop/evaluate.h>
-#include <trainer/metrics/metrics.h>
 #include <trainer/checkpoint/run_folder.h>
+#include <support/scratch.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -22,29 +21,15 @@
 
 using namespace memsieve;
 using namespace memsieve::trainer;
+using toy::read;
+using toy::Scratch;
 namespace fs = std::filesystem;
 
 namespace {
 
-class Scratch {
- public:
-  Scratch() : path_((fs::temp_directory_path() / "memsieve-loop-XXXXXX").string()) { REQUIRE(mkdtemp(path_.data())); }
-  ~Scratch() { fs::remove_all(path_); }
-  std::string file(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
-
 void write(const std::string& path, const std::string& text) {
   fs::create_directories(fs::path(path).parent_path());
   std::ofstream(path) << text;
-}
-
-std::string read(const std::string& path) {
-  std::stringstream text;
-  text << std::ifstream(path).rdbuf();
-  return text.str();
 }
 
 CheckpointParts some_parts() {
@@ -350,61 +335,4 @@ TEST_CASE("a checkpoint that cannot be finished leaves the old one") {
   state.step = 9;
   CHECK_THROWS_AS(write_checkpoint(folder, state, broken), DataError);
   CHECK(read_checkpoint_state(folder, Verify::contents).step == 0);
-}
-
-TEST_CASE("metrics wait for the sieve's report and keep their order") {
-  const Scratch scratch;
-  const std::string path = scratch.file("metrics.jsonl");
-  MetricsOptions options;
-  options.jsonl = path;
-  options.channels.emplace();
-  options.drifts = true;
-  MetricsWriter writer(options);
-  StepMetrics step;
-  StepReport report;
-  report.drift = 0.75;
-  report.mean_score = std::nan("");
-  step.step = 0;
-  writer.step(step);
-  writer.flush();
-  CHECK(read(path).empty());
-  report.step = 1;
-  writer.report(report);
-  report.step = 0;
-  report.dropped = 3;
-  writer.report(report);
-  step.step = 1;
-  writer.step(step);
-  writer.flush();
-  std::istringstream lines(read(path));
-  std::string first, second, rest;
-  std::getline(lines, first);
-  std::getline(lines, second);
-  CHECK_THAT(first, Catch::Contains("\"step\":0") && Catch::Contains("\"dropped\":3") &&
-                        Catch::Contains("\"mean_score\":null") && Catch::Contains("\"drift\":0.75") &&
-                        !Catch::Contains("passed_over"));
-  CHECK_THAT(second, Catch::Contains("\"step\":1") && Catch::Contains("\"dropped\":0"));
-  CHECK_FALSE(std::getline(lines, rest));
-}
-
-TEST_CASE("a resumed run's metrics begin where the checkpoint was") {
-  const Scratch scratch;
-  const RunFolder folder(scratch.file("run"));
-  write(folder.file("metrics.jsonl"),
-        "{\"kind\":\"validation\",\"step\":0}\n{\"kind\":\"step\",\"step\":3}\n{\"kind\":\"step\",\"step\":4}\n"
-        "{\"kind\":\"validation\",\"step\":4}\n{\"kind\":\"st");
-  folder.trim_metrics(4);
-  CHECK(read(folder.file("metrics.jsonl")) == "{\"kind\":\"validation\",\"step\":0}\n{\"kind\":\"step\",\"step\":3}\n");
-}
-
-TEST_CASE("validation timesteps lie one in each part and differ between rows") {
-  std::set<int64_t> seen;
-  for (int64_t row = 0; row < 50; ++row) {
-    for (int64_t draw = 0; draw < 4; ++draw) {
-      const int64_t t = stratified_timestep(row, draw, 4, 1000);
-      CHECK(t / 250 == draw);
-      seen.insert(t);
-    }
-  }
-  CHECK(seen.size() > 150);
 }
