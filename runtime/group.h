@@ -29,8 +29,8 @@ struct GroupOptions {
   double collective_seconds = 1800;
 };
 
-/// What to wait where the user says nothing: 60 s under torchrun, whose agents have met before they start ranks, else
-/// 300.
+/// What to wait where the user says nothing: 60 s under torchrun, whose agents have met before they start ranks,
+/// else 300.
 double default_rendezvous_seconds(const Launch& launch);
 
 /// Where this rank should train. `wish` "auto": its own GPU, or the CPU where no GPU is visible; "cpu"; "cuda": its own

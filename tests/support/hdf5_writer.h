@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <diffusion/io/hdf5_file.h>
+#include <support/scratch.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -15,27 +16,7 @@ namespace memsieve::testing {
 
 using namespace diffusion;
 
-/// A folder that goes with the test, and with it the files that were named.
-class TemporaryFolder {
- public:
-  TemporaryFolder() {
-    path_ = (std::filesystem::temp_directory_path() / "memsieve-test-XXXXXX").string();
-    if (!mkdtemp(path_.data())) throw std::runtime_error(path_ + ": cannot be made");
-  }
-  ~TemporaryFolder() {
-    for (const auto& name : names_) std::remove(name.c_str());
-    rmdir(path_.c_str());
-  }
-  std::string file(const std::string& name) const {
-    const std::string path = path_ + "/" + name;
-    if (!name.empty()) names_.push_back(path);
-    return path;
-  }
-
- private:
-  std::string path_;
-  mutable std::vector<std::string> names_;
-};
+using TemporaryFolder = toy::Scratch;
 
 class Hdf5Writer {
  public:

@@ -2,9 +2,8 @@
 // Ledgers with known rows, and the steps that one holds.
 
 #include <hdf5.h>
-#include <unistd.h>
+#include <support/scratch.h>
 
-#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -46,12 +45,5 @@ inline std::vector<uint64_t> steps_in(const std::string& path) {
   H5Fclose(file);
   return steps;
 }
-
-struct Folder {
-  std::filesystem::path path = std::filesystem::temp_directory_path() / ("memsieve-ledger-" + std::to_string(getpid()));
-  Folder() { std::filesystem::create_directories(path); }
-  ~Folder() { std::filesystem::remove_all(path); }
-  std::string file(const std::string& name) const { return path / name; }
-};
 
 }  // namespace toy

@@ -66,8 +66,8 @@ class DamagedCheckpoint : public DataError {
 };
 
 /// Writes to `folder`.tmp, syncs everything to disk and renames. If `folder` exists it is replaced. The folder that it
-/// lies in is made, but none above that: a run's folder that is gone stays so. Throws DataError, and then leaves
-/// nothing.
+/// lies in is made, but none above that: a run's folder that is gone stays so. Throws DataError, and then
+/// leaves nothing.
 void write_checkpoint(const std::string& folder, const CheckpointState& state, const CheckpointParts& parts);
 
 /// How closely the files that state.json lists are looked at.

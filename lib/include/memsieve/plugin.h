@@ -48,8 +48,8 @@ namespace memsieve {
 enum class PluginTrust { owners, anyone };
 
 /// Checks the file's owner, permissions and stamp, opens it (RTLD_NOW | RTLD_LOCAL, never closed), and lets it add its
-/// filters and signals. Nothing in a file runs that is refused. Throws ConfigError saying what is wrong and how to mend
-/// it.
+/// filters and signals. Nothing in a file runs that is refused. Throws ConfigError saying what is wrong and
+/// how to mend it.
 MEMSIEVE_API void load_plugin(const std::string& path, FilterRegistry& registry,
                               PluginTrust trust = PluginTrust::owners);
 

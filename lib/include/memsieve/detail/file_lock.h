@@ -1,6 +1,6 @@
 #pragma once
-// A lock that a process holds on a file's name and that ends with the process. Private to this repository: it is not
-// installed.
+// A lock that a process holds on a file's name and that ends with the process. Private to this repository:
+// it is not installed.
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -55,8 +55,8 @@ class FileLock {
         ::close(file);
         return state;
       }
-      // Its last holder may have removed the file in between. Where inodes have no lasting numbers, once more is
-      // enough.
+      // Its last holder may have removed the file in between. Where inodes have no lasting numbers,
+      // once more is enough.
       if (attempt < 3 && !names(path, file)) {
         ::close(file);
         continue;

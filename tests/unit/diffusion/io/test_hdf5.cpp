@@ -20,8 +20,8 @@ namespace {
 
 using Sizes = std::vector<hsize_t>;
 
-// Opens what `breakage` leaves of a sound set of latents and expects a DataError that begins with the path and the
-// object.
+// Opens what `breakage` leaves of a sound set of latents and expects a DataError that begins with the path
+// and the object.
 void expect_error(const std::string& object, const std::string& why, const std::function<void(Hdf5Writer&)>& breakage) {
   const TemporaryFolder folder;
   const std::string path = folder.file("set.h5");

@@ -9,13 +9,13 @@
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
 using memsieve::Ledger;
-using toy::Folder;
 using toy::kHeader;
 using toy::rows;
+using toy::Scratch;
 using toy::steps_in;
 
 TEST_CASE("a byte that has changed anywhere in the ledger keeps no run from going on", "[ledger]") {
-  const Folder folder;
+  const Scratch folder;
   const auto path = folder.file("bits.h5"), whole = folder.file("whole.h5");
   {
     Ledger ledger(whole, kHeader);
@@ -38,7 +38,7 @@ TEST_CASE("a byte that has changed anywhere in the ledger keeps no run from goin
 }
 
 TEST_CASE("whatever end of the file a lost machine has taken, the run goes on", "[ledger]") {
-  const Folder folder;
+  const Scratch folder;
   const auto path = folder.file("torn.h5");
   for (const int64_t bytes : {1, 100, 3000, 30000, 60000}) {
     std::filesystem::remove(path);

@@ -1,4 +1,5 @@
 // One run, one folder: whoever comes second is told who is there.
+#include <support/scratch.h>
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
 #include <sys/wait.h>
@@ -19,13 +20,9 @@ namespace fs = std::filesystem;
 namespace {
 
 struct Folder {
-  std::string path = (fs::temp_directory_path() / "memsieve-lock-XXXXXX").string();
-  Folder() {
-    REQUIRE(mkdtemp(path.data()) != nullptr);
-    fs::create_directory(run());
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string run() const { return path + "/run"; }
+  toy::Scratch parent;
+  Folder() { fs::create_directory(run()); }
+  std::string run() const { return parent.file("run"); }
   std::string lock() const { return run() + "/run.lock"; }
 };
 
@@ -99,7 +96,7 @@ TEST_CASE("a folder that is moved, replaced or removed is missed") {
   const Folder folder;
   RunLock lock;
   lock.take(folder.run(), "here");
-  const std::string aside = folder.path + "/aside";
+  const std::string aside = folder.parent.file("aside");
   fs::rename(folder.run(), aside);
   CHECK_THROWS_WITH(lock.require_in_place(), Catch::StartsWith(folder.run()) && Catch::Contains("moved"));
   fs::create_directory(folder.run());
@@ -118,8 +115,8 @@ TEST_CASE("a folder that is moved, replaced or removed is missed") {
 TEST_CASE("without a folder nothing is locked and nothing made") {
   const Folder folder;
   RunLock lock;
-  lock.take(folder.path + "/none", "here");
+  lock.take(folder.parent.file("none"), "here");
   CHECK_FALSE(lock.held());
   CHECK_NOTHROW(lock.require_in_place());
-  CHECK_FALSE(fs::exists(folder.path + "/none"));
+  CHECK_FALSE(fs::exists(folder.parent.file("none")));
 }
