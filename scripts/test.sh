@@ -18,7 +18,7 @@ trap '[ $counted = yes ] || say "0 passed, 1 failed"' EXIT
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 logs=()
 run_preset() {
-  ctest --preset "$1" -j "${MEMSIEVE_TEST_JOBS:-1}" || true
+  ctest --preset "$1" -j "${MEMSIEVE_TEST_JOBS:-$(cores)}" || true
   logs+=("build/$1/Testing/Temporary/LastTest.log")
 }
 

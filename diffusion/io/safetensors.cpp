@@ -11,6 +11,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <sstream>
 #include <vector>
 
 namespace memsieve::diffusion {
@@ -198,6 +199,12 @@ std::string printable(const std::string& text) {
 
 std::string in_quotes(const std::string& text) {
   return std::string("'").append(printable(text)).append("'");
+}
+
+std::string in_brackets(at::IntArrayRef shape) {
+  std::ostringstream out;
+  out << shape;
+  return out.str();
 }
 
 TensorMap load_safetensors(const std::string& path, Metadata* metadata) {

@@ -21,6 +21,8 @@ TensorMap load_safetensors(const std::string& path, Metadata* metadata = nullptr
 /// What a file says, for an error's one line: control characters as '?', cut if it is very long.
 std::string printable(const std::string& text);
 std::string in_quotes(const std::string& text);
+/// "[4, 64, 64]".
+std::string in_brackets(at::IntArrayRef shape);
 
 /// Writes to a temporary name in the same folder, fsyncs, renames: `path` is the old file or the whole new one.
 /// Tensors may lie on any device (one copy to the host each). DataError if it cannot be written or a dtype is not in

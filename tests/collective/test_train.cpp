@@ -82,7 +82,7 @@ TEST_CASE("any number of ranks trains the same") {
   for (int ranks : {1, 2, 4}) {
     // A large epsilon: where a gradient is all but 0, Adam would blow rounding errors up to whole steps.
     require_done(world.train(
-        ranks, "r" + std::to_string(ranks),
+        ranks, std::string("r").append(std::to_string(ranks)),
         "adam_epsilon=0.01;sieve.probe.kind=every;sieve.block_rows=1;max_train_steps=20;gradient_accumulation_steps=" +
             std::to_string(micro) + ";train_batch_size=" + std::to_string(rows / ranks / micro)));
   }

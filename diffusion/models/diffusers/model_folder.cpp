@@ -8,7 +8,6 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 
 namespace memsieve::diffusion {
 
@@ -55,12 +54,6 @@ FolderWeights read_shards(const fs::path& folder, const fs::path& index) {
   return weights;
 }
 
-std::string shape_text(at::IntArrayRef shape) {
-  std::ostringstream out;
-  out << shape;
-  return out.str();
-}
-
 std::string others(std::size_t count) {
   return count > 1 ? ", and so are " + std::to_string(count - 1) + " more" : "";
 }
@@ -89,8 +82,8 @@ void fill_parameters(torch::nn::Module& model, FolderWeights&& weights) {
       continue;
     }
     if (found->second.sizes() != item->sizes())
-      throw DataError(where + ": tensor " + in_quotes(item.key()) + " is " + shape_text(found->second.sizes()) +
-                      ", config.json asks for " + shape_text(item->sizes()));
+      throw DataError(where + ": tensor " + in_quotes(item.key()) + " is " + in_brackets(found->second.sizes()) +
+                      ", config.json asks for " + in_brackets(item->sizes()));
     item->set_data(found->second.to(at::kFloat));
     tensors.erase(found);  // so that a file in half precision is never in memory twice
   }

@@ -10,7 +10,6 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
-#include <sstream>
 
 namespace memsieve::diffusion {
 
@@ -28,12 +27,6 @@ struct AdapterFile {
   /// as the header says
   std::optional<double> alpha;
 };
-
-std::string shape_text(at::IntArrayRef shape) {
-  std::ostringstream out;
-  out << shape;
-  return out.str();
-}
 
 /// `prefix`: "unet."
 std::string without_prefix(const std::string& name, const std::string& prefix) {
@@ -109,8 +102,8 @@ void copy_values(const std::string& path, TensorMap tensors,
     const auto found = tensors.find(name);
     if (found == tensors.end()) throw DataError(tensor_in(path, name) + " is missing");
     if (found->second.sizes() != parameter.sizes())
-      throw DataError(tensor_in(path, name) + " is " + shape_text(found->second.sizes()) +
-                      ", this model and rank ask for " + shape_text(parameter.sizes()));
+      throw DataError(tensor_in(path, name) + " is " + in_brackets(found->second.sizes()) +
+                      ", this model and rank ask for " + in_brackets(parameter.sizes()));
     parameter.copy_(found->second);
     tensors.erase(found);
   }
@@ -137,7 +130,7 @@ Lora Lora::load(torch::nn::Module& model, const std::string& path, const std::st
     if (found == nullptr || dynamic_cast<Adaptable*>(found->get()) == nullptr)
       throw DataError(tensor_in(path, name) + ": this model has no such layer");
     if (tensor.dim() < 2 || tensor.size(0) < 1)
-      throw DataError(tensor_in(path, name) + " is " + shape_text(tensor.sizes()) + ", no adapter's");
+      throw DataError(tensor_in(path, name) + " is " + in_brackets(tensor.sizes()) + ", no adapter's");
     if (config.target_modules.empty()) config.rank = tensor.size(0);
     config.target_modules.push_back(layer);
   }

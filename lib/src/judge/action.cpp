@@ -11,13 +11,13 @@
 namespace memsieve {
 
 namespace {
-const Names kKinds{"drop", "downweight"};
+const Names kActionKinds{"drop", "downweight"};
 }
 
 Schema ActionOptions::schema() {
   const ActionOptions d;
   Schema s;
-  s.choice("kind", name_of(kKinds, d.kind), kKinds,
+  s.choice("kind", name_of(kActionKinds, d.kind), kActionKinds,
            "`drop`: weight 0; `downweight`: max(floor, min(1, (level/score)^power))")
       .real("power", d.power, 0, 100, "exponent of `downweight`")
       .real("floor", d.floor, 0, 1, "smallest weight of `downweight`")
@@ -33,7 +33,7 @@ Schema ActionOptions::schema() {
 
 ActionOptions ActionOptions::read(const Settings& sieve) {
   ActionOptions o;
-  o.kind = read_choice<Kind>(sieve, "action.kind", kKinds);
+  o.kind = read_choice<Kind>(sieve, "action.kind", kActionKinds);
   o.power = sieve.real("action.power");
   o.floor = sieve.real("action.floor");
   o.warmup_steps = sieve.integer("action.warmup_steps");

@@ -9,7 +9,7 @@
 namespace memsieve {
 
 namespace {
-const Names kKinds{"visit", "ledger", "discounted"};
+const Names kEvidenceKinds{"visit", "ledger", "discounted"};
 const Names kPools{"sample", "group"};
 // visits by which the bulk of the training rows is known, and the fewest that say anything
 constexpr int64_t kBulk = 1000, kBulkLeast = 200;
@@ -21,7 +21,7 @@ constexpr double kBulkQuantile = 0.3, kToMiddle = 0.5244, kApart = 0.7572;
 Schema EvidenceOptions::schema() {
   const EvidenceOptions d;
   Schema s;
-  s.choice("kind", name_of(kKinds, d.kind), kKinds,
+  s.choice("kind", name_of(kEvidenceKinds, d.kind), kEvidenceKinds,
            "`visit`: judge by this visit alone, as published; `ledger`: by what the sample's last visits have shown; "
            "`discounted`: by sums over all of its visits in which later ones count more")
       .integer("visits", d.visits, 1, 1000, "visits remembered for each sample (`ledger`)")
@@ -45,7 +45,7 @@ Schema EvidenceOptions::schema() {
 
 EvidenceOptions EvidenceOptions::read(const Settings& sieve) {
   EvidenceOptions o;
-  o.kind = read_choice<Kind>(sieve, "evidence.kind", kKinds);
+  o.kind = read_choice<Kind>(sieve, "evidence.kind", kEvidenceKinds);
   o.visits = o.kind == Kind::ledger ? sieve.integer("evidence.visits") : 1;
   o.sums = {sieve.real("evidence.discount"), sieve.real("evidence.spread"), sieve.real("evidence.spread_alike")};
   o.alike = sieve.real("evidence.alike");

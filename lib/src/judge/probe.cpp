@@ -11,7 +11,7 @@
 namespace memsieve {
 
 namespace {
-const Names kKinds{"every", "budget"};
+const Names kProbeKinds{"every", "budget"};
 // four visits without a probe weigh as much as a unit of evidence
 constexpr double kAgeWeight = 0.25, kNotDue = 1e3;
 }  // namespace
@@ -19,7 +19,7 @@ constexpr double kAgeWeight = 0.25, kNotDue = 1e3;
 Schema ProbeOptions::schema() {
   const ProbeOptions d;
   Schema s;
-  s.choice("kind", name_of(kKinds, d.kind), kKinds,
+  s.choice("kind", name_of(kProbeKinds, d.kind), kProbeKinds,
            "rows for which counterfactual predictions are made: all (as published), or a fixed number, spent on rows "
            "with a suspicious past (with `evidence.kind: visit` or `ledger`, also by what costs nothing at this visit) "
            "and on rows not probed for long")
@@ -36,7 +36,7 @@ Schema ProbeOptions::schema() {
 }
 
 ProbeOptions ProbeOptions::read(const Settings& sieve) {
-  return {read_choice<Kind>(sieve, "probe.kind", kKinds), sieve.real("probe.fraction"), sieve.integer("probe.every"),
+  return {read_choice<Kind>(sieve, "probe.kind", kProbeKinds), sieve.real("probe.fraction"), sieve.integer("probe.every"),
           sieve.real("probe.likeness")};
 }
 

@@ -15,7 +15,7 @@ namespace memsieve {
 namespace {
 constexpr int64_t kRemembered = 2048;  // a few hundred pictures' visits: enough for C + 1 coefficients
 constexpr int64_t kEnough = 64;        // rows below which nothing is subtracted
-const Names kKinds{"none", "start_model"};
+const Names kReferenceKinds{"none", "start_model"};
 
 at::Tensor design(const at::Tensor& easiness) {
   return at::cat({at::ones({easiness.size(0), 1}, easiness.options()), easiness}, 1);
@@ -25,7 +25,7 @@ at::Tensor design(const at::Tensor& easiness) {
 Schema ReferenceOptions::schema() {
   const ReferenceOptions d;
   Schema s;
-  s.choice("kind", name_of(kKinds, d.kind), kKinds,
+  s.choice("kind", name_of(kReferenceKinds, d.kind), kReferenceKinds,
            "`start_model`: subtract what the model at the start of fine-tuning already found easy about a sample")
       .integer("draws", d.draws, 1, 1000,
                "noise draws of each picture under the starting model, spread evenly over the timesteps");
@@ -34,7 +34,7 @@ Schema ReferenceOptions::schema() {
 
 ReferenceOptions ReferenceOptions::read(const Settings& sieve) {
   ReferenceOptions o;
-  o.kind = read_choice<Kind>(sieve, "reference.kind", kKinds);
+  o.kind = read_choice<Kind>(sieve, "reference.kind", kReferenceKinds);
   o.draws = o.is_on() ? sieve.integer("reference.draws") : 0;
   return o;
 }

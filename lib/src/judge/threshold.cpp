@@ -14,7 +14,7 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kHuge = 1e300;
-const Names kKinds{"fixed", "quantile", "robust_z", "held_out", "rate"};
+const Names kThresholdKinds{"fixed", "quantile", "robust_z", "held_out", "rate"};
 const Names kTails{"normal", "conformal"};
 
 }  // namespace
@@ -23,7 +23,7 @@ Schema ThresholdOptions::schema() {
   const ThresholdOptions d;
   Schema s;
   s.choice(
-       "kind", name_of(kKinds, d.kind), kKinds,
+       "kind", name_of(kThresholdKinds, d.kind), kThresholdKinds,
        "`fixed`: a level of the score; `quantile`: of the last scores of training rows; `robust_z`: median + level "
        "· 1.4826 · MAD of them; `held_out`: the level that held-out rows exceed with the given probability; `rate`: "
        "the level that ordinary rows' evidence, which `evidence.kind: discounted` makes standard normal, exceeds with "
@@ -48,7 +48,7 @@ Schema ThresholdOptions::schema() {
 
 ThresholdOptions ThresholdOptions::read(const Settings& sieve, const EvidenceOptions& evidence) {
   ThresholdOptions o;
-  o.kind = read_choice<Kind>(sieve, "threshold.kind", kKinds);
+  o.kind = read_choice<Kind>(sieve, "threshold.kind", kThresholdKinds);
   o.drop = sieve.real("threshold.drop");
   o.release = evidence.remembers() ? sieve.real("threshold.release") : o.drop;
   o.false_drop_rate = sieve.real("threshold.false_drop_rate");
@@ -71,7 +71,7 @@ void ThresholdOptions::check(const Settings& sieve, const EvidenceOptions& evide
     if (key == "threshold.release" && !evidence.remembers()) continue;
     const double level = sieve.real(key);
     if ((rate || kind == Kind::quantile) && (level <= 0 || level >= 1))
-      refuse(sieve, key, "with `kind: " + name_of(kKinds, kind) + "` the level is a probability in (0, 1)");
+      refuse(sieve, key, "with `kind: " + name_of(kThresholdKinds, kind) + "` the level is a probability in (0, 1)");
   }
   if (from_training()) check_at_most(sieve, "standardise.min_count", min_count, "threshold.window", window);
   if (!evidence.remembers()) {
@@ -82,7 +82,7 @@ void ThresholdOptions::check(const Settings& sieve, const EvidenceOptions& evide
   // In the unit of these kinds the default, a rate, would hardly ever release anything.
   if (!rate && !sieve.has("threshold.release")) {
     refuse(sieve, "threshold.kind",
-           name_of(kKinds, kind) +
+           name_of(kThresholdKinds, kind) +
                " with evidence that has a past needs threshold.release in the same unit as threshold.drop (the same "
                "value: released as soon as it falls below that)");
   }
