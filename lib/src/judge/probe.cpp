@@ -36,8 +36,8 @@ Schema ProbeOptions::schema() {
 }
 
 ProbeOptions ProbeOptions::read(const Settings& sieve) {
-  return {read_choice<Kind>(sieve, "probe.kind", kProbeKinds), sieve.real("probe.fraction"), sieve.integer("probe.every"),
-          sieve.real("probe.likeness")};
+  return {read_choice<Kind>(sieve, "probe.kind", kProbeKinds), sieve.real("probe.fraction"),
+          sieve.integer("probe.every"), sieve.real("probe.likeness")};
 }
 
 at::Tensor choose_rows(const at::Tensor& priority, int64_t block, int64_t per_block) {
