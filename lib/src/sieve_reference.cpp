@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "nan.h"
 #include "sieve_impl.h"
 
 namespace memsieve {
@@ -33,8 +34,7 @@ Batch before_training(Batch batch) {
 /// comes later.
 void leave_out_start(RawScores& scores, const std::vector<Channel>& channels) {
   for (size_t c = 0; c < channels.size(); ++c) {
-    if (channels[c].reads_start)
-      scores.raw.select(1, static_cast<int64_t>(c)).fill_(std::numeric_limits<double>::quiet_NaN());
+    if (channels[c].reads_start) scores.raw.select(1, static_cast<int64_t>(c)).fill_(kNaN);
   }
 }
 
@@ -48,7 +48,7 @@ void settle_nonfinite(RawScores& scores, const at::Tensor& ids, bool held_out, b
                          ": NaN or Inf in what the starting model predicts for it (look at the sample, train in bf16 "
                          "or float32, or set on_nonfinite: skip)");
   }
-  scores.raw.masked_fill_(scores.nonfinite.unsqueeze(1), std::numeric_limits<double>::quiet_NaN());
+  scores.raw.masked_fill_(scores.nonfinite.unsqueeze(1), kNaN);
 }
 
 /// Every picture must have been drawn: one without would count as of average easiness.

@@ -3,18 +3,17 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
-#include <limits>
 
 #include "judge/window.h"
+#include "nan.h"
 
 namespace memsieve {
 
 namespace {
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 // beyond it a visit more changes nothing that float32 holds; int16 ends at 32767
 constexpr int64_t kMostVisits = 30000;
 // rows whose sums are made at a time: bounds the memory of the comparison of all pairs
-constexpr int64_t kRowsAtOnce = 512;
+constexpr int64_t kSamplesAtOnce = 512;
 
 /// [R, C]: for each row the discounted sum over all rows of its key, in their order. A product over all pairs: every
 /// rank adds in the same order, which index_add on a GPU does not; in float64, so that rows of other keys between them,
@@ -23,8 +22,8 @@ at::Tensor sums_within_key(const at::Tensor& keys, const Ranks& ranks, const at:
   const auto later = (ranks.count - 1 - ranks.rank).to(at::kDouble);
   const auto part = z * at::pow(discount, later).unsqueeze(1);
   std::vector<at::Tensor> sums;
-  for (int64_t from = 0; from < keys.size(0); from += kRowsAtOnce) {
-    const auto mine = keys.slice(0, from, from + kRowsAtOnce);
+  for (int64_t from = 0; from < keys.size(0); from += kSamplesAtOnce) {
+    const auto mine = keys.slice(0, from, from + kSamplesAtOnce);
     sums.push_back(at::mm((mine.unsqueeze(1) == keys.unsqueeze(0)).to(at::kDouble), part));
   }
   return at::cat(sums).to(at::kFloat);

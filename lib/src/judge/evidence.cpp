@@ -2,9 +2,8 @@
 
 #include <ATen/ATen.h>
 
-#include <limits>
-
 #include "config/read.h"
+#include "nan.h"
 
 namespace memsieve {
 
@@ -68,7 +67,7 @@ EvidenceSum evidence(const at::Tensor& windows, const at::Tensor& weights) {
   const auto terms = windows.size(1) == 1 ? sum : sum / at::sqrt(n.clamp_min(1));
   const auto visits = measured.any(-1).sum(-1);
   const auto score = (terms * weights).sum(-1);
-  return {score.masked_fill(visits == 0, std::numeric_limits<double>::quiet_NaN()), visits};
+  return {score.masked_fill(visits == 0, kNaN), visits};
 }
 
 at::Tensor bulk_drift(const at::Tensor& means, const at::Tensor& flagged) {
@@ -115,14 +114,13 @@ EvidenceSum Evidence::sum_of(const DiscountedSums::Past& sums, const at::Tensor&
   const auto weight = weights_ * precision_ * known.to(at::kFloat);
   const auto score = at::nan_to_num(t, 0.0).mul(weight).sum(-1) / weight.square().sum(-1).sqrt().clamp_min(1e-12);
   const auto none = known.any(-1).logical_not();
-  return {(score / width_).masked_fill(none, std::numeric_limits<double>::quiet_NaN()),
-          std::get<0>(sums.visits.max(-1)).to(at::kLong)};
+  return {(score / width_).masked_fill(none, kNaN), std::get<0>(sums.visits.max(-1)).to(at::kLong)};
 }
 
 EvidenceSum Evidence::with_visit(const Past& past, const at::Tensor& z, const at::Tensor& measured,
                                  const Neighbours& neighbours) const {
   if (!options_.discounts()) return evidence(with_current(past.windows, past.counts, z, measured), weights_);
-  const auto seen = z.masked_fill(measured.logical_not().unsqueeze(1), std::numeric_limits<double>::quiet_NaN());
+  const auto seen = z.masked_fill(measured.logical_not().unsqueeze(1), kNaN);
   auto own = sum_of(sums_.with_visit(past.sums, seen), drift_, options_.sums.spread);
   if (!neighbours.enough.defined()) return own;
   const auto all = sum_of(sums_.with_visit(neighbours.sums, seen), drift_, options_.sums.spread_alike);
@@ -134,7 +132,7 @@ EvidenceSum Evidence::with_visit(const Past& past, const at::Tensor& z, const at
 at::Tensor Evidence::of_slots_from(int64_t from) const {
   const auto e = options_.discounts() ? sum_of(sums_.since(from), at::zeros_like(drift_), options_.sums.spread)
                                       : evidence(windows_.values().slice(0, from), weights_);
-  return e.score.masked_fill(e.visits < options_.min_visits, std::numeric_limits<double>::quiet_NaN());
+  return e.score.masked_fill(e.visits < options_.min_visits, kNaN);
 }
 
 void Evidence::fold(const at::Tensor& slot, const at::Tensor& z, const at::Tensor& valid) {

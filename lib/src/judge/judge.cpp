@@ -4,14 +4,13 @@
 #include <ATen/core/grad_mode.h>
 
 #include <cmath>
-#include <limits>
 
 #include "config/read.h"
+#include "nan.h"
 
 namespace memsieve {
 
 namespace {
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 // held-out rows of a rank are few: their probe budget is counted over four at a time
 constexpr int64_t kHeldOutBlock = 4;
 

@@ -4,14 +4,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "config/read.h"
+#include "nan.h"
 
 namespace memsieve {
 
 namespace {
-constexpr int64_t kRowsAtOnce = 512;  // of a running mean: all pairs of them are compared
+constexpr int64_t kPairsAtOnce = 512;  // of a running mean: all pairs of them are compared
 const Names kBy{"none", "rms", "timestep", "running_mean"};
 const Names kPopulations{"training", "held_out"};
 }  // namespace
@@ -117,8 +117,8 @@ void Standardise::fold_mean(const at::Tensor& cell, const at::Tensor& raw, const
   const auto finite = at::nan_to_num(values, 0.0);
   // As if the rows came one after the other. Several of one timestep are summed in a fixed order, and each place is
   // written once, so that ranks agree in the last bit on GPUs too.
-  for (int64_t from = 0; from < keys.size(0); from += kRowsAtOnce) {
-    const auto key = keys.slice(0, from, from + kRowsAtOnce), value = finite.slice(0, from, from + kRowsAtOnce);
+  for (int64_t from = 0; from < keys.size(0); from += kPairsAtOnce) {
+    const auto key = keys.slice(0, from, from + kPairsAtOnce), value = finite.slice(0, from, from + kPairsAtOnce);
     const auto [rank, count] = rank_within_key(key);
     const auto kept = at::pow(options_.decay, (count - 1 - rank).to(at::kFloat));
     const auto same = (key.unsqueeze(1) == key.unsqueeze(0)).to(at::kFloat);
@@ -137,8 +137,7 @@ State Standardise::state() {
 void Standardise::refresh() {
   if (!options_.by_timestep()) return;
   const auto stats = robust(scores_.values());
-  const auto location =
-      stats.median.masked_fill(stats.count < options_.min_count, std::numeric_limits<double>::quiet_NaN());
+  const auto location = stats.median.masked_fill(stats.count < options_.min_count, kNaN);
   location_and_scale_ = at::stack({location, stats.scale.clamp_min(1e-12)}).view({2, -1, cells()});
 }
 

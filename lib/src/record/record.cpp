@@ -3,13 +3,12 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <limits>
+
+#include "nan.h"
 
 namespace memsieve {
 
-namespace {
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-}
+namespace {}
 
 at::Tensor record_lines(const at::Tensor& ids, const RawScores& s, const Verdicts& v, const RecordShape& shape) {
   const auto column = [](const at::Tensor& t) { return t.to(at::kDouble).unsqueeze(1); };
@@ -37,7 +36,7 @@ at::Tensor record_lines(const at::Tensor& ids, const RawScores& s, const Verdict
 }
 
 RecordBuilder::RecordBuilder(const RecordShape& shape, at::Device device) : shape_(shape) {
-  blank_ = at::full({shape.length()}, std::numeric_limits<double>::quiet_NaN(), at::device(device).dtype(at::kDouble));
+  blank_ = at::full({shape.length()}, kNaN, at::device(device).dtype(at::kDouble));
   blank_.slice(0, 0, RecordShape::kHeader + RecordShape::kMessage).zero_();
   auto lines = blank_.slice(0, RecordShape::kHeader + RecordShape::kMessage).view({-1, shape.width()});
   lines.slice(1, 0, RecordShape::first_channel).zero_();

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+#include "nan.h"
+
 namespace memsieve {
 
 namespace {
@@ -121,7 +123,7 @@ StepReport Reporter::report(const Arrived& step, const Gathered& host) const {
   r.nonfinite = count_set(host.training.select(1, RecordShape::nonfinite)) +
                 count_set(host.held_out.select(1, RecordShape::nonfinite)) +
                 count_set(host.looks.select(1, RecordShape::nonfinite));
-  r.mean_score = scored > 0 ? sum / static_cast<double>(scored) : std::numeric_limits<double>::quiet_NaN();
+  r.mean_score = scored > 0 ? sum / static_cast<double>(scored) : kNaN;
   const bool others_fail =
       options_.fail_on_nonfinite && count_set(host.held_out.select(1, RecordShape::nonfinite)) +
                                             count_set(host.looks.select(1, RecordShape::nonfinite)) >

@@ -7,14 +7,13 @@
 #include <limits>
 
 #include "full_precision.h"
+#include "nan.h"
 #include "signals/features.h"
 #include "to_device.h"
 
 namespace memsieve {
 
 namespace {
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 /// How a name of a counterfactual prediction is supplied.
 const Counterfactual& supplier(const Batch& batch, const std::string& name) {
