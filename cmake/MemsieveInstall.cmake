@@ -6,7 +6,7 @@ install(DIRECTORY lib/include/memsieve filters/include/memsieve DESTINATION ${CM
         FILES_MATCHING PATTERN "*.h" PATTERN detail EXCLUDE)
 install(TARGETS memsieve EXPORT memsieveTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 if(MEMSIEVE_BUILD_TRAINER)
-  install(TARGETS memsieve-train RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  install(TARGETS memsieve-train memsieve-audit RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 install(EXPORT memsieveTargets NAMESPACE memsieve:: DESTINATION ${_package_dir})
 

@@ -77,6 +77,10 @@ Conditioning RowMaker::nothing(int64_t rows) const {
   return out;
 }
 
+RowShape row_shape(const Dataset& data) {
+  return {.latents = data.latent_shape(), .text_dim = data.text_dim(), .pooled_dim = data.pooled_dim()};
+}
+
 at::Tensor row_losses(const at::Tensor& prediction, const at::Tensor& target) {
   return (prediction - target).square().flatten(1).mean(1);
 }

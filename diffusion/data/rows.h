@@ -2,6 +2,7 @@
 // From samples to noisy rows. All randomness is keyed by what a row is, never by which rank holds it.
 
 #include <diffusion/data/dataset.h>
+#include <diffusion/models/common/denoiser.h>
 #include <diffusion/noise/keyed.h>
 #include <diffusion/noise/schedule.h>
 #include <diffusion/noise/training_noise.h>
@@ -81,6 +82,9 @@ class RowMaker {
   c10::Device device_;
   Conditioning null_;
 };
+
+/// What a model must take to be asked about such rows.
+RowShape row_shape(const Dataset& data);
 
 /// [B]: mean over C, H, W of (prediction - target)^2.
 at::Tensor row_losses(const at::Tensor& prediction, const at::Tensor& target);

@@ -59,6 +59,13 @@ void Model::add_lora(const LoraConfig& config, uint64_t seed, const std::string&
   keep_compute_dtype();
 }
 
+void Model::load_lora(const std::string& path) {
+  torch::nn::Module& module = denoiser_->module();
+  base_fingerprint_ = fingerprint(module);
+  lora_.emplace(Lora::load(module, path, denoiser_->component()));
+  keep_compute_dtype();
+}
+
 void Model::freeze() {
   torch::nn::Module& module = denoiser_->module();
   base_fingerprint_ = fingerprint(module);

@@ -33,6 +33,9 @@ class Model {
   /// Under mixed precision the layers of the frozen model then keep the dtype that they compute in; norms stay float32.
   void add_lora(const LoraConfig& config, uint64_t seed, const std::string& where);
 
+  /// Freezes the denoiser and adds the adapters of a file (Lora::load), which can be trained. DataError.
+  void load_lora(const std::string& path);
+
   /// Nothing of it is trained: the layers keep the dtype that they compute in, as those under adapters do.
   void freeze();
 

@@ -21,18 +21,6 @@ struct Step {
   Level from, to;
 };
 
-// What the model says at (x, t), guided, as float32.
-at::Tensor guided_prediction(const Predict& model, const at::Tensor& x, const at::Tensor& timestep,
-                             const Conditioning& condition, double guidance) {
-  const bool guided = guidance > 1;
-  const int64_t rows = x.size(0);
-  at::Tensor answer =
-      model(guided ? at::cat({x, x}) : x, timestep.expand({guided ? 2 * rows : rows}), condition).to(at::kFloat);
-  if (!guided) return answer;
-  const at::Tensor null = answer.narrow(0, 0, rows), captioned = answer.narrow(0, rows, rows);
-  return null + guidance * (captioned - null);
-}
-
 at::Tensor previous_sample(Prediction kind, const at::Tensor& x, const at::Tensor& prediction, const Step& step,
                            const DdimOptions& options) {
   const auto [a, s] = step.from;
@@ -107,6 +95,25 @@ std::vector<int64_t> linspace_timesteps(int64_t count, int64_t steps) {
   return timesteps;
 }
 
+std::vector<Step> steps_of(const NoiseSchedule& schedule, const DdimOptions& options) {
+  return schedule.prediction() == Prediction::flow ? euler_steps(schedule, options) : ddim_steps(schedule, options);
+}
+
+// The loop. predict(number, timestep, x, timestep [1]) -> the guided prediction, float32; `first_steps` -1 = all.
+template <class GuidedPrediction>
+at::Tensor draw(const NoiseSchedule& schedule, const at::Tensor& noise, const DdimOptions& options, int64_t first_steps,
+                const GuidedPrediction& predict) {
+  at::Tensor x = noise.to(at::kFloat);
+  int64_t number = 0;
+  for (const Step& step : steps_of(schedule, options)) {
+    if (number == first_steps) break;
+    const at::Tensor timestep = timestep_tensor(schedule, step.timestep, x.device());
+    x = previous_sample(schedule.prediction(), x, predict(number, step.timestep, x, timestep), step, options);
+    ++number;
+  }
+  return x;
+}
+
 }  // namespace
 
 std::vector<int64_t> ddim_timesteps(int64_t num_train_timesteps, const DdimOptions& options, const std::string& where) {
@@ -129,18 +136,55 @@ std::vector<int64_t> ddim_timesteps(int64_t num_train_timesteps, const DdimOptio
   return timesteps;
 }
 
+at::Tensor guided(const at::Tensor& null, const at::Tensor& captioned, double guidance) {
+  return null + guidance * (captioned - null);
+}
+
+std::vector<double> draw_timesteps(const NoiseSchedule& schedule, const DdimOptions& options,
+                                   const std::string& where) {
+  if (schedule.prediction() != Prediction::flow) ddim_timesteps(schedule.num_timesteps(), options, where);
+  std::vector<double> timesteps;
+  for (const Step& step : steps_of(schedule, options)) timesteps.push_back(step.timestep);
+  return timesteps;
+}
+
+at::Tensor timestep_tensor(const NoiseSchedule& schedule, double timestep, c10::Device device) {
+  const bool flow = schedule.prediction() == Prediction::flow;
+  return at::full({1}, timestep, at::TensorOptions(flow ? at::kFloat : at::kLong).device(device));
+}
+
 at::Tensor ddim_sample(const NoiseSchedule& schedule, const Predict& model, const at::Tensor& noise,
                        const Conditioning& condition, const Conditioning& null, const DdimOptions& options) {
-  c10::NoGradGuard no_grad;
-  const bool flow = schedule.prediction() == Prediction::flow;
-  const Conditioning both = options.guidance > 1 ? cat(condition.uncaptioned(null), condition) : condition;
-  at::Tensor x = noise.to(at::kFloat);
-  for (const Step& step : flow ? euler_steps(schedule, options) : ddim_steps(schedule, options)) {
-    const at::Tensor timestep = at::full({1}, step.timestep, x.options().dtype(flow ? at::kFloat : at::kLong));
-    x = previous_sample(schedule.prediction(), x, guided_prediction(model, x, timestep, both, options.guidance), step,
-                        options);
-  }
-  return x;
+  if (options.guidance > 1)
+    return ddim_sample(schedule, model, noise, condition, null, options,
+                       [&](const DrawStep& step) { return guided(step.null, step.captioned, options.guidance); });
+  // The caption alone, at half the cost.
+  const c10::NoGradGuard no_grad;
+  return draw(schedule, noise, options, -1, [&](int64_t, double, const at::Tensor& x, const at::Tensor& timestep) {
+    return model(x, timestep.expand({x.size(0)}), condition).to(at::kFloat);
+  });
+}
+
+at::Tensor ddim_sample(const NoiseSchedule& schedule, const Predict& model, const at::Tensor& noise,
+                       const Conditioning& condition, const Conditioning& null, const DdimOptions& options,
+                       const DrawHook& hook, const DrawLoop& loop) {
+  const c10::AutoGradMode mode(loop.gradient);
+  const Conditioning uncaptioned = condition.uncaptioned(null);
+  const int64_t rows = noise.size(0);
+  const auto predict = [&](int64_t number, double t, const at::Tensor& x, const at::Tensor& timestep) {
+    Conditioning asked = condition;
+    if (loop.gradient) asked.text = condition.text.detach().requires_grad_(true);
+    const at::Tensor answer =
+        model(at::cat({x, x}), timestep.expand({2 * rows}), cat(uncaptioned, asked)).to(at::kFloat);
+    return hook({.number = number,
+                 .timestep = t,
+                 .x = x,
+                 .null = answer.narrow(0, 0, rows).detach(),
+                 .captioned = answer.narrow(0, rows, rows),
+                 .condition = asked})
+        .detach();
+  };
+  return draw(schedule, noise, options, loop.first_steps, predict);
 }
 
 }  // namespace memsieve::diffusion

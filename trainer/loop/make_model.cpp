@@ -1,25 +1,11 @@
 #include <ATen/ATen.h>
 #include <diffusion/models/families.h>
-#include <memsieve/error.h>
+#include <diffusion/models/finite_weights.h>
 #include <runtime/agreement.h>
 #include <runtime/reducer.h>
 #include <trainer/loop/make_model.h>
 
-#include <cmath>
-
 namespace memsieve::trainer {
-
-namespace {
-
-/// Nothing can be trained from a NaN or Inf: every step would fail. Waits for the device.
-void require_finite(const std::string& name, const at::Tensor& values, const std::string& from) {
-  if (values.numel() == 0 || !values.is_floating_point()) return;
-  const auto [least, most] = at::aminmax(values);  // both are NaN if any value is
-  if (std::isfinite(least.item<double>()) && std::isfinite(most.item<double>())) return;
-  throw DataError(from + ": " + name + " holds a NaN or Inf; start from weights that do not");
-}
-
-}  // namespace
 
 Model make_model(const ModelSource& options, const std::string& checkpoint, Group& group) {
   std::unique_ptr<Denoiser> denoiser;

@@ -46,8 +46,4 @@ void RunData::require_unchanged() const {
   if (prompts) prompts->require_unchanged();
 }
 
-RowShape row_shape(const Dataset& data) {
-  return {.latents = data.latent_shape(), .text_dim = data.text_dim(), .pooled_dim = data.pooled_dim()};
-}
-
 }  // namespace memsieve::trainer

@@ -2,7 +2,6 @@
 // The data sets of a run, and the noise that their rows get.
 
 #include <diffusion/data/rows.h>
-#include <diffusion/models/common/denoiser.h>
 #include <diffusion/noise/schedule.h>
 #include <trainer/rooms.h>
 
@@ -39,8 +38,5 @@ struct RunData {
   /// with the same.
   std::string identity;
 };
-
-/// What a model must take to be trained on such rows.
-RowShape row_shape(const Dataset& data);
 
 }  // namespace memsieve::trainer

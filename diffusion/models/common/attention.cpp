@@ -35,7 +35,11 @@ at::Tensor token_linear(const at::Tensor& x, const at::Tensor& weight, const at:
 
 }  // namespace
 
-at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& bias) {
+  if (bias.defined()) {
+    const at::Tensor mask = bias.view({bias.size(0), 1, 1, bias.size(1)});
+    return at::scaled_dot_product_attention(q, k, v, mask.expand({-1, q.size(1), q.size(2), -1}));
+  }
   // torch's fused kernel for the CPU is slow where the size of a head is no multiple of 16 and there are many pixels;
   // zeros behind q, k and v change nothing.
   const int64_t dim = q.size(3);
@@ -46,8 +50,22 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v)
       .narrow(3, 0, dim);
 }
 
+namespace {
+
+thread_local const TextAttentionEdit* text_attention_edit = nullptr;
+
+}  // namespace
+
+EditTextAttention::EditTextAttention(const TextAttentionEdit& edit) {
+  text_attention_edit = &edit;
+}
+EditTextAttention::~EditTextAttention() {
+  text_attention_edit = nullptr;
+}
+
 AttentionImpl::AttentionImpl(int64_t dim, int64_t heads, int64_t text_dim)
     : heads_(heads),
+      crosses_(text_dim > 0),
       to_q_(register_module("to_q", Linear(dim, dim, LinearImpl::Form::no_bias))),
       to_k_(register_module("to_k", Linear(text_dim > 0 ? text_dim : dim, dim, LinearImpl::Form::no_bias))),
       to_v_(register_module("to_v", Linear(text_dim > 0 ? text_dim : dim, dim, LinearImpl::Form::no_bias))) {
@@ -57,8 +75,14 @@ AttentionImpl::AttentionImpl(int64_t dim, int64_t heads, int64_t text_dim)
 
 at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context) {
   const at::Tensor q = split_heads(to_q_(x), heads_);
-  const at::Tensor k = split_heads(to_k_(context), heads_), v = split_heads(to_v_(context), heads_);
-  const at::Tensor mixed = attend(q, k, v);
+  at::Tensor keys = to_k_(context), bias;
+  if (const TextAttentionEdit* edit = crosses_ ? text_attention_edit : nullptr) {
+    // A logit is linear in its key.
+    if (edit->scale.defined()) keys = keys * edit->scale.to(keys.scalar_type()).unsqueeze(2);
+    if (edit->bias.defined()) bias = edit->bias.to(keys.scalar_type());
+  }
+  const at::Tensor k = split_heads(keys, heads_), v = split_heads(to_v_(context), heads_);
+  const at::Tensor mixed = attend(q, k, v, bias);
   return to_out_(mixed.transpose(1, 2).reshape(x.sizes()));
 }
 

@@ -5,8 +5,27 @@
 
 namespace memsieve::diffusion {
 
-/// softmax(q k' / sqrt(d)) v: q [B, heads, N, d], k and v [B, heads, M, d] -> like q.
-at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v);
+/// softmax(q k' / sqrt(d)) v: q [B, heads, N, d], k and v [B, heads, M, d] -> like q. `bias` [B, M], like q in dtype,
+/// is added to every row of the logits; undefined = none.
+at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& bias = {});
+
+/// What is changed in the attention from pixels to text, by row and token: both [B, L] float32 on the model's device,
+/// or undefined.
+struct TextAttentionEdit {
+  /// logits are multiplied by it
+  at::Tensor scale;
+  /// added to the logits; -inf = the token is not seen
+  at::Tensor bias;
+};
+
+/// While one lives, models that run on this thread attend to text as `edit` says; forwards must then have its rows.
+class EditTextAttention {
+ public:
+  explicit EditTextAttention(const TextAttentionEdit& edit);
+  ~EditTextAttention();
+  EditTextAttention(const EditTextAttention&) = delete;
+  EditTextAttention& operator=(const EditTextAttention&) = delete;
+};
 
 /// Multi-head scaled dot-product attention (Vaswani et al., 2017). Self-attention when text_dim is 0.
 class AttentionImpl : public torch::nn::Module {
@@ -17,6 +36,8 @@ class AttentionImpl : public torch::nn::Module {
 
  private:
   int64_t heads_;
+  /// its context is text
+  bool crosses_;
   Linear to_q_, to_k_, to_v_, to_out_{nullptr};
 };
 

@@ -102,3 +102,61 @@ TEST_CASE("numbers of steps that do not fit are refused") {
   options.steps_offset = 0;
   REQUIRE(ddim_timesteps(1000, options).front() == 999);
 }
+
+namespace {
+
+at::Tensor draw_hooked(const DrawHook& hook, const DrawLoop& loop = {}, const std::string& prediction = "epsilon") {
+  ScheduleConfig config;
+  config.prediction_type = prediction;
+  DdimOptions options;
+  options.steps = 7;
+  return ddim_sample(NoiseSchedule(config), toy, noise(), text(), at::zeros({1, 2}), options, hook, loop);
+}
+
+}  // namespace
+
+TEST_CASE("a hook that guides as usual draws the same picture") {
+  for (const char* prediction : {"epsilon", "v_prediction", "flow"}) {
+    std::vector<double> timesteps;
+    const at::Tensor drawn = draw_hooked(
+        [&](const DrawStep& step) {
+          timesteps.push_back(step.timestep);
+          REQUIRE(step.number == static_cast<int64_t>(timesteps.size()) - 1);
+          REQUIRE(at::equal(step.null, toy(step.x, at::full({2}, step.timestep), at::zeros({2, 1, 2}))));
+          return guided(step.null, step.captioned, 3.0);
+        },
+        {}, prediction);
+    CHECK(at::equal(drawn, draw(prediction, 7, 3.0)));
+    ScheduleConfig config;
+    config.prediction_type = prediction;
+    DdimOptions options;
+    options.steps = 7;
+    CHECK(timesteps == draw_timesteps(NoiseSchedule(config), options));
+  }
+}
+
+TEST_CASE("drawing stops after the steps asked for") {
+  int64_t calls = 0;
+  const auto hook = [&](const DrawStep& step) {
+    ++calls;
+    return step.captioned;
+  };
+  draw_hooked(hook, {.first_steps = 2});
+  CHECK(calls == 2);
+  CHECK(at::equal(draw_hooked(hook, {.first_steps = 0}), noise()));
+}
+
+TEST_CASE("with gradient a step can be differentiated by the caption, and drawing is the same") {
+  std::vector<at::Tensor> gradients;
+  const auto hook = [&](const DrawStep& step) {
+    REQUIRE_FALSE(step.null.requires_grad());
+    REQUIRE_FALSE(step.x.requires_grad());
+    step.captioned.sum().backward();
+    gradients.push_back(step.condition.text.grad());
+    return guided(step.null, step.captioned, 3.0);
+  };
+  CHECK(at::equal(draw_hooked(hook, {.gradient = true}), draw("epsilon", 7, 3.0)));
+  REQUIRE(gradients.size() == 7);
+  // 0.1 * mean over 2 numbers, for each of 12 pixels.
+  for (const at::Tensor& g : gradients) CHECK(at::allclose(g, at::full({2, 1, 2}, 0.6)));
+}

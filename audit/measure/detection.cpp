@@ -1,0 +1,118 @@
+#include <ATen/ATen.h>
+#include <audit/measure/detection.h>
+#include <audit/output/results.h>
+#include <c10/core/GradMode.h>
+#include <memsieve/error.h>
+#include <memsieve/signal.h>
+
+#include <algorithm>
+#include <cmath>
+
+namespace memsieve::audit {
+
+namespace {
+
+double signal_level(const NoiseSchedule& schedule, double timestep) {
+  return schedule.alphas_cumprod()[static_cast<int64_t>(timestep)].item<double>();
+}
+
+/// [B]: cosine of null and captioned - null over channels, mean over pixels.
+at::Tensor mean_cosine(const at::Tensor& captioned, const at::Tensor& null) {
+  return at::cosine_similarity(null, captioned - null, 1).flatten(1).mean(1);
+}
+
+/// The two predictions at `timestep` on pure noise.
+at::Tensor cosine_on_noise(AuditedModel& model, const DrawingStart& start, double timestep) {
+  const c10::NoGradGuard no_grad;
+  const int64_t rows = start.noise.size(0);
+  const at::Tensor t = timestep_tensor(model.schedule, timestep, start.noise.device()).expand({2 * rows});
+  const Conditioning both = cat(start.condition.uncaptioned(start.null), start.condition);
+  const at::Tensor answer = model.model.predict(at::cat({start.noise, start.noise}), t, both);
+  return mean_cosine(answer.narrow(0, rows, rows), answer.narrow(0, 0, rows));
+}
+
+double norm_factor(const NoiseSchedule& schedule, double timestep) {
+  if (schedule.prediction() != Prediction::v) return 1;
+  const double a = signal_level(schedule, timestep);
+  return std::sqrt(a) / (1 - a);
+}
+
+std::string picture_name(const std::string& set, const Drawing& drawing) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%05lld_%02lld.png", static_cast<long long>(drawing.prompt),
+                static_cast<long long>(drawing.picture));
+  return "pictures/" + set + "/" + text;
+}
+
+}  // namespace
+
+std::vector<Json> measure_drawings(const std::vector<Drawing>& batch, const PromptSet& set, AuditedModel& model,
+                                   PictureDecoder* decoder, const DetectionOptions& options) {
+  const DrawingStart start = start_of(set.prompts, batch, options.seed, set.stream, model.model.device());
+  std::vector<at::Tensor> steps;
+  const auto hook = [&](const DrawStep& step) {
+    steps.push_back(magnitude(step.captioned, step.null));
+    return guided(step.null, step.captioned, model.sampling.guidance);
+  };
+  const at::Tensor drawn = ddim_sample(model.schedule, model.predict(), start.noise, start.condition, start.null,
+                                       model.sampling, hook, {.first_steps = options.first_steps});
+  const at::Tensor magnitudes = at::stack(steps, 1).cpu();
+  require_finite_rows(magnitudes, "the magnitude", batch, set.prompts);
+  const auto timesteps = draw_timesteps(model.schedule, model.sampling);
+  at::Tensor cosine, pictures;
+  if (options.cosine) {
+    cosine = cosine_on_noise(model, start, timesteps[timesteps.size() - std::min<size_t>(3, timesteps.size())]).cpu();
+    require_finite_rows(cosine, "the cosine", batch, set.prompts);
+  }
+  if (decoder != nullptr && options.first_steps < 0) pictures = decoder->decode(drawn).cpu();
+  std::vector<Json> rows;
+  for (size_t i = 0; i < batch.size(); ++i) {
+    const auto at = static_cast<int64_t>(i);
+    Json row{{"set", set.name},
+             {"prompt", batch[i].prompt},
+             {"picture_number", batch[i].picture},
+             {"magnitude", numbers(magnitudes[at])},
+             {"norm", magnitudes[at][0].item<double>() * norm_factor(model.schedule, timesteps.front())}};
+    if (options.cosine) row["cosine"] = cosine[at].item<double>();
+    if (pictures.defined()) {
+      row["picture"] = picture_name(set.name, batch[i]);
+      write_picture(options.folder, row["picture"], pictures[at]);
+    }
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+double caption_gain(int64_t prompt, const PromptSet& set, AuditedModel& model, uint64_t seed, int64_t draws,
+                    int64_t rows) {
+  static const SignalRegistry signals = builtin_signals();
+  const c10::NoGradGuard no_grad;
+  const c10::Device device = model.model.device();
+  const int64_t count = model.schedule.num_timesteps();
+  double sum = 0;
+  for (int64_t begin = 0; begin < draws; begin += rows) {
+    const int64_t size = std::min(rows, draws - begin);
+    const std::vector<int64_t> ids(static_cast<size_t>(size), prompt);
+    const Rows loaded = set.prompts.data().load(ids);
+    const Conditioning condition = loaded.condition.to(device);
+    std::vector<int64_t> timesteps;
+    for (int64_t i = begin; i < begin + size; ++i) timesteps.push_back((2 * i + 1) * count / (2 * draws));
+    const at::Tensor t = at::tensor(timesteps, at::kLong).to(device), x0 = loaded.latents.to(device);
+    const at::Tensor noise = keyed_normal(seed, Stream::caption_gain_noise, place_keys(prompt, begin, size),
+                                          set.prompts.data().latent_shape())
+                                 .to(device);
+    const at::Tensor noisy = model.schedule.add_noise(x0, noise, t);
+    const Conditioning both = cat(condition.uncaptioned(set.prompts.data().null().to(device)), condition);
+    const at::Tensor answer = model.model.predict(at::cat({noisy, noisy}), at::cat({t, t}), both);
+    const at::Tensor gain = signals.find("caption_gain")
+                                ->measure({.timestep = t.to(at::kFloat),
+                                           .prediction = answer.narrow(0, size, size),
+                                           .target = model.schedule.target(x0, noise, t),
+                                           .counterfactual = answer.narrow(0, 0, size)});
+    require_finite_rows(gain, "the caption's gain", std::vector<Drawing>(ids.size(), {prompt, 0}), set.prompts);
+    sum += gain.to(at::kDouble).sum().item<double>();
+  }
+  return sum / static_cast<double>(draws);
+}
+
+}  // namespace memsieve::audit

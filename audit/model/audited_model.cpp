@@ -1,0 +1,158 @@
+#include <ATen/ATen.h>
+#include <audit/model/audited_model.h>
+#include <diffusion/models/diffusers/scheduler_file.h>
+#include <diffusion/models/families.h>
+#include <diffusion/models/finite_weights.h>
+#include <memsieve/detail/hash.h>
+#include <memsieve/error.h>
+#include <runtime/agreement.h>
+
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+namespace memsieve::audit {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+/// `folder` without a slash at its end.
+fs::path trimmed(const std::string& folder) {
+  const fs::path path(folder);
+  return path.filename().empty() ? path.parent_path() : path;
+}
+
+bool is_there(const fs::path& path) {
+  std::error_code error;
+  return fs::exists(path, error);
+}
+
+/// Where the weights lie, and the folder that has scheduler/ and vae/ beside them.
+struct Folders {
+  std::string weights;
+  fs::path around;
+};
+
+Folders folders_of(const AuditConfig& c) {
+  const fs::path given = trimmed(c.model);
+  if (!is_there(given)) throw ConfigError(c.settings.where("model") + ": " + c.model + ": no such folder");
+  if (is_there(given / "config.json")) {
+    if (c.ema)
+      throw ConfigError(c.settings.where("ema") + ": " + c.model +
+                        " is the folder of one model; name the checkpoint that has averaged weights, or leave it out");
+    return {given.string(), given.parent_path()};
+  }
+  for (const ModelFamily& family : model_families()) {
+    const std::string name = family.component + (c.ema && c.lora.empty() ? "_ema" : "");
+    if (is_there(given / name / "config.json")) return {(given / name).string(), given};
+    if (is_there(given / family.component / "config.json"))
+      throw ConfigError(c.settings.where("ema") + ": " + c.model + " has no averaged weights (" + name +
+                        "); leave it out");
+  }
+  if (is_there(given / "lora"))
+    throw ConfigError(c.settings.where("model") + ": " + c.model +
+                      " holds adapters alone; name the model they were "
+                      "trained on here, and the adapters with --lora");
+  throw ConfigError(c.settings.where("model") + ": " + c.model +
+                    " has no config.json, nor unet/config.json; name the folder of a UNet, a pipeline or a checkpoint");
+}
+
+SchedulerFile scheduler_of(const AuditConfig& c, const Folders& folders) {
+  if (!c.scheduler.empty()) return read_scheduler_file(c.scheduler);
+  const fs::path beside = folders.around / "scheduler" / "scheduler_config.json";
+  if (is_there(beside)) return read_scheduler_file(beside.string());
+  throw ConfigError(c.settings.where("scheduler") + ": there is no " + beside.string() +
+                    " that says what the model predicts; name one with --scheduler");
+}
+
+std::string adapter_file(const AuditConfig& c) {
+  const fs::path given = trimmed(c.lora);
+  for (const fs::path& folder : {given / (c.ema ? "lora_ema" : "lora"), given})
+    if (is_there(folder / lora_file_name)) return (folder / lora_file_name).string();
+  std::error_code error;
+  if (fs::is_regular_file(given, error)) return given.string();
+  throw ConfigError(c.settings.where("lora") + ": " + c.lora + ": no adapters there (" + std::string(lora_file_name) +
+                    (c.ema ? " in lora_ema/)" : ")"));
+}
+
+/// The model that a checkpoint's adapters were trained on, as its state says; "" where none says so.
+std::string base_of(const std::string& adapters) {
+  std::ifstream in(fs::path(adapters).parent_path().parent_path() / "state.json");
+  const auto json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
+  return json.is_object() && json.contains("base") && json["base"].is_string() ? json["base"].get<std::string>() : "";
+}
+
+std::string hex(uint64_t value) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
+  return text;
+}
+
+std::string hash_of(const std::vector<std::pair<std::string, at::Tensor>>& tensors) {
+  uint64_t hash = detail::kFnv1aStart;
+  for (const auto& [name, tensor] : tensors) {
+    const at::Tensor bytes = tensor.detach().to(at::kCPU, at::kFloat).contiguous();
+    hash = detail::fnv1a(name.data(), name.size(), hash);
+    hash = detail::fnv1a(bytes.const_data_ptr(), bytes.nbytes(), hash);
+  }
+  return hex(hash);
+}
+
+/// The weights, frozen; `identity` says which they are.
+Model load_weights(const AuditConfig& c, const Folders& folders, const ModelOptions& options, std::string& identity) {
+  std::unique_ptr<Denoiser> denoiser = load_denoiser(folders.weights);
+  for (const auto& weight : denoiser->module().named_parameters())
+    require_finite(weight.key(), weight.value().detach(), folders.weights);
+  Model model(std::move(denoiser), options);
+  if (c.lora.empty()) {
+    model.freeze();
+    identity = model.base_fingerprint();
+    return model;
+  }
+  const std::string file = adapter_file(c);
+  model.load_lora(file);
+  for (auto& [name, weight] : model.lora()->parameters()) {
+    require_finite(name, weight.detach(), file);
+    at::Tensor(weight).requires_grad_(false);
+  }
+  const std::string base = base_of(file);
+  if (!base.empty() && base != model.base_fingerprint())
+    throw ConfigError(c.settings.where("model") + ": is not the model that the adapters of " + c.lora +
+                      " were trained on; name that one");
+  identity = model.base_fingerprint() + "+" + hash_of(model.lora()->parameters());
+  return model;
+}
+
+}  // namespace
+
+Predict AuditedModel::predict() {
+  return [this](const at::Tensor& x, const at::Tensor& t, const Conditioning& c) { return model.predict(x, t, c); };
+}
+
+AuditedModel load_audited_model(const AuditConfig& c, Group& group) {
+  std::optional<AuditedModel> loaded;
+  on_all_ranks(group, [&] {
+    const Folders folders = folders_of(c);
+    SchedulerFile file = scheduler_of(c, folders);
+    file.sampling.steps = c.steps;
+    file.sampling.guidance = c.guidance;
+    NoiseSchedule schedule(file.schedule, group.device());
+    draw_timesteps(schedule, file.sampling, c.settings.where("num_inference_steps"));
+    std::string identity;
+    Model model = load_weights(
+        c, folders, {.device = group.device(), .autocast = c.autocast, .first_timestep = schedule.first_timestep()},
+        identity);
+    const fs::path vae = c.vae.empty() ? folders.around / "vae" : fs::path(c.vae);
+    const bool has_vae = !c.vae.empty() || is_there(vae / "config.json");
+    loaded.emplace(AuditedModel{.model = std::move(model),
+                                .schedule = std::move(schedule),
+                                .sampling = file.sampling,
+                                .identity = identity + "; " + scheduler_json(file.schedule, file.sampling),
+                                .vae = has_vae ? vae.string() : ""});
+  });
+  return std::move(*loaded);
+}
+
+}  // namespace memsieve::audit

@@ -1,0 +1,32 @@
+#pragma once
+// The model that is audited, with the noise that it was trained with.
+
+#include <audit/config/audit_config.h>
+#include <diffusion/models/model.h>
+#include <diffusion/noise/ddim.h>
+#include <runtime/group.h>
+
+#include <string>
+
+namespace memsieve::audit {
+
+struct AuditedModel {
+  /// frozen: no weight asks for a gradient
+  Model model;
+  NoiseSchedule schedule;
+  /// of the scheduler's file, with the steps and the guidance that were asked for
+  DdimOptions sampling;
+  /// of the weights, the adapters and the schedule: what tells one audit from another
+  std::string identity;
+  /// "" = there is none
+  std::string vae;
+
+  /// model.predict as the sampling loop wants it.
+  Predict predict();
+};
+
+/// COLLECTIVE (agreement on errors). `model` names the folder of a UNet; of a pipeline (unet/, scheduler/, vae/); or a
+/// checkpoint (unet/, with `ema` unet_ema/). Throws ConfigError or DataError.
+AuditedModel load_audited_model(const AuditConfig& config, Group& group);
+
+}  // namespace memsieve::audit

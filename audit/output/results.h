@@ -1,0 +1,34 @@
+#pragma once
+// summary.json, pictures/ and page.html of an audit's folder.
+
+#include <ATen/core/Tensor.h>
+#include <audit/data/prompts.h>
+#include <audit/model/audited_model.h>
+#include <audit/output/measurements.h>
+#include <audit/statistics/intervals.h>
+#include <diffusion/models/vae/picture_decoder.h>
+
+#include <optional>
+#include <string>
+
+namespace memsieve::audit {
+
+/// What every summary begins with: the command, the model and how pictures were drawn.
+Json summary_head(const AuditConfig& config, const AuditedModel& model);
+
+/// {"estimate", "low", "high"}.
+Json as_json(const Interval& interval);
+
+/// Writes FOLDER/summary.json whole, then FOLDER/page.html by tools/audit_page.py where that and its Python can be run,
+/// else says how to. COLLECTIVE: rank 0 writes. DataError.
+void write_results(const std::string& folder, const Json& summary, Group& group);
+
+/// Decodes what is drawn for such prompts; nothing for prompts of latents where there is no VAE, of which it tells
+/// once.
+std::optional<PictureDecoder> picture_decoder(const AuditConfig& config, const AuditedModel& model,
+                                              const Prompts& prompts, Group& group);
+
+/// Writes one picture [3, H, W] uint8 to FOLDER/`name`, making the folder that it lies in. DataError.
+void write_picture(const std::string& folder, const std::string& name, const at::Tensor& picture);
+
+}  // namespace memsieve::audit

@@ -1,0 +1,155 @@
+"""memsieve-audit mitigate: each method against a second implementation in Python, written from its description."""
+import h5py
+import numpy as np
+import pytest
+import torch
+from audited import GUIDANCE, PICTURES, PROMPTS, Drawer
+from audited import epsilon_world, world  # noqa: F401
+from conftest import assert_refused, run
+from diffusers.models.attention_processor import Attention
+
+METHODS = ("dynamic_guidance", "embedding", "random_tokens", "attention")
+TARGET_SHARE, RATE, UPDATES = 0.6, 0.02, 6
+DRAWINGS = [(prompt, picture) for prompt in range(len(PROMPTS)) for picture in range(PICTURES)]
+
+
+@pytest.fixture(scope="module")
+def drawer(world):
+    return Drawer(world)
+
+
+@pytest.fixture(scope="module")
+def target(drawer):
+    """A level that some pictures reach within the updates, and some do not."""
+    return TARGET_SHARE * float(np.median([drawer.magnitudes(*drawing)[0] for drawing in DRAWINGS]))
+
+
+@pytest.fixture(scope="module")
+def found(world, target, tmp_path_factory):
+    methods = [word for method in METHODS for word in ("--methods", method)]
+    return world.audit("mitigate", tmp_path_factory.mktemp("mitigate") / "out", *methods, "--target", f"{target:.9g}",
+                       "--learning-rate", RATE, "--updates", UPDATES)
+
+
+def row_of(found, method, prompt, picture):
+    return found.rows[f"{method}/{prompt}/{picture}"]
+
+
+def test_without_a_method_it_is_plain_drawing(drawer, found):
+    for drawing in DRAWINGS:
+        assert row_of(found, "none", *drawing)["magnitude"] == pytest.approx(drawer.magnitudes(*drawing), rel=1e-5, abs=1e-6)
+
+
+def test_dynamic_guidance_begins_at_the_first_local_minimum(drawer, found):
+    begun = []
+    for prompt, picture in DRAWINGS:
+        magnitudes, state = [], {"on": None}
+
+        def guide(number, null, captioned):
+            magnitudes.append((captioned - null).norm().item())
+            if state["on"] is None and len(magnitudes) > 2 and magnitudes[-3] > magnitudes[-2] < magnitudes[-1]:
+                state["on"] = number
+            return null + (1 if state["on"] is None else GUIDANCE) * (captioned - null)
+
+        drawer.draw(prompt, picture, drawer.text[prompt], guide)
+        row = row_of(found, "dynamic_guidance", prompt, picture)
+        assert row["magnitude"] == pytest.approx(magnitudes, rel=1e-4, abs=1e-5)
+        assert row["guided_from"] == state["on"]
+        begun.append(state["on"])
+    # Of the two pipelines at least this one has pictures with a minimum and without.
+    if drawer.scheduler.config.prediction_type == "epsilon":
+        assert None in begun and len(set(begun)) > 1
+
+
+def moved(drawer, prompt, picture, target):
+    """(states, losses) of one picture: AdamW on all tokens but the first."""
+    first, rest = drawer.text[prompt][:1], drawer.text[prompt][1:].clone().requires_grad_(True)
+    optimizer = torch.optim.AdamW([rest], lr=RATE, weight_decay=0.01)
+    x, t, losses = drawer.noise(prompt, picture), drawer.scheduler.timesteps[0], []
+    for _ in range(UPDATES):
+        null, captioned = drawer.predict(x, t, torch.cat([first, rest]))
+        loss = (captioned - null).norm()
+        losses.append(loss.item())
+        if loss <= target:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return torch.cat([first, rest]).detach(), losses
+
+
+def test_moved_states_follow_the_same_path(drawer, found, target):
+    lengths = []
+    for prompt, picture in DRAWINGS:
+        states, losses = moved(drawer, prompt, picture, target)
+        row = row_of(found, "embedding", prompt, picture)
+        assert row["losses"] == pytest.approx(losses, rel=1e-4)
+        assert row["magnitude"] == pytest.approx(drawer.magnitudes(prompt, picture, states), rel=1e-3, abs=1e-4)
+        lengths.append(len(losses))
+    assert min(lengths) < UPDATES or max(lengths) == UPDATES
+
+
+def test_random_tokens_are_drawn_from_the_prepared_variants(drawer, found):
+    for prompt, picture in DRAWINGS:
+        variants = [i for i, (of, kind) in enumerate(zip(drawer.variant_of, drawer.variant))
+                    if of == prompt and kind == "random tokens"]
+        variant = variants[picture % len(variants)]
+        words = drawer.captions[variant].split()
+        kept = iter(words)
+        assert len(words) >= len(PROMPTS[prompt].split()) + 2 and all(word in kept for word in PROMPTS[prompt].split())
+        row = row_of(found, "random_tokens", prompt, picture)
+        assert row["caption"] == drawer.captions[variant]
+        assert row["magnitude"] == pytest.approx(drawer.magnitudes(prompt, picture, drawer.text[variant]), rel=1e-5, abs=1e-6)
+
+
+class EditedAttention:
+    """diffusers' attention to text with plain arithmetic: logits of the first token scaled in the captioned row, none behind the
+    end token seen in either."""
+
+    def __init__(self, end, scale):
+        self.end, self.scale = end, scale
+
+    def __call__(self, attention: Attention, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
+        crosses = encoder_hidden_states is not None
+        context = encoder_hidden_states if crosses else hidden_states
+        heads = attention.heads
+        split = lambda x: x.unflatten(2, (heads, -1)).transpose(1, 2)  # noqa: E731
+        q, k, v = split(attention.to_q(hidden_states)), split(attention.to_k(context)), split(attention.to_v(context))
+        logits = q @ k.transpose(2, 3) * q.shape[3]**-0.5
+        if crosses:
+            logits[1, :, :, 0] *= self.scale
+            logits[:, :, :, self.end + 1:] = -torch.inf
+        mixed = (logits.softmax(3) @ v).transpose(1, 2).flatten(2)
+        return attention.to_out[0](mixed)
+
+
+def test_edited_attention_is_that_of_plain_arithmetic(drawer, found, world):
+    edited = Drawer(world)
+    for prompt, picture in DRAWINGS:
+        edited.unet.set_attn_processor(EditedAttention(int(drawer.end_token[prompt]), 1.25))
+        expected = edited.magnitudes(prompt, picture)
+        assert row_of(found, "attention", prompt, picture)["magnitude"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert expected != pytest.approx(drawer.magnitudes(prompt, picture), rel=1e-4)
+
+
+def test_the_summary_compares_the_methods(found):
+    assert [entry["method"] for entry in found.summary["methods"]] == ["none", *METHODS]
+    for entry in found.summary["methods"]:
+        rows = [row_of(found, entry["method"], *drawing) for drawing in DRAWINGS]
+        assert entry["magnitude_first"]["estimate"] == pytest.approx(np.mean([row["magnitude"][0] for row in rows]))
+        assert entry["similarity_to_plain"]["estimate"] == pytest.approx(np.mean([row["similarity_to_plain"] for row in rows]))
+    assert found.summary["methods"][0]["similarity_to_plain"]["estimate"] == pytest.approx(1, abs=1e-5)
+    assert all(method in (found.out / "page.html").read_text() for method in METHODS)
+
+
+def test_what_is_missing_is_said(epsilon_world, tmp_path):
+    assert_refused(epsilon_world.refuse("mitigate", tmp_path / "a", "--methods", "magic"), 2, "magic", "dynamic_guidance")
+    bare = tmp_path / "bare.h5"
+    bare.write_bytes(epsilon_world.prompts.read_bytes())
+    with h5py.File(bare, "a") as file:
+        for name in ("variant_of", "variant_bytes", "variant_offsets", "end_token"):
+            del file[name]
+    for method, word in (("random_tokens", "--random-tokens"), ("attention", "/end_token")):
+        command = epsilon_world.command("mitigate", tmp_path / method, "--methods", method)
+        command[command.index("--prompts") + 1] = bare
+        assert_refused(run(*command), 3, "bare.h5", word)
