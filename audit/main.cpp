@@ -44,7 +44,8 @@ class AuditProgram : public Program {
   }
 
   std::optional<ProgramOptions> configure(const Launch& launch) override {
-    config_ = audit_config(command_->name, options_of(*command_).settings(words_, command_->name));
+    config_ =
+        audit_config(command_->name, options_of(*command_).settings(words_, command_->name), command_->asks_model);
     ProgramOptions options{.device = config_.device};
     options.group.rendezvous_seconds = default_rendezvous_seconds(launch);
     return options;

@@ -1,7 +1,9 @@
+#include <audit/commands/canary.h>
 #include <audit/commands/command.h>
 #include <audit/commands/detect.h>
 #include <audit/commands/explain.h>
 #include <audit/commands/mitigate.h>
+#include <audit/commands/unauthorised.h>
 #include <memsieve/error.h>
 
 namespace memsieve::audit {
@@ -12,6 +14,10 @@ const std::vector<Command>& commands() {
       {"explain", "which words make the model remember: the gradient of the magnitude by token", add_explain_options,
        explain},
       {"mitigate", "drawing so that memorised pictures do not come out, compared", add_mitigate_options, mitigate},
+      {"canary", "whether it was trained on canaries: the exact test of the planted ones' ranks", add_canary_options,
+       canary},
+      {"unauthorised", "whether coated pictures were trained on: exact tests of what its drawings show",
+       add_unauthorised_options, unauthorised, /*asks_model=*/false},
   };
   return table;
 }
@@ -27,7 +33,10 @@ const Command& find_command(const std::string& name) {
 
 Options options_of(const Command& command) {
   Options options;
-  add_common_options(options);
+  if (command.asks_model)
+    add_common_options(options);
+  else
+    add_output_options(options);
   command.add_options(options);
   return options;
 }

@@ -18,6 +18,8 @@ struct Command {
   void (*add_options)(Options& options);
   /// COLLECTIVE. May throw anything.
   ExitCode (*run)(const AuditConfig& config, Group& group);
+  /// false: it asks no model, so of the common options it has those of where results go alone
+  bool asks_model = true;
 };
 
 const std::vector<Command>& commands();

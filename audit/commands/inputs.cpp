@@ -1,5 +1,7 @@
 #include <audit/commands/inputs.h>
+#include <ATen/ATen.h>
 #include <diffusion/data/rows.h>
+#include <memsieve/detail/hash.h>
 #include <runtime/agreement.h>
 
 #include <numeric>
@@ -13,6 +15,15 @@ std::optional<Prompts> open_prompts(const AuditConfig& config, AuditedModel& mod
     model.model.denoiser().check_takes(row_shape(prompts->data()), config.prompts);
   });
   return prompts;
+}
+
+std::string pictures_identity(const Prompts& prompts) {
+  uint64_t hash = detail::kFnv1aStart;
+  for (int64_t row = 0; row < prompts.data().size(); ++row) {
+    const at::Tensor latents = prompts.data().load({row}).latents.contiguous();
+    hash = detail::fnv1a(latents.const_data_ptr(), latents.nbytes(), hash);
+  }
+  return std::to_string(prompts.data().size()) + " pictures, " + std::to_string(hash);
 }
 
 std::vector<std::string> captions_of(const Prompts& prompts) {

@@ -14,6 +14,9 @@ namespace memsieve::audit {
 /// model does not take them.
 std::optional<Prompts> open_prompts(const AuditConfig& config, AuditedModel& model, Group& group);
 
+/// Of the pictures or latents that the prompts' file holds.
+std::string pictures_identity(const Prompts& prompts);
+
 /// Of the prompts, without variants.
 std::vector<std::string> captions_of(const Prompts& prompts);
 

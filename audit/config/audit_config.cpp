@@ -43,17 +43,26 @@ void add_common_options(Options& options) {
       .incidental();
 }
 
-AuditConfig audit_config(const std::string& command, const Settings& s) {
+void add_output_options(Options& options) {
+  options.text("out", "", "folder for measurements.jsonl, summary.json and page.html").incidental();
+}
+
+AuditConfig audit_config(const std::string& command, const Settings& s, bool asks_model) {
   AuditConfig c;
   c.command = command;
   c.settings = s;
+  c.out = s.text("out");
+  if (c.out.empty()) missing(s, "out", "the folder that results are written to");
+  if (!asks_model) {
+    c.device = "cpu";
+    return c;
+  }
   c.model = s.text("model");
   c.lora = s.text("lora");
   c.ema = s.boolean("ema");
   c.scheduler = s.text("scheduler");
   c.vae = s.text("vae");
   c.prompts = s.text("prompts");
-  c.out = s.text("out");
   c.device = s.text("device");
   c.seed = static_cast<uint64_t>(s.integer("seed"));
   c.pictures = s.integer("num_images_per_prompt");
@@ -64,7 +73,6 @@ AuditConfig audit_config(const std::string& command, const Settings& s) {
   if (s.text("mixed_precision") == "bf16") c.autocast = at::kBFloat16;
   if (c.model.empty()) missing(s, "model", "the folder of a UNet, a pipeline or a checkpoint");
   if (c.prompts.empty()) missing(s, "prompts", "an HDF5 file made by tools/prepare_prompts.py");
-  if (c.out.empty()) missing(s, "out", "the folder that results are written to");
   return c;
 }
 

@@ -12,8 +12,10 @@
 
 namespace memsieve::audit {
 
-/// Options of every command.
+/// Options of every command that asks a model.
 void add_common_options(Options& options);
+/// Those of them that say where results go, for a command that asks none.
+void add_output_options(Options& options);
 
 /// Their values; what a command adds is read from `settings`.
 struct AuditConfig {
@@ -38,7 +40,7 @@ struct AuditConfig {
   std::optional<at::ScalarType> autocast;
 };
 
-/// Throws ConfigError for what is missing.
-AuditConfig audit_config(const std::string& command, const Settings& settings);
+/// Throws ConfigError for what is missing. `asks_model`: the settings are those of add_common_options.
+AuditConfig audit_config(const std::string& command, const Settings& settings, bool asks_model = true);
 
 }  // namespace memsieve::audit

@@ -19,7 +19,7 @@ void require_positive(int64_t value, const char* name) {
 }  // namespace
 
 Sampler::Sampler(int64_t dataset_size, int64_t world_size, int64_t rows_per_micro_batch, int64_t micro_batches,
-                 uint64_t seed)
+                 uint64_t seed, Repeats repeats)
     : size_(dataset_size),
       world_size_(world_size),
       rows_(rows_per_micro_batch),
@@ -29,6 +29,7 @@ Sampler::Sampler(int64_t dataset_size, int64_t world_size, int64_t rows_per_micr
   require_positive(world_size_, "world_size");
   require_positive(rows_, "train_batch_size");
   require_positive(micro_batches_, "gradient_accumulation_steps");
+  if (repeats == Repeats::allowed) return;
   // Divided, not multiplied: a product of careless settings could overflow.
   const int64_t most = size_ / world_size_ / rows_;
   if (micro_batches_ > most)

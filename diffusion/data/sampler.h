@@ -17,13 +17,17 @@ struct Filled {
   int64_t end = 0;
 };
 
+/// Whether a batch may hold a row more than once, as it must where the set is smaller than the batch.
+enum class Repeats { refused, allowed };
+
 /// Walks through epoch after epoch of the data set, each shuffled anew by (seed, epoch), in global batches of
 /// world_size * rows * micro_batches; batches run across epoch borders, so no row is left out. A global batch is laid
 /// out [micro][rank][row]: 2 ranks of 4 rows, 1 rank of 8 and 1 rank of 2 x 4 see the same rows in the same places.
 class Sampler {
  public:
-  /// Throws ConfigError for sizes below 1 and for a global batch larger than the data set.
-  Sampler(int64_t dataset_size, int64_t world_size, int64_t rows_per_micro_batch, int64_t micro_batches, uint64_t seed);
+  /// Throws ConfigError for sizes below 1 and, unless repeats are allowed, for a global batch larger than the data set.
+  Sampler(int64_t dataset_size, int64_t world_size, int64_t rows_per_micro_batch, int64_t micro_batches, uint64_t seed,
+          Repeats repeats = Repeats::refused);
 
   int64_t rows_per_micro_batch() const { return rows_; }
   int64_t global_batch_size() const { return world_size_ * rows_ * micro_batches_; }

@@ -37,8 +37,10 @@ enum class Stream : uint64_t {
   look_perturbation = 25,
   look_latent = 26,
   look_flip = 27,
+  forget_shuffle = 28,
   negative_noise = 40,
   caption_gain_noise = 41,
+  canary_noise = 60,
 };
 
 /// What names a row within a stream: (step, place) for training rows, held-out rows and looks, (sample, draw) for

@@ -2,7 +2,8 @@
 import numpy as np
 
 MASK = (1 << 64) - 1
-DRAW_NOISE, NEGATIVE_NOISE, CAPTION_GAIN_NOISE = 9, 40, 41
+SHUFFLE, TRAIN_NOISE, TRAIN_TIMESTEP, DRAW_NOISE, FORGET_SHUFFLE = 1, 2, 3, 9, 28
+NEGATIVE_NOISE, CAPTION_GAIN_NOISE, CANARY_NOISE = 40, 41, 60
 
 
 def split_mix64(x):
@@ -17,6 +18,20 @@ def keyed_bits(seed, stream, first, second):
     for word in (stream, first, second):
         h = split_mix64(h ^ (word & MASK))
     return h
+
+
+def below(bits, bound):
+    """`bits` as a number in [0, bound)."""
+    return ((bits >> 32) * bound) >> 32
+
+
+def permutation(size, seed, epoch):
+    """The order in which epoch `epoch` walks through a data set (diffusion/data/sampler.h)."""
+    order = list(range(size))
+    for i in range(size - 1, 0, -1):
+        j = below(keyed_bits(seed, SHUFFLE, epoch, i), i + 1)
+        order[i], order[j] = order[j], order[i]
+    return order
 
 
 def philox4x32(key, blocks):

@@ -56,6 +56,7 @@ def per_step(folder, *settings):
 @pytest.fixture
 def folder(tmp_path):
     tiny.write_run(tmp_path)
+    tiny.write_data(tmp_path / "forget.h5", 3, 9)
     return tmp_path
 
 
@@ -68,6 +69,7 @@ CASES = {
     "fp16": ["mixed_precision=fp16"],
     "checkpointing": ["gradient_checkpointing=true", "mixed_precision=bf16"],
     "lora": ["lora.rank=2", "mixed_precision=fp16"],
+    "forget": ["forget.data=forget.h5", "mixed_precision=fp16", "gradient_accumulation_steps=2"],
     "noise": ["noise_offset=0.1", "input_perturbation=0.1", "timestep_sampling=logit_normal", "allow_tf32=true"],
     "quantile": ["sieve.threshold.kind=quantile", "sieve.threshold.drop=0.9", "sieve.threshold.release=0.5",
                  "sieve.standardise.population=training", "sieve.held_out.rows=0"],

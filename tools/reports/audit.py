@@ -105,7 +105,21 @@ def mitigate(audit, top):
     return {"shown": shown}
 
 
-PAGES = {"detect": detect, "explain": explain, "mitigate": mitigate}
+def canary(audit, top, width=300):
+    shown = audit.summary["canaries"][:top]
+    for entry in shown:
+        low, high = min(entry["scores"]), max(entry["scores"])
+        entry["marks"] = [(2 + (width - 4) * (score - low) / max(high - low, 1e-300), variant == entry["planted"])
+                          for variant, score in enumerate(entry["scores"])]
+        entry["marks"].sort(key=lambda mark: mark[1])  # the planted one on top
+    return {"shown": shown}
+
+
+def unauthorised(audit, top):
+    return {"shown": sorted(audit.rows, key=lambda row: row["rank"])[:top]}
+
+
+PAGES = {"detect": detect, "explain": explain, "mitigate": mitigate, "canary": canary, "unauthorised": unauthorised}
 
 
 def render(audit, top):

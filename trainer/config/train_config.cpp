@@ -59,6 +59,16 @@ Schema lora_schema() {
   return keys;
 }
 
+Schema forget_schema() {
+  Schema keys;
+  keys.text("data", "",
+            "HDF5 file of the pictures to forget, each with the caption that brings it back; of the same kind as "
+            "data.train, which holds what is to be kept")
+      .incidental()
+      .real("share", 0.1, 0, 1e6, "norm of the gradient that is subtracted, as a share of that of the rows to keep");
+  return keys;
+}
+
 void add_batch_keys(Schema& schema) {
   schema.integer("max_train_steps", 1000, 1, kMany, "optimiser steps, skipped ones included")
       .incidental()
@@ -193,6 +203,7 @@ TrainConfig values_of(const Settings& s, const std::string& source) {
   c.diffusion = diffusion_of(s);
   c.lora = lora_of(s);
   if (c.lora) c.lora_pretrained = s.text("lora.pretrained");
+  if (s.has("forget")) c.forget = {.data = s.text("forget.data"), .share = s.real("forget.share")};
   c.proportion_empty_prompts = s.real("proportion_empty_prompts");
   c.max_train_steps = s.integer("max_train_steps");
   c.train_batch_size = s.integer("train_batch_size");
@@ -222,13 +233,26 @@ TrainConfig values_of(const Settings& s, const std::string& source) {
   return c;
 }
 
+bool same_file(const std::string& a, const std::string& b) {
+  std::error_code none;
+  return a == b || std::filesystem::equivalent(a, b, none);
+}
+
+void check_forget(const Settings& s, const ForgetConfig& forget) {
+  if (forget.data.empty()) refuse(s, "forget.data", "is missing; name the HDF5 file of the pictures to forget");
+  for (const std::string other : {"data.train", "data.held_out"}) {
+    if (s.text(other).empty() || !same_file(forget.data, s.text(other))) continue;
+    refuse(
+        s, "forget.data",
+        "is the same file as " + other + "; pictures to forget must be in neither, so write them to one of their own");
+  }
+}
+
 void check(const TrainConfig& c) {
   const Settings& s = c.settings;
   if (c.output_dir.empty()) refuse(s, "output_dir", "is empty; name the folder that the run writes to");
   if (c.train_data.empty()) refuse(s, "data.train", "is missing; name the HDF5 file to train on");
-  std::error_code none;
-  if (!c.held_out_data.empty() &&
-      (c.held_out_data == c.train_data || std::filesystem::equivalent(c.held_out_data, c.train_data, none))) {
+  if (!c.held_out_data.empty() && same_file(c.held_out_data, c.train_data)) {
     refuse(s, "data.held_out",
            "is the same file as data.train; held-out rows calibrate the sieve and must never be trained on");
   }
@@ -238,6 +262,7 @@ void check(const TrainConfig& c) {
   if (!c.model_pretrained.empty() && !c.model_config.empty()) {
     refuse(s, "model.config", "contradicts model.pretrained; keep one of them");
   }
+  if (c.forget) check_forget(s, *c.forget);
   if (c.validation.every > 0 && c.validation_data.empty()) {
     refuse(s, "validation.every", "needs data.validation; name that file or set validation.every to 0");
   }
@@ -274,6 +299,10 @@ Schema train_schema(const FilterRegistry& filters, const SchedulerFile& schedule
       .optional_section("lora", lora_schema(),
                         "LoRA: the UNet is frozen and small adapters beside its layers are trained; without it the "
                         "UNet's own weights are.")
+      .optional_section(
+          "forget", forget_schema(),
+          "Unlearning (docs/forget.md): each step also takes in a row to forget for each row to keep, and "
+          "goes against its gradient.")
       .section("validation", validation_schema(), "Loss on pictures never trained on.")
       .incidental()
       .section("sampling", sampling_schema(scheduler), "Pictures drawn while training.")

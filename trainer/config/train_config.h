@@ -29,6 +29,12 @@ struct ValidationConfig {
   int64_t draws = 4;
 };
 
+struct ForgetConfig {
+  std::string data;
+  /// of the gradient's norm
+  double share = 0;
+};
+
 /// A validated configuration, as plain values. `settings` is the same, complete, with the places of its keys.
 struct TrainConfig {
   Settings settings;
@@ -64,6 +70,8 @@ struct TrainConfig {
   int64_t checkpointing_steps = 0, checkpoints_total_limit = 0;
   /// "" = a new run, "auto", "latest", or a checkpoint folder
   std::string resume_from;
+  /// nothing = nothing is to be forgotten
+  std::optional<ForgetConfig> forget;
   ValidationConfig validation;
   DrawConfig draw;
   bool tensorboard = true;

@@ -33,15 +33,17 @@ RunData::RunData(const RunDataOptions& options, c10::Device device) : schedule(o
   open(training, options.train, trained);
   open(held_out, options.held_out, trained);
   open(validation, options.validation, plain);
+  open(forget, options.forget, trained);
   if (!options.prompts.empty()) {
     prompts = Dataset::open(options.prompts, plain);
     training->data().check_matches(*prompts);
   }
-  identity = identity_of(training->data()) + (held_out ? "; held out: " + identity_of(held_out->data()) : "");
+  identity = identity_of(training->data()) + (held_out ? "; held out: " + identity_of(held_out->data()) : "") +
+             (forget ? "; forget: " + identity_of(forget->data()) : "");
 }
 
 void RunData::require_unchanged() const {
-  for (const auto* maker : {&training, &held_out, &validation})
+  for (const auto* maker : {&training, &held_out, &validation, &forget})
     if (*maker) (*maker)->data().require_unchanged();
   if (prompts) prompts->require_unchanged();
 }

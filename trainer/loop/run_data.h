@@ -13,7 +13,7 @@ namespace memsieve::trainer {
 
 struct RunDataOptions {
   /// HDF5 files; "" = none, but for `train`
-  std::string train, held_out, validation, prompts;
+  std::string train, held_out, validation, prompts, forget = {};
   /// a file up to this size is held in memory
   int64_t cache_bytes = int64_t{256} << 20;
   /// rows may be asked for mirrored
@@ -32,9 +32,9 @@ struct RunData {
 
   NoiseSchedule schedule;
   /// `training` is always there
-  std::optional<RowMaker> training, held_out, validation;
+  std::optional<RowMaker> training, held_out, validation, forget;
   std::optional<Dataset> prompts;
-  /// What training and held-out data are, whatever their files are called: a run that is resumed must go on
+  /// What training, held-out and forget data are, whatever their files are called: a run that is resumed must go on
   /// with the same.
   std::string identity;
 };

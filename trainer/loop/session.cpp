@@ -66,6 +66,7 @@ void Session::open_data() {
                                .held_out = config_.held_out_data,
                                .validation = config_.validation_data,
                                .prompts = config_.prompts_data,
+                               .forget = config_.forget ? config_.forget->data : "",
                                .cache_bytes = config_.cache_mb << 20,
                                .random_flip = config_.diffusion.noise.random_flip,
                                .schedule = config_.diffusion.schedule},
@@ -183,6 +184,7 @@ StepOptions Session::step_options() const {
           .accumulation = config_.accumulation,
           .max_train_steps = config_.max_train_steps,
           .prefetch = config_.prefetch,
+          .forget_share = config_.forget ? config_.forget->share : 0,
           .held_out_every = every("held_out"),
           .revisit_every = every("revisit"),
           .pass_over = passes_over(),
@@ -252,6 +254,7 @@ void Session::start_writing() {
   options.rows_per_step = sampler_->global_batch_size();
   if (sieve_) options.channels = sieve_->channels();
   options.passes_over = passes_over();
+  options.forgets = config_.forget.has_value();
   options.drifts = config_.sieve && config_.settings.text("sieve.evidence.kind") == "discounted";
   metrics_.emplace(std::move(options));
 }
@@ -304,6 +307,12 @@ std::string Session::starting_model_memory() const {
   return text.str();
 }
 
+std::string Session::to_forget() const {
+  if (!data_->forget) return "";
+  const Dataset& data = data_->forget->data();
+  return "; forgets " + std::to_string(data.size()) + " pictures of " + data.path();
+}
+
 std::string Session::describe() {
   const int64_t rows = sampler_->global_batch_size(), size = data_->training->data().size();
   return parameter_counts(trainee_->model()) + " on " + std::to_string(group_.world_size()) + " x " +
@@ -313,7 +322,7 @@ std::string Session::describe() {
          (sieve_                          ? "sieve on"
           : config_.settings.has("sieve") ? "sieve off (filter: off)"
                                           : "no sieve") +
-         starting_model_memory();
+         starting_model_memory() + to_forget();
 }
 
 }  // namespace memsieve::trainer

@@ -86,6 +86,7 @@ class Session {
   /// Throws ConfigError if the weights that this run starts from are not those of the run that is resumed.
   void require_same_base(const std::string& fingerprint, const std::string& what) const;
   std::string starting_model_memory() const;
+  std::string to_forget() const;
   void restore();
   void claim_folder();
   void start_writing();

@@ -23,6 +23,8 @@ class StepLog {
     int64_t max_train_steps = 0;
     /// steps between lines where the log is no terminal
     int64_t log_every = 1;
+    /// the line of progress tells the loss of the rows to forget
+    bool forgets = false;
   };
   /// `sieve`: null = none. All references must outlive the log.
   StepLog(const Options& options, MetricsWriter& metrics, Sieve* sieve, const Sampler& sampler);
@@ -42,6 +44,7 @@ class StepLog {
  private:
   std::string note() const;
 
+  bool forgets_;
   MetricsWriter& metrics_;
   Sieve* sieve_;
   const Sampler& sampler_;
@@ -56,7 +59,7 @@ class StepLog {
   Time arrived_{};
   std::deque<StepMetrics> unwritten_;
   StepMetrics latest_;
-  double smooth_loss_ = -1;
+  double smooth_loss_ = -1, smooth_forget_loss_ = -1;
   /// visits, those that were passed over among them
   int64_t visits_ = 0, dropped_ = 0;
 };

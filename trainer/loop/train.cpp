@@ -18,6 +18,7 @@ constexpr size_t kLag = 2;
 
 struct RunOptions {
   int64_t max_train_steps = 0, checkpointing_steps = 0, max_nonfinite_steps = 0, log_every = 1;
+  bool forgets = false;
   EvaluationOptions evaluation;
 };
 
@@ -52,8 +53,8 @@ class Run {
         group_(group),
         step_(session.step_options(), session.step_parts()),
         evaluation_(options.evaluation, evaluation_parts(session, group)),
-        log_({.max_train_steps = options.max_train_steps, .log_every = options.log_every}, session.metrics(),
-             session.sieve(), session.sampler()),
+        log_({.max_train_steps = options.max_train_steps, .log_every = options.log_every, .forgets = options.forgets},
+             session.metrics(), session.sieve(), session.sampler()),
         mailbox_(group.device(), kLag) {
     if (session.start().saved) nonfinite_in_a_row_ = session.start().saved->nonfinite_in_a_row;
   }
@@ -176,6 +177,7 @@ RunOptions run_options(const TrainConfig& config) {
       .checkpointing_steps = config.checkpointing_steps,
       .max_nonfinite_steps = config.max_nonfinite_steps,
       .log_every = config.log_every,
+      .forgets = config.forget.has_value(),
       .evaluation = {.validate_every = config.validation.every,
                      .draw_every = config.draw.every,
                      .validation = {.seed = config.seed, .draws = config.validation.draws, .batch_size = batch_size},

@@ -3,6 +3,7 @@
 #include <memsieve/error.h>
 #include <runtime/stop.h>
 #include <trainer/loop/train_step.h>
+#include <trainer/optim/forget_gradient.h>
 
 #include <algorithm>
 #include <array>
@@ -14,20 +15,26 @@ namespace {
 /// Steps that are planned ahead: as far as the sieve knows whom it will have passed over.
 constexpr int64_t kPlannedAhead = kFlagLag - 3;
 
-/// The rows `ids` of a micro-batch that begins at place `place` of step `step`, a function of these and the
-/// configuration alone.
-HostRows gather_rows(const RunData& data, const StepOptions& options, const std::vector<int64_t>& ids, int64_t step,
-                     int64_t place) {
+/// The rows `ids` of a micro-batch that begins at place `place` of step `step`, and the rows `forget` of the set to
+/// forget beside them, a function of these and the configuration alone.
+HostBatch gather_rows(const RunData& data, const StepOptions& options, const std::vector<int64_t>& ids,
+                      const std::vector<int64_t>& forget, int64_t step, int64_t place) {
   const auto keys = place_keys(step, place, options.train_batch_size);
-  return data.training->gather(
-      ids, ids,
-      training_timesteps(options.seed, Stream::train_timestep, keys, data.schedule.num_timesteps(), options.noise),
-      data.training->noise(options.seed, kTrainNoise, keys, options.noise),
-      keyed_bernoulli(options.seed, Stream::train_caption, keys, options.proportion_empty_prompts));
+  const at::Tensor timestep =
+      training_timesteps(options.seed, Stream::train_timestep, keys, data.schedule.num_timesteps(), options.noise);
+  // Where the training set holds distributions, the set to forget does, too, but not the other way round.
+  const RowNoise noise =
+      (data.forget ? *data.forget : *data.training).noise(options.seed, kTrainNoise, keys, options.noise);
+  HostBatch batch{.keep = data.training->gather(
+                      ids, ids, timestep, noise,
+                      keyed_bernoulli(options.seed, Stream::train_caption, keys, options.proportion_empty_prompts))};
+  if (data.forget) batch.forget = data.forget->gather(forget, forget, timestep, noise);
+  return batch;
 }
 
 /// The numbers of this rank alone, behind those that were summed.
-at::Tensor all_numbers(const at::Tensor& sums, const Update& update, const at::Tensor& loss_scale) {
+at::Tensor all_numbers(const at::Tensor& sums, const Update& update, const at::Tensor& loss_scale,
+                       const at::Tensor& forget_weight) {
   std::array<at::Tensor, kStepNumbers - kSummedNumbers> mine;
   const auto put = [&](StepNumber number, const at::Tensor& value) {
     mine.at(static_cast<size_t>(static_cast<int64_t>(number) - kSummedNumbers)) = value.to(at::kDouble);
@@ -37,6 +44,7 @@ at::Tensor all_numbers(const at::Tensor& sums, const Update& update, const at::T
   put(StepNumber::skipped, update.skipped);
   put(StepNumber::nonfinite, update.nonfinite);
   put(StepNumber::loss_scale, loss_scale);
+  put(StepNumber::forget_weight, forget_weight);
   return at::cat({sums, at::stack(mine)});
 }
 
@@ -51,6 +59,11 @@ TrainStep::TrainStep(const StepOptions& options, const StepParts& parts)
       group_(parts.group),
       counterfactuals_(trainee_.model(), parts.start) {
   if (sieve_ != nullptr && options_.pass_over) plan_.emplace(sampler_, options_.first_step, options_.stream_position);
+  if (!data_.forget) return;
+  forget_sampler_.emplace(data_.forget->data().size(), group_.world_size(), options_.train_batch_size,
+                          options_.accumulation, keyed_bits(options_.seed, Stream::forget_shuffle, {}),
+                          Repeats::allowed);
+  forget_.resize(static_cast<size_t>(options_.accumulation));
 }
 
 int64_t TrainStep::stream_position(int64_t step) const {
@@ -67,15 +80,16 @@ std::vector<int64_t> TrainStep::sample_ids(int64_t step, int64_t micro) const {
   return plan_ ? plan_->rows(step, micro, group_.rank()) : sampler_.rows(step, micro, group_.rank());
 }
 
-HostRows TrainStep::next_rows(int64_t step, int64_t micro) {
+HostBatch TrainStep::next_rows(int64_t step, int64_t micro) {
   const int64_t per_step = options_.accumulation, index = step * per_step + micro;
   if (!ahead_ || index != ahead_next_) {
-    // A sampler of its own: it caches permutations, and runs on another thread.
-    const auto make = [&data = data_, options = options_, sampler = sampler_, plan = plan_ ? &*plan_ : nullptr,
-                       rank = group_.rank(), per_step](int64_t i) {
+    // Samplers of its own: they cache permutations, and it runs on another thread.
+    const auto make = [&data = data_, options = options_, sampler = sampler_, forget = forget_sampler_,
+                       plan = plan_ ? &*plan_ : nullptr, rank = group_.rank(), per_step](int64_t i) {
       const int64_t of = i / per_step, micro_batch = i % per_step;
       const auto ids = plan != nullptr ? plan->rows(of, micro_batch, rank) : sampler.rows(of, micro_batch, rank);
-      return gather_rows(data, options, ids, of, sampler.place(micro_batch, rank, 0));
+      const auto forget_ids = forget ? forget->rows(of, micro_batch, rank) : std::vector<int64_t>();
+      return gather_rows(data, options, ids, forget_ids, of, sampler.place(micro_batch, rank, 0));
     };
     const int64_t end = plan_ ? 0 : options_.max_train_steps * per_step;
     ahead_.emplace(make, index, std::max(end, index + 1), options_.prefetch);
@@ -99,8 +113,11 @@ NoisyRows TrainStep::nothing(const std::vector<int64_t>& ids) const {
 }
 
 NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
+  if (data_.forget) forget_.at(micro).reset();
   try {
-    return data_.training->make(next_rows(step, micro));
+    HostBatch batch = next_rows(step, micro);
+    if (data_.forget) forget_.at(micro) = std::move(batch.forget);
+    return data_.training->make(batch.keep);
   } catch (const Error&) {
     fail(std::current_exception());
   }
@@ -171,14 +188,23 @@ void TrainStep::observe_extra_rows(const Clock& clock) {
   trainee_.model().predict(none.noisy, none.timestep, none.condition);
 }
 
+at::Tensor TrainStep::weighted(const at::Tensor& row_loss, const at::Tensor& timestep) const {
+  const double gamma = options_.snr_gamma;
+  return gamma > 0 ? row_loss * data_.schedule.min_snr_weight(timestep, gamma) : row_loss;
+}
+
+at::Tensor TrainStep::mean_loss(const at::Tensor& row_loss) const {
+  const at::Tensor loss = row_loss.mean();
+  return options_.accumulation > 1 ? loss / static_cast<double>(options_.accumulation) : loss;
+}
+
 at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
   const NoisyRows batch = rows(clock.step, micro);
   note_progress();
   ended(Part::data);
   const at::Tensor prediction = trainee_.model().predict(batch.noisy, batch.timestep, batch.condition);
   const at::Tensor plain = row_losses(prediction, batch.target);
-  const double gamma = options_.snr_gamma;
-  const at::Tensor row_loss = gamma > 0 ? plain * data_.schedule.min_snr_weight(batch.timestep, gamma) : plain;
+  const at::Tensor row_loss = weighted(plain, batch.timestep);
   ended(Part::forward);
   at::Tensor loss;
   if (sieve_ != nullptr) {
@@ -186,13 +212,39 @@ at::Tensor TrainStep::micro_step(const Clock& clock, int64_t micro) {
     seen.counterfactuals = counterfactuals_.of(batch, data_.training->null());
     loss = sieve_->inspect(seen, clock).loss(row_loss);
   } else {
-    loss = row_loss.mean();
-    if (options_.accumulation > 1) loss = loss / static_cast<double>(options_.accumulation);
+    loss = mean_loss(row_loss);
   }
   ended(Part::probe);
   trainee_.backward(loss, /*sync=*/micro + 1 == options_.accumulation);
   ended(Part::backward);
   return plain.detach().sum().to(at::kDouble);
+}
+
+NoisyRows TrainStep::forget_rows(int64_t micro) {
+  const auto& rows = forget_.at(micro);
+  if (rows) return data_.forget->make(*rows);
+  return nothing(std::vector<int64_t>(static_cast<size_t>(options_.train_batch_size), 0));
+}
+
+at::Tensor TrainStep::forget_micro_step(int64_t micro) {
+  const NoisyRows batch = forget_rows(micro);
+  note_progress();
+  ended(Part::data);
+  const at::Tensor prediction = trainee_.model().predict(batch.noisy, batch.timestep, batch.condition);
+  const at::Tensor plain = row_losses(prediction, batch.target);
+  const at::Tensor loss = mean_loss(weighted(plain, batch.timestep));
+  ended(Part::forward);
+  trainee_.backward(loss, /*sync=*/micro + 1 == options_.accumulation);
+  ended(Part::backward);
+  return plain.detach().sum().to(at::kDouble);
+}
+
+at::Tensor TrainStep::forget(const at::Tensor& loss_sum) {
+  // The sieve never sees these rows: what they are is known.
+  const auto parameters = trainee_.model().parameter_list();
+  const auto keep = take_gradients(parameters);
+  for (int64_t micro = 0; micro < options_.accumulation; ++micro) loss_sum.add_(forget_micro_step(micro));
+  return subtract_forget_gradient(parameters, keep, options_.forget_share);
 }
 
 StepEnd TrainStep::end_step(const Clock& clock) {
@@ -216,6 +268,8 @@ at::Tensor TrainStep::run(int64_t step) {
   if (sieve_ != nullptr) make_extra_rows(step);
   ended(Part::data);
   for (int64_t micro = 0; micro < options_.accumulation; ++micro) sum(StepNumber::loss_sum) += micro_step(clock, micro);
+  at::Tensor forget_weight = at::zeros({}, sums.options());
+  if (data_.forget) forget_weight = forget(sum(StepNumber::forget_loss_sum));
   const StepEnd end = end_step(clock);
   const at::Tensor loss_scale = trainee_.loss_scale();
   const Update update = trainee_.update(end);
@@ -224,7 +278,7 @@ at::Tensor TrainStep::run(int64_t step) {
   if (failure_) sum(StepNumber::failed).fill_(1);
   group_.all_reduce_sum(sums);
   ended(Part::reduce);
-  return all_numbers(sums, update, loss_scale);
+  return all_numbers(sums, update, loss_scale, forget_weight / end.grad_scale);
 }
 
 }  // namespace memsieve::trainer

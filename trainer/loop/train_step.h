@@ -32,6 +32,9 @@ struct StepOptions {
   int64_t max_train_steps = 0;
   /// micro-batches made ahead of the step, by a thread of their own; 0 = none
   int64_t prefetch = 0;
+  /// norm of the gradient of the rows to forget that is subtracted, as a share of the other's; only where there are
+  /// such
+  double forget_share = 0;
   /// held-out rows are observed, and flagged samples looked at, in every step that this divides, by ranks that have
   /// some; 0 = never
   int64_t held_out_every = 0, revisit_every = 0;
@@ -39,6 +42,14 @@ struct StepOptions {
   bool pass_over = false;
   /// of this part of the run, and where it begins in the stream of samples
   int64_t first_step = 0, stream_position = 0;
+};
+
+/// This rank's rows of one micro-batch, on the host.
+struct HostBatch {
+  HostRows keep;
+  /// as many, with the timesteps, noise and mirroring of those to keep, and never without caption; where there is
+  /// something to forget
+  std::optional<HostRows> forget = {};
 };
 
 /// What a step works on; all of it must outlive the step.
@@ -57,9 +68,9 @@ class TrainStep {
  public:
   TrainStep(const StepOptions& options, const StepParts& parts);
 
-  /// COLLECTIVE: the gradient's buckets, the sieve's record and one small sum, whatever the data hold. The model is
-  /// called equally often on every rank. Returns StepNumbers as a tensor on the device. Throws PeerError or
-  /// NonFiniteError as Sieve::end_step does, on all ranks.
+  /// COLLECTIVE: the gradient's buckets (twice where something is to be forgotten), the sieve's record and one small
+  /// sum, whatever the data hold. The model is called equally often on every rank. Returns StepNumbers as a tensor on
+  /// the device. Throws PeerError or NonFiniteError as Sieve::end_step does, on all ranks.
   at::Tensor run(int64_t step);
 
   /// Why this rank must end, or null: it could not read its rows, or `fail` was told. It takes part in the steps'
@@ -84,14 +95,21 @@ class TrainStep {
   }
   void plan(int64_t step);
   std::vector<int64_t> sample_ids(int64_t step, int64_t micro) const;
-  HostRows next_rows(int64_t step, int64_t micro);
+  HostBatch next_rows(int64_t step, int64_t micro);
   /// `ids` as rows of zeros with the empty caption.
   NoisyRows nothing(const std::vector<int64_t>& ids) const;
   NoisyRows held_out_rows(const std::vector<HeldOutVisit>& visits, int64_t step);
   NoisyRows look_rows(const std::vector<Look>& looks, int64_t step);
   void make_extra_rows(int64_t step);
   void observe_extra_rows(const Clock& clock);
+  at::Tensor weighted(const at::Tensor& row_loss, const at::Tensor& timestep) const;
+  at::Tensor mean_loss(const at::Tensor& row_loss) const;
   at::Tensor micro_step(const Clock& clock, int64_t micro);
+  NoisyRows forget_rows(int64_t micro);
+  at::Tensor forget_micro_step(int64_t micro);
+  /// After the backward of the rows to keep: that of the rows to forget, whose losses are added to `loss_sum`, and the
+  /// gradients that follow from both. Returns what those to forget were multiplied by.
+  at::Tensor forget(const at::Tensor& loss_sum);
   StepEnd end_step(const Clock& clock);
 
   StepOptions options_;
@@ -103,12 +121,15 @@ class TrainStep {
   Counterfactuals counterfactuals_;
   /// this step's, of this rank
   std::optional<NoisyRows> held_out_, looks_;
+  /// of the rows to forget, if there are any; and those of this step, by micro-batch, as far as they could be read
+  std::optional<Sampler> forget_sampler_;
+  std::vector<std::optional<HostRows>> forget_;
   std::exception_ptr failure_;
   std::function<void(Part)> ended_;
   /// where samples are passed over
   std::optional<BatchPlan> plan_;
   /// of micro-batches, counted through all steps
-  std::optional<Prefetcher<HostRows>> ahead_;
+  std::optional<Prefetcher<HostBatch>> ahead_;
   int64_t ahead_next_ = -1;
 };
 

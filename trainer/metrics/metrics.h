@@ -21,6 +21,8 @@ struct StepMetrics {
   double loss = 0, lr = 0, grad_norm = 0, step_ms = 0;
   /// of fp16; 0 = none
   double loss_scale = 0;
+  /// of the rows to forget
+  double forget_loss = 0, forget_weight = 0;
   bool skipped = false, nonfinite = false;
 };
 
@@ -38,6 +40,8 @@ struct MetricsOptions {
   bool passes_over = false;
   /// each step says by how much the set as a whole is memorised
   bool drifts = false;
+  /// each step says what it forgets
+  bool forgets = false;
 };
 
 /// Appends to metrics.jsonl (rank 0; elsewhere it does nothing). NaN and Inf are written as null. Event files get the

@@ -74,6 +74,24 @@ TEST_CASE("impossible batches are refused") {
   REQUIRE_THROWS_AS(Sampler(0, 1, 1, 1, 0), memsieve::ConfigError);
 }
 
+TEST_CASE("a set smaller than the batch comes round as often as it takes, if that is allowed") {
+  // 3 rows in batches of 2 x 4: 9 epochs in 27 places
+  const Sampler two(3, 2, 2, 2, 4, Repeats::allowed), one(3, 1, 8, 1, 4, Repeats::allowed);
+  std::vector<int64_t> stream;
+  for (int64_t step = 0; step < 4; ++step) {
+    std::vector<int64_t> together;
+    for (int64_t micro = 0; micro < 2; ++micro)
+      for (int64_t rank = 0; rank < 2; ++rank)
+        for (const int64_t id : two.rows(step, micro, rank)) together.push_back(id);
+    REQUIRE(together == one.global_batch(step));
+    stream.insert(stream.end(), together.begin(), together.end());
+  }
+  for (size_t first = 0; first + 3 <= stream.size(); first += 3)
+    REQUIRE(std::set<int64_t>(stream.begin() + first, stream.begin() + first + 3) == std::set<int64_t>{0, 1, 2});
+  REQUIRE_THROWS_AS(Sampler(3, 2, 2, 2, 4), memsieve::ConfigError);
+  REQUIRE_THROWS_AS(Sampler(0, 2, 2, 2, 4, Repeats::allowed), memsieve::ConfigError);
+}
+
 TEST_CASE("what is passed over makes room for what follows in the stream") {
   const Sampler sampler(29, 2, 2, 2, 3);
   const auto stream = [&](int64_t from, int64_t to) {

@@ -197,6 +197,23 @@ TEST_CASE("of the adapters only where they start from may change") {
         "`lora.rank: 4` / `lora.rank: 2`");
 }
 
+TEST_CASE("what is to be forgotten is named, and is neither trained on nor held out") {
+  CHECK_FALSE(read(kGood).forget);
+  const TrainConfig c = read(kGood, {"forget.data=forget.h5"});
+  REQUIRE(c.forget);
+  CHECK(c.forget->data == "forget.h5");
+  CHECK(c.forget->share == 0.1);
+  CHECK_THAT(refusal(kGood, {"forget.share=0.2"}), Catch::Contains("forget.data") && Catch::Contains("is missing"));
+  CHECK_THAT(refusal(kGood, {"forget.data=train.h5"}), Catch::Contains("forget.data") && Catch::Contains("data.train"));
+  CHECK_THAT(refusal(kGood, {"forget.data=h.h5", "data.held_out=h.h5"}),
+             Catch::Contains("forget.data") && Catch::Contains("data.held_out"));
+  CHECK_THAT(refusal(kGood, {"forget.data=f.h5", "forget.share=-1"}), Catch::Contains("forget.share"));
+  const std::string saved = c.settings.yaml(Keys::binding);
+  CHECK_FALSE(read(kGood, {"forget.data=moved.h5"}).settings.difference_from(saved, "then"));
+  CHECK(read(kGood, {"forget.data=forget.h5", "forget.share=0.2"}).settings.difference_from(saved, "then"));
+  CHECK(read(kGood).settings.difference_from(saved, "then"));
+}
+
 TEST_CASE("rank 0's configuration is compared key by key, what a resumed run may change included") {
   const std::string first = read(kGood).settings.yaml();
   CHECK_FALSE(read(kGood).settings.difference_from(first, "rank 0", Keys::all));
