@@ -1,9 +1,11 @@
 #include <audit/commands/canary.h>
+#include <audit/commands/check_picture.h>
 #include <audit/commands/command.h>
 #include <audit/commands/detect.h>
 #include <audit/commands/explain.h>
 #include <audit/commands/mitigate.h>
 #include <audit/commands/unauthorised.h>
+#include <audit/commands/prune.h>
 #include <memsieve/error.h>
 
 namespace memsieve::audit {
@@ -14,6 +16,10 @@ const std::vector<Command>& commands() {
       {"explain", "which words make the model remember: the gradient of the magnitude by token", add_explain_options,
        explain},
       {"mitigate", "drawing so that memorised pictures do not come out, compared", add_mitigate_options, mitigate},
+      {"check-picture", "is a picture in the model: its error, and drawings with states optimised on it",
+       add_check_picture_options, check_picture},
+      {"prune", "zero the weights that memorised prompts need, and see whether the pictures come back",
+       add_prune_options, prune},
       {"canary", "whether it was trained on canaries: the exact test of the planted ones' ranks", add_canary_options,
        canary},
       {"unauthorised", "whether coated pictures were trained on: exact tests of what its drawings show",

@@ -150,7 +150,8 @@ AuditedModel load_audited_model(const AuditConfig& c, Group& group) {
                                 .schedule = std::move(schedule),
                                 .sampling = file.sampling,
                                 .identity = identity + "; " + scheduler_json(file.schedule, file.sampling),
-                                .vae = has_vae ? vae.string() : ""});
+                                .vae = has_vae ? vae.string() : "",
+                                .weights = folders.weights});
   });
   return std::move(*loaded);
 }

@@ -20,6 +20,8 @@ struct AuditedModel {
   std::string identity;
   /// "" = there is none
   std::string vae;
+  /// the folder that the weights were read from, without adapters
+  std::string weights;
 
   /// model.predict as the sampling loop wants it.
   Predict predict();

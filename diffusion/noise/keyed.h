@@ -40,6 +40,9 @@ enum class Stream : uint64_t {
   forget_shuffle = 28,
   negative_noise = 40,
   caption_gain_noise = 41,
+  picture_error_noise = 50,
+  optimisation_noise = 51,
+  optimisation_timestep = 52,
   canary_noise = 60,
 };
 

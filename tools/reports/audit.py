@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from reports import page
+from reports import audit_pictures, page
 from reports.program import InputError
 
 
@@ -119,7 +119,8 @@ def unauthorised(audit, top):
     return {"shown": sorted(audit.rows, key=lambda row: row["rank"])[:top]}
 
 
-PAGES = {"detect": detect, "explain": explain, "mitigate": mitigate, "canary": canary, "unauthorised": unauthorised}
+PAGES = {"detect": detect, "explain": explain, "mitigate": mitigate, "canary": canary, "unauthorised": unauthorised,
+         **audit_pictures.pages(Audit)}
 
 
 def render(audit, top):

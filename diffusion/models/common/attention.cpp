@@ -86,6 +86,19 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context
   return to_out_(mixed.transpose(1, 2).reshape(x.sizes()));
 }
 
+namespace {
+
+thread_local const WatchFeedForward::Seen* feed_forward_watch = nullptr;
+
+}  // namespace
+
+WatchFeedForward::WatchFeedForward(Seen seen) : seen_(std::move(seen)) {
+  feed_forward_watch = &seen_;
+}
+WatchFeedForward::~WatchFeedForward() {
+  feed_forward_watch = nullptr;
+}
+
 FeedForwardImpl::FeedForwardImpl(int64_t dim) {
   auto net = register_module("net", std::make_shared<NumberedImpl>());
   auto geglu = net->add(0, std::make_shared<NumberedImpl>());
@@ -96,6 +109,7 @@ FeedForwardImpl::FeedForwardImpl(int64_t dim) {
 at::Tensor FeedForwardImpl::forward(const at::Tensor& x) {
   const auto halves = in_->plus_adapter(token_linear(x, in_->weight, in_->bias), x).chunk(2, -1);
   const at::Tensor gated = halves[0] * at::gelu(halves[1]);
+  if (feed_forward_watch != nullptr) (*feed_forward_watch)(*this, gated);
   return out_->plus_adapter(token_linear(gated, out_->weight, out_->bias), gated);
 }
 

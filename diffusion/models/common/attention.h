@@ -3,6 +3,8 @@
 
 #include <diffusion/models/common/layers.h>
 
+#include <functional>
+
 namespace memsieve::diffusion {
 
 /// softmax(q k' / sqrt(d)) v: q [B, heads, N, d], k and v [B, heads, M, d] -> like q. `bias` [B, M], like q in dtype,
@@ -39,6 +41,22 @@ class AttentionImpl : public torch::nn::Module {
   /// its context is text
   bool crosses_;
   Linear to_q_, to_k_, to_v_, to_out_{nullptr};
+};
+
+class FeedForwardImpl;
+
+/// While one lives, every FeedForward of a model that runs on this thread shows it what goes into its last layer: the
+/// gated states [B, N, 4 * dim], in the dtype that the model computes in.
+class WatchFeedForward {
+ public:
+  using Seen = std::function<void(const FeedForwardImpl& layer, const at::Tensor& gated)>;
+  explicit WatchFeedForward(Seen seen);
+  ~WatchFeedForward();
+  WatchFeedForward(const WatchFeedForward&) = delete;
+  WatchFeedForward& operator=(const WatchFeedForward&) = delete;
+
+ private:
+  Seen seen_;
 };
 
 /// Linear to twice 4 * dim, one half gated by GELU of the other, Linear back (Shazeer: "GLU Variants Improve

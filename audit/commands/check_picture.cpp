@@ -1,0 +1,234 @@
+#include <ATen/ATen.h>
+#include <audit/commands/check_picture.h>
+#include <audit/measure/check_summary.h>
+#include <audit/commands/inputs.h>
+#include <audit/measure/known_picture.h>
+#include <audit/measure/mitigation.h>
+#include <audit/output/results.h>
+#include <memsieve/error.h>
+#include <runtime/agreement.h>
+#include <runtime/log.h>
+
+#include <algorithm>
+#include <charconv>
+#include <numeric>
+
+namespace memsieve::audit {
+
+namespace {
+
+std::vector<int64_t> first_rows(int64_t count) {
+  std::vector<int64_t> rows(static_cast<size_t>(count));
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
+
+void require_pictures(const Prompts& prompts) {
+  if (prompts.has_pictures()) return;
+  throw DataError(prompts.data().path() +
+                  ": holds no pictures; name a data set of the pictures with their captions "
+                  "(tools/prepare_dataset.py), whose rows are the pictures to be checked");
+}
+
+/// The pictures of one file that are measured.
+struct CheckedSet {
+  PromptSet set;
+  /// predicted, and of those drawn
+  std::vector<int64_t> rows, drawn;
+  /// of the keys of noise, so that no two pictures share theirs
+  int64_t key(int64_t row) const { return set.stream == Stream::draw_noise ? row : -1 - row; }
+};
+
+class PictureCheck {
+ public:
+  PictureCheck(const AuditConfig& config, bool optimise, Group& group)
+      : config_(config),
+        group_(group),
+        optimise_(optimise),
+        model_(load_audited_model(config, group)),
+        prompts_(open_prompts(config, model_, group)) {
+    on_all_ranks(group, [&] { open_sets(); });
+    decoder_ = picture_decoder(config, model_, *prompts_, group);
+  }
+
+  Json run() {
+    Measurements measurements(config_.out, {config_.command, config_.settings, inputs_}, group_);
+    measure_all(measurements, batches(), config_.command, group_);
+    const Settings& s = config_.settings;
+    Json summary = summary_head(config_, model_);
+    summary["similarity"] = decoder_ ? "pixels" : "latents";
+    summary["copy_similarity"] = s.real("copy_similarity");
+    summary["optimisation"] = {{"steps", optimise_ ? s.integer("optimisation_steps") : 0},
+                               {"batch", s.integer("optimisation_batch")},
+                               {"learning_rate", s.real("learning_rate")},
+                               {"start", s.text("start")}};
+    const auto captions = captions_of(*prompts_);
+    for (const int64_t row : sets_.front().rows)
+      summary["prompts"].push_back({{"prompt", row}, {"caption", captions[static_cast<size_t>(row)]}});
+    add_verdicts(summary, measurements.rows());
+    write_results(config_.out, summary, group_);
+    return summary;
+  }
+
+ private:
+  void open_sets() {
+    require_pictures(*prompts_);
+    inputs_ = {{"model", model_.identity}, {"prompts", identity_of(*prompts_)}};
+    const auto rows = chosen_rows(config_.settings, *prompts_);
+    sets_.push_back({{"prompts", *prompts_, Stream::draw_noise}, rows, rows});
+    const std::string& path = config_.settings.text("held_out");
+    if (path.empty() || !optimise_) {
+      inputs_.emplace_back("held-out pictures", "none");
+      return;
+    }
+    held_out_ = Prompts::open(path);
+    require_pictures(*held_out_);
+    prompts_->check_comparable(*held_out_);
+    inputs_.emplace_back("held-out pictures", identity_of(*held_out_));
+    const int64_t drawn = std::min(held_out_->size(), config_.settings.integer("held_out_drawn"));
+    sets_.push_back(
+        {{"held_out", *held_out_, Stream::negative_noise}, first_rows(held_out_->size()), first_rows(drawn)});
+  }
+
+  /// Captions' states say what a file of prompts is; here its pictures count, too.
+  static std::string identity_of(const Prompts& prompts) {
+    double sum = 0;
+    for (int64_t row = 0; row < prompts.size(); ++row)
+      sum += static_cast<double>(row + 1) *
+             prompts.data().load({row}).latents.to(at::kDouble).square().mean().item<double>();
+    return prompts.identity() + ", pictures " + std::to_string(sum);
+  }
+
+  std::vector<UnitBatch> batches() {
+    std::vector<UnitBatch> all;
+    for (const CheckedSet& set : sets_) {
+      const auto unit = [&set](int64_t row, const char* what) {
+        return set.set.name + "/" + std::to_string(row) + "/" + what;
+      };
+      if (optimise_)
+        for (const int64_t row : set.rows)
+          all.push_back({{unit(row, "errors")}, [this, &set, row] { return std::vector<Json>{errors(set, row)}; }});
+      for (const int64_t row : set.drawn)
+        all.push_back({{unit(row, "drawings")}, [this, &set, row] { return std::vector<Json>{drawings(set, row)}; }});
+    }
+    return all;
+  }
+
+  Json errors(const CheckedSet& set, int64_t row) {
+    const int64_t draws = config_.settings.integer("error_draws");
+    const auto found = picture_errors(row, set.set, model_, config_.seed, draws, 2 * config_.batch_size);
+    return {{"set", set.set.name},
+            {"prompt", row},
+            {"timesteps", middle_timesteps(model_.schedule.num_timesteps(), draws)},
+            {"errors", found}};
+  }
+
+  Json drawings(const CheckedSet& set, int64_t row) {
+    const Rows loaded = set.set.prompts.data().load({row});
+    const at::Tensor own = shown(set, row, loaded.latents);
+    Json found{{"set", set.set.name}, {"prompt", row}};
+    if (decoder_) found["own"] = picture(set, row, "own", own[0]);
+    found["caption"] = compared(set, row, "caption", loaded.condition.to(model_.model.device()), own);
+    const Settings& s = config_.settings;
+    const OptimisationOptions options{.seed = config_.seed,
+                                      .steps = s.integer("optimisation_steps"),
+                                      .batch = s.integer("optimisation_batch"),
+                                      .learning_rate = s.real("learning_rate"),
+                                      .from_empty = s.text("start") == "empty",
+                                      .rows = 2 * config_.batch_size,
+                                      .key = set.key(row)};
+    if (!optimise_ || options.steps == 0) return found;
+    const OptimisedStates states = optimise_states(row, set.set, model_, options);
+    found["losses"] = states.losses;
+    found["optimised"] = compared(set, row, "optimised", states.condition, own);
+    return found;
+  }
+
+  /// [1, ...]: the picture itself as drawings are compared with it.
+  at::Tensor shown(const CheckedSet& set, int64_t row, const at::Tensor& latents) {
+    if (!decoder_) return latents;
+    if (set.set.prompts.data().codec()) return set.set.prompts.data().load_images({row});
+    return decoder_->decode(latents.to(model_.model.device())).cpu();
+  }
+
+  Json compared(const CheckedSet& set, int64_t row, const std::string& how, const Conditioning& condition,
+                const at::Tensor& own) {
+    at::Tensor drawn = draw_with(condition, row, config_.pictures, set.set, model_, config_.seed, config_.batch_size);
+    drawn = (decoder_ ? decoder_->decode(drawn) : drawn).cpu();
+    Json found{{"similarity", numbers(correlation(drawn, own.expand_as(drawn)))}};
+    for (int64_t i = 0; decoder_ && i < drawn.size(0); ++i)
+      found["pictures"].push_back(picture(set, row, how + "_" + std::to_string(i), drawn[i]));
+    return found;
+  }
+
+  std::string picture(const CheckedSet& set, int64_t row, const std::string& what, const at::Tensor& pixels) {
+    std::string name = "pictures/" + set.set.name + "/" + std::to_string(row) + "/" + what + ".png";
+    write_picture(config_.out, name, pixels);
+    return name;
+  }
+
+  const AuditConfig& config_;
+  Group& group_;
+  bool optimise_;
+  AuditedModel model_;
+  std::optional<Prompts> prompts_, held_out_;
+  std::vector<std::pair<std::string, std::string>> inputs_;
+  std::vector<CheckedSet> sets_;
+  std::optional<PictureDecoder> decoder_;
+};
+
+}  // namespace
+
+std::vector<int64_t> chosen_rows(const Settings& settings, const Prompts& prompts) {
+  const auto named = settings.texts("rows");
+  if (named.empty()) return first_rows(prompts.size());
+  std::vector<int64_t> rows;
+  for (const std::string& text : named) {
+    int64_t row = -1;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), row);
+    if (error != std::errc() || end != text.data() + text.size() || row < 0 || row >= prompts.size())
+      throw ConfigError(settings.where("rows") + ": '" + text + "' is no row of " + prompts.data().path() +
+                        ", which has 0 to " + std::to_string(prompts.size() - 1));
+    if (std::count(rows.begin(), rows.end(), row) > 0)
+      throw ConfigError(settings.where("rows") + ": " + text + " is named twice; keep one");
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+void add_check_picture_options(Options& options) {
+  options.texts("rows", {}, "row of --prompts to be looked at; may be repeated (default: all)")
+      .incidental()
+      .text("held_out", "",
+            "HDF5 file of pictures that were surely not trained on, from the same source: they are measured alike")
+      .incidental()
+      .integer("held_out_drawn", 16, 0, 1 << 20,
+               "of those, optimised and drawn at most so many; the others are only "
+               "predicted")
+      .incidental()
+      .integer("error_draws", 16, 1, 1 << 16, "timesteps at which a picture is predicted, evenly over all")
+      .integer("optimisation_steps", 50, 0, 1 << 20,
+               "updates of the caption's states on the picture's own loss; published: 50, and more than 500 for "
+               "pictures that are not memorised; 0 = none")
+      .integer("optimisation_batch", 8, 1, 1 << 16, "noises and timesteps of each of those updates")
+      .real("learning_rate", 0.1, 1e-9, 1e3, "of those updates, by Adam")
+      .choice("start", "caption", {"caption", "empty"}, "the states that they start from")
+      .real("copy_similarity", 0.8, -1, 1,
+            "correlation with the picture (of pixels; of latents where there is no VAE) from which a drawing counts as "
+            "a copy")
+      .incidental();
+}
+
+Json check_pictures(const AuditConfig& config, bool optimise, Group& group) {
+  return PictureCheck(config, optimise, group).run();
+}
+
+ExitCode check_picture(const AuditConfig& config, Group& group) {
+  const Json summary = check_pictures(config, true, group);
+  for (const Json& prompt : summary.at("prompts"))
+    log_info("picture " + std::to_string(prompt.at("prompt").get<int64_t>()) + ": " +
+             prompt.at("verdict").get<std::string>());
+  return kDone;
+}
+
+}  // namespace memsieve::audit

@@ -1,0 +1,165 @@
+#include <audit/measure/check_summary.h>
+#include <audit/measure/scores.h>
+#include <audit/output/results.h>
+#include <audit/statistics/intervals.h>
+#include <audit/statistics/roc.h>
+#include <runtime/log.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <optional>
+
+namespace memsieve::audit {
+
+namespace {
+
+constexpr int64_t kLossesAveraged = 10;
+
+/// Drawings of one picture, or of many, in one way.
+struct DrawnCopies {
+  int64_t drawings = 0, copies = 0;
+  double best = -1;
+  void add(const DrawnCopies& more) {
+    drawings += more.drawings;
+    copies += more.copies;
+    best = std::max(best, more.best);
+  }
+  Json json() const {
+    if (drawings == 0) return nullptr;
+    return {{"drawings", drawings},
+            {"copies", copies},
+            {"best", best},
+            {"share", as_json(clopper_pearson(copies, drawings))}};
+  }
+};
+
+/// What was found of one picture.
+struct PictureFindings {
+  std::optional<double> log_error, loss_begin, loss_end;
+  DrawnCopies caption, optimised;
+};
+
+double mean_of(const std::vector<double>& values, size_t begin, size_t end) {
+  return std::accumulate(values.begin() + static_cast<int64_t>(begin), values.begin() + static_cast<int64_t>(end),
+                         0.0) /
+         static_cast<double>(end - begin);
+}
+
+DrawnCopies copies_of(const Json& drawn, double threshold) {
+  DrawnCopies found;
+  for (const Json& value : drawn.at("similarity")) {
+    const auto similarity = value.get<double>();
+    found.add({.drawings = 1, .copies = similarity >= threshold ? 1 : 0, .best = similarity});
+  }
+  return found;
+}
+
+void add_row(PictureFindings& found, const Json& row, double threshold) {
+  if (row.contains("errors")) {
+    double sum = 0;
+    for (const Json& error : row["errors"]) sum += std::log(error.get<double>());
+    found.log_error = sum / static_cast<double>(row["errors"].size());
+  }
+  if (row.contains("caption")) found.caption = copies_of(row["caption"], threshold);
+  if (row.contains("optimised")) found.optimised = copies_of(row["optimised"], threshold);
+  if (row.contains("losses") && !row["losses"].empty()) {
+    const auto losses = row["losses"].get<std::vector<double>>();
+    const size_t some = std::min<size_t>(kLossesAveraged, losses.size());
+    found.loss_begin = mean_of(losses, 0, some);
+    found.loss_end = mean_of(losses, losses.size() - some, losses.size());
+  }
+}
+
+std::map<int64_t, PictureFindings> findings_of(const std::vector<Json>& rows, const std::string& set,
+                                               double threshold) {
+  std::map<int64_t, PictureFindings> found;
+  for (const Json& row : rows)
+    if (row.at("set") == set) add_row(found[row.at("prompt").get<int64_t>()], row, threshold);
+  return found;
+}
+
+/// What held-out pictures, treated alike, gave.
+struct HeldOutFindings {
+  std::vector<double> neglog_errors, best;
+  DrawnCopies caption, optimised;
+  int64_t drawn = 0, copied = 0;
+
+  Json json() const {
+    return {{"pictures", neglog_errors.size()},
+            {"drawn", drawn},
+            {"copied", drawn > 0 ? as_json(clopper_pearson(copied, drawn)) : Json(nullptr)},
+            {"with_caption", caption.json()},
+            {"with_optimised_states", optimised.json()}};
+  }
+};
+
+HeldOutFindings held_out_of(const std::map<int64_t, PictureFindings>& pictures) {
+  HeldOutFindings found;
+  for (const auto& [row, picture] : pictures) {
+    if (picture.log_error) found.neglog_errors.push_back(-*picture.log_error);
+    if (picture.optimised.drawings > 0) found.best.push_back(picture.optimised.best);
+    if (picture.caption.drawings == 0) continue;
+    found.caption.add(picture.caption);
+    found.optimised.add(picture.optimised);
+    found.drawn += 1;
+    found.copied += picture.caption.copies + picture.optimised.copies > 0 ? 1 : 0;
+  }
+  return found;
+}
+
+bool is_copied(const PictureFindings& picture, const HeldOutFindings& held_out) {
+  if (picture.caption.copies > 0) return true;
+  const auto below = [&](double best) { return best < picture.optimised.best; };
+  return picture.optimised.copies > 0 && std::all_of(held_out.best.begin(), held_out.best.end(), below);
+}
+
+Json described(const PictureFindings& picture, const HeldOutFindings& held_out) {
+  const auto drawings = picture.caption.drawings + picture.optimised.drawings;
+  Json found;
+  if (picture.log_error) {
+    found["log_error"] = *picture.log_error;
+    if (!held_out.neglog_errors.empty())
+      found["p_error"] = p_values({-*picture.log_error}, held_out.neglog_errors).front();
+  }
+  if (picture.loss_begin) found["loss_begin"] = *picture.loss_begin;
+  if (picture.loss_end) found["loss_end"] = *picture.loss_end;
+  found["with_caption"] = picture.caption.json();
+  found["with_optimised_states"] = picture.optimised.json();
+  if (picture.optimised.drawings > 0 && !held_out.best.empty())
+    found["p_similarity"] = p_values({picture.optimised.best}, held_out.best).front();
+  found["verdict"] = is_copied(picture, held_out) ? "copied" : "not shown by " + std::to_string(drawings) + " drawings";
+  return found;
+}
+
+}  // namespace
+
+void add_verdicts(Json& summary, const std::vector<Json>& rows) {
+  const auto threshold = summary.at("copy_similarity").get<double>();
+  const auto pictures = findings_of(rows, "prompts", threshold);
+  const HeldOutFindings held_out = held_out_of(findings_of(rows, "held_out", threshold));
+  DrawnCopies caption, optimised;
+  int64_t copied = 0;
+  std::vector<double> neglog_errors;
+  for (Json& prompt : summary["prompts"]) {
+    const PictureFindings& picture = pictures.at(prompt.at("prompt").get<int64_t>());
+    prompt.update(described(picture, held_out));
+    copied += is_copied(picture, held_out) ? 1 : 0;
+    caption.add(picture.caption);
+    optimised.add(picture.optimised);
+    if (picture.log_error) neglog_errors.push_back(-*picture.log_error);
+  }
+  summary["copied"] = as_json(clopper_pearson(copied, static_cast<int64_t>(summary["prompts"].size())));
+  summary["with_caption"] = caption.json();
+  summary["with_optimised_states"] = optimised.json();
+  summary["held_out"] =
+      held_out.drawn + static_cast<int64_t>(held_out.neglog_errors.size()) > 0 ? held_out.json() : Json(nullptr);
+  if (!neglog_errors.empty() && !held_out.neglog_errors.empty())
+    summary["error_separation"] = separation(neglog_errors, held_out.neglog_errors);
+  if (optimised.copies > 0 && held_out.best.empty())
+    log_warning(
+        "no held-out picture was treated alike, so it is not known whether optimised states draw any picture at all; "
+        "name some with --held-out");
+}
+
+}  // namespace memsieve::audit
