@@ -15,6 +15,7 @@ PACKAGES=(
   libgloo-dev libspdlog-dev catch2 libyaml-cpp-dev libhdf5-dev libboost-program-options-dev nlohmann-json3-dev
   librapidcheck-dev libpng-dev zlib1g-dev libprotobuf-dev protobuf-compiler
   iproute2  # a test plays two machines
+  clang libclang-rt-dev  # libFuzzer, for tests/fuzz
   fonts-noto-color-emoji unicode-data  # pictures and their names: a test reads them, and the demo
 )
 case ${1:-} in

@@ -66,8 +66,12 @@ Codec read_codec(const Hdf5Array& images) {
   for (int c = 0; c < 3; ++c) {
     codec.mean[c] = mean[c];
     codec.std[c] = std[c];
-    if (!std::isfinite(mean[c]) || !std::isfinite(std[c]) || std[c] <= 0)
-      throw DataError(images.where() + ": attributes 'mean' and 'std' must be finite, and 'std' above 0");
+    // In float32, as pictures are encoded: a double may round to 0 or to infinity there.
+    const auto m = static_cast<float>(mean[c]), s = static_cast<float>(std[c]);
+    if (!(s > 0) || !std::isfinite(s) || !std::isfinite((1 + std::abs(m)) / s))
+      throw DataError(images.where() +
+                      ": attributes 'mean' and 'std' must be finite, and 'std' above 0, in float32; so must be their "
+                      "ratio");
   }
   const double factor = images.attribute("pixel_unshuffle", 1)[0];
   if (!(factor >= 1 && factor <= 64) || factor != std::floor(factor))
@@ -83,9 +87,11 @@ Codec read_codec(const Hdf5Array& images) {
 
 LatentScale read_latent_scale(const Hdf5Array& latents) {
   const LatentScale scale{latents.attribute_or("scaling_factor", 1), latents.attribute_or("shift_factor", 0)};
-  if (!std::isfinite(scale.scaling_factor) || scale.scaling_factor <= 0 || !std::isfinite(scale.shift_factor))
-    throw DataError(latents.where() +
-                    ": attributes 'scaling_factor' and 'shift_factor' must be finite, and 'scaling_factor' above 0");
+  const auto factor = static_cast<float>(scale.scaling_factor), shift = static_cast<float>(scale.shift_factor);
+  if (!(factor > 0) || !std::isfinite(factor) || !std::isfinite(shift))
+    throw DataError(
+        latents.where() +
+        ": attributes 'scaling_factor' and 'shift_factor' must be finite, and 'scaling_factor' above 0, in float32");
   return scale;
 }
 

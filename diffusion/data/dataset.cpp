@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <memsieve/detail/printable.h>
 #include <memsieve/error.h>
 #include <diffusion/data/column.h>
 
@@ -66,7 +67,8 @@ struct Dataset::Impl {
   void check_format() const {
     const std::string format = file.root_text("format");
     if (format != kFormat)
-      throw DataError(file.path() + ": root attribute 'format' is '" + format + "', expected '" + kFormat + "'");
+      throw DataError(file.path() + ": root attribute 'format' is " + detail::in_quotes(format) + ", expected '" +
+                      kFormat + "'");
     const int64_t version = file.root_integer("version");
     if (version != kVersion)
       throw DataError(file.path() + ": layout version " + std::to_string(version) + ", this program reads version " +
@@ -185,6 +187,10 @@ struct Dataset::Impl {
     if (scale.scaling_factor != 1) rows.latents = rows.latents * scale.scaling_factor;
     rows.latent_std = latent_std.real_rows(ids, latent_std_flipped, flipped);
     if (rows.latent_std.defined()) rows.latent_std = rows.latent_std * scale.scaling_factor;
+    if (scale == LatentScale()) return rows;
+    const std::string scaled = pictures.array.where() + ": with 'scaling_factor' and 'shift_factor'";
+    check_finite(rows.latents, scaled, ids);
+    if (rows.latent_std.defined()) check_finite(rows.latent_std, scaled, ids);
     return rows;
   }
 };

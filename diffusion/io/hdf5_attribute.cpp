@@ -1,6 +1,9 @@
 #include <diffusion/io/hdf5_attribute.h>
+#include <diffusion/io/hdf5_open.h>
 #include <memsieve/detail/hdf5_handle.h>
 #include <memsieve/error.h>
+
+#include <algorithm>
 
 namespace memsieve::diffusion {
 
@@ -10,6 +13,16 @@ using detail::silence_hdf5;
 namespace {
 
 constexpr size_t kMostText = size_t{1} << 16;
+
+// A file may describe numbers of its own, with any place for their bits, and HDF5 1.10 believes it.
+std::vector<hid_t> integers() {
+  return {H5T_STD_I8LE,  H5T_STD_I16LE, H5T_STD_I32LE, H5T_STD_I64LE, H5T_STD_U8LE,  H5T_STD_U16LE,
+          H5T_STD_U32LE, H5T_STD_U64LE, H5T_STD_I8BE,  H5T_STD_I16BE, H5T_STD_I32BE, H5T_STD_I64BE,
+          H5T_STD_U8BE,  H5T_STD_U16BE, H5T_STD_U32BE, H5T_STD_U64BE};
+}
+std::vector<hid_t> floats() {
+  return {H5T_IEEE_F32LE, H5T_IEEE_F64LE, H5T_IEEE_F32BE, H5T_IEEE_F64BE, H5T_NATIVE_LDOUBLE};
+}
 
 struct Attribute {
   Hdf5Handle id, type;
@@ -29,8 +42,12 @@ struct Attribute {
     count = H5Sget_simple_extent_npoints(space.get());
   }
 
-  bool is_integer() const { return kind == H5T_INTEGER && size <= 8; }
-  bool is_number() const { return is_integer() || (kind == H5T_FLOAT && size <= 16); }
+  bool is_integer() const { return kind == H5T_INTEGER && is_one_of(integers()); }
+  bool is_number() const { return is_integer() || (kind == H5T_FLOAT && is_one_of(floats())); }
+  bool is_one_of(const std::vector<hid_t>& types) const {
+    const auto same = [this](hid_t known) { return H5Tequal(type.get(), known) > 0; };
+    return std::any_of(types.begin(), types.end(), same) || (kind == H5T_FLOAT && same(hdf5_half_type().get()));
+  }
   void read(hid_t as, void* out, const std::string& what) const {
     if (H5Aread(id.get(), as, out) < 0) throw DataError(what + " cannot be read; the file is damaged, make it anew");
   }

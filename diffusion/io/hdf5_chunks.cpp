@@ -1,10 +1,9 @@
 #include <diffusion/io/hdf5_chunks.h>
 #include <diffusion/io/hdf5_open.h>
+#include <memsieve/detail/inflate.h>
 #include <memsieve/error.h>
-#include <zlib.h>
 
 #include <algorithm>
-#include <array>
 
 namespace memsieve::diffusion {
 
@@ -14,24 +13,6 @@ using detail::silence_hdf5;
 namespace {
 
 constexpr uint64_t kChecksumBytes = 4;
-
-bool inflates_to(std::vector<unsigned char>& stored, uint64_t count, uint64_t expected) {
-  z_stream stream{};
-  if (inflateInit(&stream) != Z_OK) return false;
-  stream.next_in = stored.data();
-  stream.avail_in = static_cast<uInt>(count);
-  std::array<unsigned char, 1 << 16> sink;
-  uint64_t total = 0;
-  int state = Z_OK;
-  while (state == Z_OK && total <= expected) {
-    stream.next_out = sink.data();
-    stream.avail_out = sink.size();
-    state = inflate(&stream, Z_NO_FLUSH);
-    total += sink.size() - stream.avail_out;
-  }
-  inflateEnd(&stream);
-  return state == Z_STREAM_END && total == expected;
-}
 
 }  // namespace
 
@@ -79,7 +60,7 @@ bool Hdf5Chunks::fits(hid_t dataset, const std::vector<hsize_t>& place) const {
   std::vector<unsigned char> raw(stored);
   uint32_t mask = 0;
   return H5Dread_chunk(dataset, H5P_DEFAULT, place.data(), &mask, raw.data()) >= 0 &&
-         inflates_to(raw, stored - behind, inner);
+         detail::inflates_to(raw, stored - behind, inner);
 }
 
 void Hdf5Chunks::check(hid_t dataset, int64_t first, int64_t rows, const std::string& where) {

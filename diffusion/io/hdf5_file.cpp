@@ -10,14 +10,6 @@ namespace memsieve::diffusion {
 
 namespace {
 
-Hdf5Handle half_type() {
-  Hdf5Handle type(H5Tcopy(H5T_IEEE_F32LE), H5Tclose);
-  H5Tset_fields(type.get(), 15, 10, 5, 0, 10);  // IEEE 754 binary16: sign, exponent, mantissa
-  H5Tset_size(type.get(), 2);
-  H5Tset_ebias(type.get(), 15);
-  return type;
-}
-
 // The memory type that reads `stored` without conversion (but for byte order), and torch's name for it.
 bool understand(hid_t stored, Hdf5Handle& memory, at::ScalarType& dtype) {
   const auto same = [&](hid_t type) { return H5Tequal(stored, type) > 0; };
@@ -29,7 +21,7 @@ bool understand(hid_t stored, Hdf5Handle& memory, at::ScalarType& dtype) {
   if (same(H5T_STD_U8LE) || same(H5T_STD_U8BE)) return take(H5T_NATIVE_UINT8, at::kByte);
   if (same(H5T_STD_I64LE) || same(H5T_STD_I64BE)) return take(H5T_NATIVE_INT64, at::kLong);
   if (same(H5T_IEEE_F32LE) || same(H5T_IEEE_F32BE)) return take(H5T_NATIVE_FLOAT, at::kFloat);
-  const Hdf5Handle half = half_type();
+  const Hdf5Handle half = hdf5_half_type();
   return same(half.get()) && take(half.get(), at::kHalf);
 }
 

@@ -1,4 +1,5 @@
 #include <diffusion/io/hdf5_open.h>
+#include <memsieve/detail/printable.h>
 #include <memsieve/error.h>
 
 #include <algorithm>
@@ -62,6 +63,14 @@ uint64_t chunk_bytes(hid_t dataset, const Hdf5Handle& created, const std::string
 
 }  // namespace
 
+Hdf5Handle hdf5_half_type() {
+  Hdf5Handle type(H5Tcopy(H5T_IEEE_F32LE), H5Tclose);
+  H5Tset_fields(type.get(), 15, 10, 5, 0, 10);  // IEEE 754 binary16: sign, exponent, mantissa
+  H5Tset_size(type.get(), 2);
+  H5Tset_ebias(type.get(), 15);
+  return type;
+}
+
 std::vector<H5Z_filter_t> hdf5_filters(hid_t created) {
   std::vector<H5Z_filter_t> filters;
   for (int i = 0; i < H5Pget_nfilters(created); ++i) {
@@ -108,7 +117,8 @@ Hdf5Handle open_hdf5_dataset(hid_t file, const std::string& name, const std::str
   H5Pset_elink_cb(access.get(), refuse_link, &elsewhere);
   Hdf5Handle plain(H5Dopen2(file, name.c_str(), access.get()), H5Dclose);
   if (!elsewhere.empty())
-    throw DataError(where + ": is an external link to " + elsewhere + "; copy the dataset into the file");
+    throw DataError(where + ": is an external link to " + detail::printable(elsewhere) +
+                    "; copy the dataset into the file");
   if (!plain) throw DataError(where + ": is not a dataset");
   const Hdf5Handle created(H5Dget_create_plist(plain.get()), H5Pclose);
   if (H5Pget_layout(created.get()) == H5D_VIRTUAL)

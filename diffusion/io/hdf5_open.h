@@ -19,6 +19,9 @@ detail::Hdf5Handle open_hdf5(const std::string& path, int& descriptor);
 /// it is compressed with anything but deflate, or if its chunks are far larger than itself.
 detail::Hdf5Handle open_hdf5_dataset(hid_t file, const std::string& name, const std::string& where);
 
+/// IEEE 754 binary16, for which HDF5 1.10 has no name.
+detail::Hdf5Handle hdf5_half_type();
+
 /// The filters of a dataset's creation property list, in the order in which they were applied.
 std::vector<H5Z_filter_t> hdf5_filters(hid_t created);
 

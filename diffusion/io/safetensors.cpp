@@ -190,17 +190,6 @@ std::string header_text(const TensorMap& tensors, const Metadata& metadata, cons
 
 }  // namespace
 
-std::string printable(const std::string& text) {
-  std::string out = text.substr(0, 200);
-  for (char& c : out)
-    if (static_cast<unsigned char>(c) < 32 || c == 127) c = '?';
-  return out + (text.size() > out.size() ? "..." : "");
-}
-
-std::string in_quotes(const std::string& text) {
-  return std::string("'").append(printable(text)).append("'");
-}
-
 std::string in_brackets(at::IntArrayRef shape) {
   std::ostringstream out;
   out << shape;

@@ -3,11 +3,15 @@
 // Format: https://huggingface.co/docs/safetensors
 
 #include <ATen/core/Tensor.h>
+#include <memsieve/detail/printable.h>
 
 #include <map>
 #include <string>
 
 namespace memsieve::diffusion {
+
+using detail::in_quotes;
+using detail::printable;
 
 using TensorMap = std::map<std::string, at::Tensor>;
 using Metadata = std::map<std::string, std::string>;
@@ -18,9 +22,6 @@ using Metadata = std::map<std::string, std::string>;
 /// receives __metadata__.
 TensorMap load_safetensors(const std::string& path, Metadata* metadata = nullptr);
 
-/// What a file says, for an error's one line: control characters as '?', cut if it is very long.
-std::string printable(const std::string& text);
-std::string in_quotes(const std::string& text);
 /// "[4, 64, 64]".
 std::string in_brackets(at::IntArrayRef shape);
 

@@ -145,6 +145,12 @@ def test_a_format_of_many_values(folder):
     assert_refused(run(TRAIN, "--config", "run.yaml", cwd=folder, timeout=60), 3, "train.h5", "'format' must be one string")
 
 
+def test_what_a_terminal_obeys_is_not_printed(folder):
+    with h5py.File(folder / "train.h5", "r+") as file:
+        file.attrs["format"] = "other\x1b[31m\nset"
+    assert_refused(run(TRAIN, "--config", "run.yaml", cwd=folder, timeout=60), 3, "'format' is 'other?[31m?set'")
+
+
 def test_rows_in_another_file(folder):
     with h5py.File(folder / "train.h5", "r+") as file:
         file.move("text", "states")

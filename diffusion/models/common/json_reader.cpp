@@ -1,3 +1,4 @@
+#include <memsieve/detail/printable.h>
 #include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/json_text.h>
@@ -11,7 +12,7 @@ namespace memsieve::diffusion {
 
 void fail_config(const std::string& where, const std::string& key, const nlohmann::json& value,
                  const std::string& why) {
-  throw ConfigError(where + ": " + key + ": " + json_text(value) + ": " + why);
+  throw ConfigError(where + ": " + detail::printable(key) + ": " + detail::printable(json_text(value)) + ": " + why);
 }
 
 void check_parameter_count(const std::string& where, double at_least) {

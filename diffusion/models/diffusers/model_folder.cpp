@@ -1,12 +1,10 @@
 #include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
-#include <diffusion/io/json_text.h>
+#include <diffusion/io/safetensors_index.h>
 #include <diffusion/models/diffusers/model_folder.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <set>
 
 namespace memsieve::diffusion {
@@ -20,29 +18,11 @@ const std::pair<const char*, const char*> names[] = {
     {"diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"},
     {"diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"}};
 
-// A name in the folder itself: a path would read whatever file its author liked.
-bool is_shard_name(const nlohmann::json& name) {
-  if (!name.is_string()) return false;
-  const auto text = name.get<std::string>();
-  const auto odd = [](unsigned char c) { return c < 32 || c == '/' || c == '\\'; };
-  return text.size() > 12 && text.ends_with(".safetensors") && std::none_of(text.begin(), text.end(), odd);
-}
-
-// The files named by the index's weight_map.
 std::set<std::string> shards_of(const fs::path& index) {
   detail::require_regular_file<DataError>(index.string());
-  std::ifstream file(index);
-  const auto json = nlohmann::json::parse(file, nullptr, false);
-  if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object())
-    throw DataError(index.string() + ": not a JSON object with a weight_map");
-  std::set<std::string> shards;
-  for (const auto& [tensor, name] : json["weight_map"].items()) {
-    if (!is_shard_name(name))
-      throw DataError(index.string() + ": tensor " + in_quotes(tensor) + ": " + printable(json_text(name)) +
-                      " is not the name of a .safetensors file");
-    shards.insert(name.get<std::string>());
-  }
-  return shards;
+  std::ostringstream text;
+  text << std::ifstream(index).rdbuf();
+  return parse_safetensors_index(text.str(), index.string());
 }
 
 FolderWeights read_shards(const fs::path& folder, const fs::path& index) {

@@ -1,3 +1,4 @@
+#include <memsieve/detail/printable.h>
 #include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <memsieve/schema.h>
@@ -21,6 +22,8 @@ void check_keys(const Source& source, const std::string& prefix, const YAML::Nod
   for (const auto& option : schema.options) names.push_back(option.name);
   std::map<std::string, int> seen;
   for (const auto& entry : yaml) {
+    if (!entry.first.IsScalar() && !entry.first.IsNull())
+      source.fail(prefix + "?", entry.first, "a list or mapping cannot be a key; write plain text");
     const auto key = entry.first.as<std::string>();
     if (++seen[key] > 1) source.fail(prefix + key, entry.first, "key given twice; keep one");
     if (schema.find(key) != nullptr) continue;
@@ -58,22 +61,23 @@ void resolve_into(Settings::Tree& tree, const Source& source, const std::string&
 }
 
 void apply_override(const YAML::Node& root, const std::string& text, Source& source) {
+  const std::string said = "--set " + detail::printable(text);
   const auto equals = text.find('=');
-  if (equals == std::string::npos || equals == 0) throw ConfigError("--set " + text + ": expected key.subkey=value");
+  if (equals == std::string::npos || equals == 0) throw ConfigError(said + ": expected key.subkey=value");
   const std::string path = text.substr(0, equals);
-  YAML::Node value = parse_yaml(text.substr(equals + 1), "--set " + text);
+  YAML::Node value = parse_yaml(text.substr(equals + 1), said);
   YAML::Node node = root;
   size_t begin = 0;
   for (size_t dot = path.find('.'); dot != std::string::npos; begin = dot + 1, dot = path.find('.', begin)) {
     const std::string key = path.substr(begin, dot - begin);
     if (node[key].IsDefined() && !node[key].IsNull() && !node[key].IsMap()) {
-      throw ConfigError("--set " + text + ": " + path.substr(0, dot) + " is not a mapping");
+      throw ConfigError(said + ": " + detail::printable(path.substr(0, dot)) + " is not a mapping");
     }
     if (!node[key].IsDefined() || node[key].IsNull()) node[key] = YAML::Node(YAML::NodeType::Map);
     node.reset(node[key]);
   }
   node[path.substr(begin)] = value;
-  source.overridden[path] = "--set " + text;
+  source.overridden[path] = said;
 }
 
 YAML::Node load(const std::string& text, const std::vector<std::string>& overrides, Source& source) {

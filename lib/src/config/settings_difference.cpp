@@ -1,3 +1,4 @@
+#include <memsieve/detail/printable.h>
 #include <memsieve/error.h>
 
 #include "config/settings_tree.h"
@@ -78,7 +79,8 @@ class Comparison {
 }  // namespace
 
 std::string SettingsDifference::line() const {
-  return "`" + path + ": " + now + "` / `" + path + ": " + then + "`";
+  constexpr size_t kLongest = 2000;
+  return detail::printable("`" + path + ": " + now + "` / `" + path + ": " + then + "`", kLongest);
 }
 
 std::optional<SettingsDifference> Settings::difference_from(const std::string& saved_yaml, const std::string& source,

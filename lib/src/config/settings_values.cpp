@@ -1,14 +1,20 @@
 #include "config/settings_values.h"
 
+#include <memsieve/detail/printable.h>
 #include <memsieve/error.h>
 
 #include <algorithm>
 #include <cmath>
 #include <sstream>
+#include <yaml-cpp/eventhandler.h>
 
 namespace memsieve {
 
 namespace {
+
+constexpr size_t kLongestMessage = 2000;
+/// Lists of integers are held as doubles, which tell these apart.
+constexpr int64_t kExact = int64_t{1} << 53;
 
 size_t edit_distance(const std::string& a, const std::string& b) {
   std::vector<size_t> row(b.size() + 1);
@@ -56,7 +62,7 @@ std::string Source::place(const std::string& path, const YAML::Node& node) const
 }
 
 void Source::fail(const std::string& path, const YAML::Node& node, const std::string& what) const {
-  throw ConfigError(place(path, node) + ": " + path + ": " + what);
+  throw ConfigError(detail::printable(place(path, node) + ": " + path + ": " + what, kLongestMessage));
 }
 
 namespace {
@@ -65,7 +71,7 @@ template <typename T>
 T scalar(const Source& source, const std::string& path, const YAML::Node& node, const Option& option) {
   T value{};
   if (!node.IsScalar() || !YAML::convert<T>::decode(node, value)) {
-    const std::string got = node.IsScalar() ? "'" + node.Scalar() + "'"
+    const std::string got = node.IsScalar() ? detail::in_quotes(node.Scalar())
                             : node.IsNull() ? "nothing"
                                             : "a list or mapping";
     source.fail(path, node, std::string("expected ") + kind_name(option.kind) + ", got " + got);
@@ -77,7 +83,8 @@ void check_range(const Source& source, const std::string& path, const YAML::Node
                  double value) {
   if (std::isfinite(value) && value >= option.low && value <= option.high) return;
   std::ostringstream message;
-  message << node.Scalar() << " is out of range; it must lie in [" << option.low << ", " << option.high << "]";
+  message << detail::printable(node.Scalar()) << " is out of range; it must lie in [" << option.low << ", "
+          << option.high << "]";
   source.fail(path, node, message.str());
 }
 
@@ -97,7 +104,10 @@ Value read_list(const Source& source, const std::string& path, const YAML::Node&
   std::vector<double> list;
   for (const auto& item : items) {
     if (option.kind == Kind::integers) {
-      list.push_back(static_cast<double>(scalar<int64_t>(source, path, item, option)));
+      const auto value = scalar<int64_t>(source, path, item, option);
+      if (value < -kExact || value > kExact)
+        source.fail(path, item, item.Scalar() + " is out of range; it must lie in [-2^53, 2^53]");
+      list.push_back(static_cast<double>(value));
     } else {
       list.push_back(scalar<double>(source, path, item, option));
     }
@@ -124,7 +134,7 @@ Value read_value(const Source& source, const std::string& path, const YAML::Node
       if (std::find(option.choices.begin(), option.choices.end(), value) == option.choices.end()) {
         const std::string guess = closest(value, option.choices);
         source.fail(path, node,
-                    "unknown value '" + value + "'" +
+                    "unknown value " + detail::in_quotes(value) +
                         (guess.empty() ? "; one of " + joined(option.choices) : "; did you mean '" + guess + "'?"));
       }
       return value;
@@ -136,15 +146,51 @@ Value read_value(const Source& source, const std::string& path, const YAML::Node
   }
 }
 
+namespace {
+
+/// Where the values of a text's first two documents begin.
+class Documents final : public YAML::EventHandler {
+ public:
+  explicit Documents(const std::string& text) {
+    std::istringstream input(text);
+    YAML::Parser parser(input);
+    // Never more: yaml-cpp 0.7 finds documents without end where a comma stands for a value, as in ", a".
+    while (marks.size() < 2 && parser.HandleNextDocument(*this)) {
+    }
+  }
+  std::vector<YAML::Mark> marks;
+
+ private:
+  using Mark = YAML::Mark;
+  using Text = const std::string&;
+  void note(const Mark& mark) {
+    if (begins_) marks.push_back(mark);
+    begins_ = false;
+  }
+  void OnDocumentStart(const Mark&) override { begins_ = true; }
+  void OnDocumentEnd() override {}
+  void OnNull(const Mark& mark, YAML::anchor_t) override { note(mark); }
+  void OnAlias(const Mark& mark, YAML::anchor_t) override { note(mark); }
+  void OnScalar(const Mark& mark, Text, YAML::anchor_t, Text) override { note(mark); }
+  void OnSequenceStart(const Mark& mark, Text, YAML::anchor_t, YAML::EmitterStyle::value) override { note(mark); }
+  void OnSequenceEnd() override {}
+  void OnMapStart(const Mark& mark, Text, YAML::anchor_t, YAML::EmitterStyle::value) override { note(mark); }
+  void OnMapEnd() override {}
+
+  bool begins_ = false;
+};
+
+}  // namespace
+
 YAML::Node parse_yaml(const std::string& text, const std::string& source) {
   try {
-    const auto documents = YAML::LoadAll(text);
-    if (documents.size() < 2) return documents.empty() ? YAML::Node() : documents.front();
-    const YAML::Mark second = documents[1].Mark();
-    throw ConfigError(source + (second.is_null() ? "" : ":" + std::to_string(second.line + 1)) +
+    const auto documents = Documents(text).marks;
+    if (documents.size() < 2) return YAML::Load(text);
+    throw ConfigError(source + ":" + std::to_string(documents[1].line + 1) +
                       ": a second YAML document; what `---` sets apart would be ignored, so keep one");
   } catch (const YAML::Exception& error) {
-    throw ConfigError(source + ":" + std::to_string(error.mark.line + 1) + ": not valid YAML: " + error.msg);
+    throw ConfigError(source + ":" + std::to_string(error.mark.line + 1) +
+                      ": not valid YAML: " + detail::printable(error.msg));
   }
 }
 

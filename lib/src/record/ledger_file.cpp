@@ -10,115 +10,27 @@
 #include <cstring>
 #include <filesystem>
 
+#include "record/ledger_layout.h"
+
 namespace memsieve {
 
 namespace fs = std::filesystem;
 using detail::Hdf5Handle;
+using ledger::check;
+using ledger::kChunk;
+using ledger::must;
 
 namespace {
 
-constexpr hsize_t kChunk = 4096;
+/// What deflate makes of zeros: no byte of a file can stand for more.
+constexpr uint64_t kBestCompression = 1032;
 
-void check(herr_t status, const std::string& what) {
-  if (status < 0) throw DataError(what);
-}
-
-Hdf5Handle must(hid_t id, Hdf5Handle::Close close, const std::string& what) {
-  Hdf5Handle handle(id, close);
-  if (!handle) throw DataError(what);
-  return handle;
-}
-
-struct Column {
-  std::string name;
-  hid_t type;
-  size_t offset;
-};
-
-/// The compound type: fixed columns, then raw_F and z_F of each filter.
-std::vector<Column> columns(const std::vector<std::string>& channels, size_t& size) {
-  std::vector<Column> list;
-  size = 0;
-  const auto add = [&](const std::string& name, hid_t type) {
-    list.push_back({name, type, size});
-    size += H5Tget_size(type);
-  };
-  add("step", H5T_NATIVE_UINT64);
-  add("epoch", H5T_NATIVE_UINT32);
-  add("sample", H5T_NATIVE_INT64);
-  add("group", H5T_NATIVE_INT64);
-  add("timestep", H5T_NATIVE_FLOAT);
-  add("kind", H5T_NATIVE_UINT8);
-  add("captioned", H5T_NATIVE_UINT8);
-  add("flagged", H5T_NATIVE_UINT8);
-  add("weight", H5T_NATIVE_FLOAT);
-  add("score", H5T_NATIVE_FLOAT);
-  add("threshold", H5T_NATIVE_FLOAT);
-  add("alike", H5T_NATIVE_FLOAT);
-  for (const auto& channel : channels) {
-    add("raw_" + channel, H5T_NATIVE_FLOAT);
-    add("z_" + channel, H5T_NATIVE_FLOAT);
-  }
-  return list;
-}
-
-Hdf5Handle row_type(const std::vector<std::string>& channels, size_t& row_size) {
-  const auto list = columns(channels, row_size);
-  Hdf5Handle type = must(H5Tcreate(H5T_COMPOUND, row_size), H5Tclose, "HDF5: no compound type");
-  for (const auto& column : list) H5Tinsert(type.get(), column.name.c_str(), column.offset, column.type);
-  return type;
-}
+constexpr const char* kDamaged = "cannot be read; it is damaged";
 
 template <typename T>
 char* put(char* at, T value) {
   std::memcpy(at, &value, sizeof value);
   return at + sizeof value;
-}
-
-void write_attribute(const Hdf5Handle& object, const char* name, const Hdf5Handle& type, const Hdf5Handle& space,
-                     const void* value) {
-  const Hdf5Handle attribute = must(H5Acreate2(object.get(), name, type.get(), space.get(), H5P_DEFAULT, H5P_DEFAULT),
-                                    H5Aclose, "HDF5: no attribute");
-  check(H5Awrite(attribute.get(), type.get(), value), std::string("HDF5: attribute ") + name + " cannot be written");
-}
-
-void write_text(const Hdf5Handle& object, const char* name, const std::string& text) {
-  const Hdf5Handle type(H5Tcopy(H5T_C_S1), H5Tclose), space(H5Screate(H5S_SCALAR), H5Sclose);
-  H5Tset_size(type.get(), std::max<size_t>(1, text.size()));
-  H5Tset_cset(type.get(), H5T_CSET_UTF8);
-  write_attribute(object, name, type, space, text.empty() ? " " : text.c_str());
-}
-
-void write_int(const Hdf5Handle& object, const char* name, int64_t value) {
-  const Hdf5Handle type(H5Tcopy(H5T_NATIVE_INT64), H5Tclose), space(H5Screate(H5S_SCALAR), H5Sclose);
-  write_attribute(object, name, type, space, &value);
-}
-
-constexpr const char* kGaps = "gaps";
-constexpr const char* kDamaged = "cannot be read; it is damaged";
-
-void write_gaps(const Hdf5Handle& file, const std::vector<LedgerGap>& gaps) {
-  if (H5Aexists(file.get(), kGaps) > 0) check(H5Adelete(file.get(), kGaps), "HDF5: attribute gaps cannot be changed");
-  if (gaps.empty()) return;
-  const hsize_t shape[] = {gaps.size(), 2};
-  const Hdf5Handle type(H5Tcopy(H5T_NATIVE_INT64), H5Tclose), space(H5Screate_simple(2, shape, nullptr), H5Sclose);
-  static_assert(sizeof(LedgerGap) == 2 * sizeof(int64_t));
-  write_attribute(file, kGaps, type, space, gaps.data());
-}
-
-std::vector<LedgerGap> read_gaps(const Hdf5Handle& file, const std::string& damaged) {
-  if (H5Aexists(file.get(), kGaps) <= 0) return {};
-  const Hdf5Handle attribute(H5Aopen(file.get(), kGaps, H5P_DEFAULT), H5Aclose);
-  const Hdf5Handle space(H5Aget_space(attribute.get()), H5Sclose);
-  const Hdf5Handle type(H5Aget_type(attribute.get()), H5Tclose);
-  hsize_t shape[2] = {0, 0};
-  const bool sound = H5Tequal(type.get(), H5T_NATIVE_INT64) > 0 && H5Sget_simple_extent_ndims(space.get()) == 2 &&
-                     H5Sget_simple_extent_dims(space.get(), shape, nullptr) == 2 && shape[1] == 2 &&
-                     H5Aget_storage_size(attribute.get()) == shape[0] * sizeof(LedgerGap);
-  if (!sound) throw DataError(damaged + " (its attribute gaps)");
-  std::vector<LedgerGap> gaps(shape[0]);
-  check(H5Aread(attribute.get(), H5T_NATIVE_INT64, gaps.data()), damaged + " (its attribute gaps)");
-  return gaps;
 }
 
 /// Notes that the file lacks its rows from `from` to `to`, and what was missing among them already.
@@ -201,21 +113,18 @@ std::string LedgerHeader::channel_names() const {
 void LedgerFile::make(const std::string& path, const LedgerHeader& header, const std::vector<LedgerGap>& gaps) {
   file_ = must(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, latest_format().get()), H5Fclose,
                named() + "cannot be created; check that its folder exists and is writable");
-  type_ = row_type(header.channels, row_size_);
-  const hsize_t none = 0, unlimited = H5S_UNLIMITED, chunk = kChunk;
+  type_ = ledger::row_type(header.channels, row_size_);
+  const hsize_t none = 0, unlimited = H5S_UNLIMITED;
   const Hdf5Handle space = must(H5Screate_simple(1, &none, &unlimited), H5Sclose, "HDF5: no space");
-  const Hdf5Handle layout = must(H5Pcreate(H5P_DATASET_CREATE), H5Pclose, "HDF5: no creation list");
-  H5Pset_chunk(layout.get(), 1, &chunk);
-  H5Pset_shuffle(layout.get());
-  H5Pset_deflate(layout.get(), 4);
+  const Hdf5Handle layout = ledger::row_layout();
   visits_ = must(H5Dcreate2(file_.get(), "visits", type_.get(), space.get(), H5P_DEFAULT, layout.get(), H5P_DEFAULT),
                  H5Dclose, "HDF5: no data set");
-  write_text(file_, "format", "memsieve-ledger");
-  write_int(file_, "version", 1);
-  write_text(file_, "run_id", header.run_id);
-  write_text(file_, "filters", header.channel_names());
-  write_text(file_, "configuration", header.configuration);
-  write_gaps(file_, gaps);
+  ledger::write_text(file_, "format", "memsieve-ledger");
+  ledger::write_int(file_, "version", 1);
+  ledger::write_text(file_, "run_id", header.run_id);
+  ledger::write_text(file_, "filters", header.channel_names());
+  ledger::write_text(file_, "configuration", header.configuration);
+  ledger::write_gaps(file_, gaps);
   check(H5Fstart_swmr_write(file_.get()), named() + "cannot enter single-writer mode");
   flush();
   sync();
@@ -289,14 +198,20 @@ void LedgerFile::attach() {
 }
 
 int64_t LedgerFile::look(const LedgerHeader& header, std::vector<LedgerGap>& gaps) {
-  type_ = row_type(header.channels, row_size_);
+  type_ = ledger::row_type(header.channels, row_size_);
   const Hdf5Handle stored = must(H5Dget_type(visits_.get()), H5Tclose, named() + kDamaged);
   if (H5Tequal(stored.get(), type_.get()) <= 0)
     throw DataError(named() + "was written with other filters, or by another version");
   const Hdf5Handle space = must(H5Dget_space(visits_.get()), H5Sclose, named() + kDamaged);
   if (H5Sget_simple_extent_ndims(space.get()) != 1) throw DataError(named() + kDamaged);
-  gaps = read_gaps(file_, named() + kDamaged);
-  return static_cast<int64_t>(H5Sget_simple_extent_npoints(space.get()));
+  if (!ledger::is_laid_out_like_ours(visits_)) throw DataError(named() + kDamaged + " (the layout of its rows)");
+  gaps = ledger::read_gaps(file_, named() + kDamaged);
+  const auto rows = static_cast<uint64_t>(H5Sget_simple_extent_npoints(space.get()));
+  hsize_t bytes = 0;
+  // To cut a dataset, HDF5 looks for each chunk that it claims to have.
+  if (H5Fget_filesize(file_.get(), &bytes) < 0 || rows / kBestCompression > bytes / row_size_)
+    throw DataError(named() + kDamaged + " (it claims more rows than it can hold)");
+  return static_cast<int64_t>(rows);
 }
 
 void LedgerFile::open(const LedgerHeader& header, int64_t run_rows, std::string& note) {
@@ -324,7 +239,7 @@ void LedgerFile::replace_gaps(const std::vector<LedgerGap>& gaps) {
   {
     const Hdf5Handle file =
         must(H5Fopen(path_.c_str(), H5F_ACC_RDWR, access_to_what_is_left(path_).get()), H5Fclose, named() + kDamaged);
-    write_gaps(file, gaps);
+    ledger::write_gaps(file, gaps);
     check(H5Fflush(file.get(), H5F_SCOPE_GLOBAL), named() + "cannot be flushed; is the disk full?");
   }
   attach();
@@ -338,6 +253,7 @@ int64_t LedgerFile::readable_rows(int64_t rows, uint64_t& step) const {
   // The chunk that was written last may not have reached the disk as a whole.
   for (; rows > 0; rows = (rows - 1) / static_cast<int64_t>(kChunk) * static_cast<int64_t>(kChunk)) {
     const auto last = static_cast<hsize_t>(rows - 1);
+    if (!ledger::chunk_is_whole(visits_, last, row_size_)) continue;
     H5Sselect_hyperslab(space.get(), H5S_SELECT_SET, &last, nullptr, &one, nullptr);
     if (H5Dread(visits_.get(), type_.get(), memory.get(), space.get(), H5P_DEFAULT, row.data()) < 0) continue;
     std::memcpy(&step, row.data(), sizeof step);  // its first column

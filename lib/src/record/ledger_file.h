@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "record/ledger_layout.h"
+
 namespace memsieve {
 
 /// What a visit was: the column `kind`.
@@ -34,12 +36,6 @@ struct LedgerHeader {
 
   /// "magnitude,prediction_error": in the order of the channels.
   std::string channel_names() const;
-};
-
-/// Rows of the run that the file lacks: `rows` of them before its row `before`.
-struct LedgerGap {
-  int64_t before = 0, rows = 0;
-  bool operator==(const LedgerGap&) const = default;
 };
 
 /// The row of the file at which the run's first `run_rows` rows end. Gaps that begin there or later are taken out.

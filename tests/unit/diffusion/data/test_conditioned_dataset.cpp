@@ -132,12 +132,26 @@ TEST_CASE("broken deviations are named") {
     f.attribute("/images", "std", std::vector<double>{1, 1, 1});
     f.attribute("/images", "pixel_unshuffle", int64_t{2});
   });
-  for (const double factor : {0.0, -1.0, static_cast<double>(INFINITY)})
+  for (const double factor : {0.0, -1.0, static_cast<double>(INFINITY), 1e-60, 1e60})
     expect_error("'scaling_factor' above 0",
                  [&](Hdf5Writer& f) { f.attribute("/latents", "scaling_factor", std::vector<double>{factor}); });
   expect_error("'scaling_factor' must hold 1 number", [&](Hdf5Writer& f) {
     f.attribute("/latents", "scaling_factor", std::vector<double>{1, 2});
   });
+}
+
+TEST_CASE("latents that are numbers, but none when they are scaled, name their row") {
+  const TemporaryFolder folder;
+  {
+    auto file = write_latents(folder.file("set.h5"));
+    at::Tensor values = at::zeros({6, 4, 2, 2});
+    values[4][0][0][0] = 3e38;
+    file.replace("/latents", values);
+    file.attribute("/latents", "scaling_factor", std::vector<double>{10});
+  }
+  const auto set = Dataset::open(folder.file("set.h5"));
+  REQUIRE_NOTHROW(set.load({0, 1}));
+  REQUIRE_THROWS_WITH(set.load({0, 4}), Contains("with 'scaling_factor'") && Contains("row 4 holds a NaN or Inf"));
 }
 
 TEST_CASE("half of SDXL's conditioning is refused") {

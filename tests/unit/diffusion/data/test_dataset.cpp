@@ -200,6 +200,10 @@ TEST_CASE("wrong shapes are named") {
       f.attribute("/images", "pixel_unshuffle", int64_t{2});
     };
   };
+  for (const double std : {0.0, 1e-50, 1e-39, 1e50})  // what float32 makes 0 or infinity of, or of a quotient
+    expect_error("'std' above 0, in float32", [&](Hdf5Writer& f) {
+      f.attribute("/images", "std", std::vector<double>{1, std, 1});
+    });
   expect_error("has 4 channels, expected 3", images(at::zeros({6, 4, 8, 8}, at::kByte)));
   expect_error("7 x 8 pixels cannot be divided by pixel_unshuffle 2", images(at::zeros({6, 3, 7, 8}, at::kByte)));
 }

@@ -81,6 +81,22 @@ TEST_CASE("an attribute of more values than are asked for is refused, not writte
                [](auto& f) { f.attribute("/latents", "scaling_factor", std::string("0.18215")); });
 }
 
+TEST_CASE("numbers of a file's own making are refused before HDF5 converts them") {
+  const auto odd = [](hid_t like, const auto& change) {
+    return [like, change](Hdf5Writer& f) {
+      const Hdf5Handle latents(H5Oopen(f.id(), "/latents", H5P_DEFAULT), H5Oclose), type(H5Tcopy(like), H5Tclose);
+      change(type.get());
+      const Hdf5Handle one(H5Screate(H5S_SCALAR), H5Sclose);
+      REQUIRE(Hdf5Handle(H5Acreate2(latents.get(), "scaling_factor", type.get(), one.get(), H5P_DEFAULT, H5P_DEFAULT),
+                         H5Aclose));
+    };
+  };
+  expect_error("/latents: attribute 'scaling_factor'", "must hold 1 number",
+               odd(H5T_STD_I64LE, [](hid_t type) { H5Tset_precision(type, 5); }));
+  expect_error("/latents: attribute 'scaling_factor'", "must hold 1 number",
+               odd(H5T_IEEE_F64LE, [](hid_t type) { H5Tset_ebias(type, 3); }));
+}
+
 TEST_CASE("a format of fixed length is as good as one of variable length") {
   const TemporaryFolder folder;
   {

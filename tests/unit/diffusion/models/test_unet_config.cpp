@@ -58,6 +58,7 @@ TEST_CASE("unet config: what cannot be built is named with file, key and value")
   CHECK_THAT(error_of("{"), Contains("not a JSON object"));
   CHECK_THAT(error_of(R"({"_class_name": "AutoencoderKL"})"), Contains("AutoencoderKL"));
   CHECK_THAT(error_of(R"({"channels": 3})"), Contains("channels: 3: unknown key"));
+  CHECK_THAT(error_of(R"({"a\nb": "\u007f"})"), Contains("a?b: \"?\": unknown key"));
   CHECK_THAT(error_of(R"({"class_embed_type": "timestep"})"), Contains("class_embed_type: \"timestep\""));
   CHECK_THAT(error_of(R"({"addition_embed_type": "text_image"})"), Contains("addition_embed_type: \"text_image\""));
   CHECK_THAT(error_of(R"({"addition_embed_type": "text_time", "addition_time_embed_dim": 8})"),

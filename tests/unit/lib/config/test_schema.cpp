@@ -49,6 +49,30 @@ TEST_CASE("errors name file, line, key and remedy", "[schema]") {
   CHECK(error_of("zzzzzzz: 1").find("known keys: seed, ema") != std::string::npos);
 }
 
+TEST_CASE("a comma in the place of a value ends in an error, not never", "[schema]") {
+  for (const std::string text : {", b", ",", "[a], b", "a: 1\n---\n, c"})
+    CHECK(error_of(text).find("a second YAML document") != std::string::npos);
+  CHECK(error_of("seed: 1", {"name=, b"}).find("--set name=, b:1: a second YAML document") == 0);
+}
+
+TEST_CASE("what cannot be a key, or a number, is refused like any other mistake", "[schema]") {
+  CHECK(error_of("[a, b]: 1") == "run.yaml:1: ?: a list or mapping cannot be a key; write plain text");
+  CHECK(error_of("filters: {magnitude: {? {a: 1} : 2}}").find("filters.magnitude.?: a list or mapping") !=
+        std::string::npos);
+  const Schema sizes = Schema().integers("sizes", {}, "sizes");
+  CHECK_THROWS_WITH(resolve("sizes: [1, 9223372036854775807]", "run.yaml", sizes),
+                    "run.yaml:1: sizes: 9223372036854775807 is out of range; it must lie in [-2^53, 2^53]");
+  CHECK(resolve("sizes: [9007199254740992]", "run.yaml", sizes).integers("sizes") ==
+        std::vector<int64_t>{9007199254740992});
+}
+
+TEST_CASE("an error is one line that a terminal can show, whatever the file holds", "[schema]") {
+  CHECK(error_of("seed: \"a\\nb\\e[31m\"") == "run.yaml:1: seed: expected integer, got 'a?b?[31m'");
+  CHECK(error_of("\"a\\nb\": 1").find("run.yaml:1: a?b: unknown key") == 0);
+  CHECK(error_of("filters: {magnitude: {norm: \"\\x7f\"}}").find("unknown value '?'") != std::string::npos);
+  CHECK(error_of("", {"a\nb=1"}).find("--set a?b=1: a?b: unknown key") == 0);
+}
+
 TEST_CASE("overrides win over the file and are named in errors", "[schema]") {
   const auto s = resolve("seed: 1", "run.yaml", sample(), {"seed=5", "filters.magnitude.norm=rms", "files=[a, b]"});
   CHECK(s.integer("seed") == 5);
@@ -122,6 +146,13 @@ TEST_CASE("keys that a saved configuration lacks had their default", "[schema]")
   CHECK(difference("rate: 0.25", "folder: ''") == "`rate: 0.25` / `rate: 0.5`");
   CHECK(difference("magnitude: {norm: l2}", "magnitude: {threshold: 2}").empty());
   CHECK(difference("magnitude: {norm: rms}", "magnitude: ") == "`magnitude.norm: rms` / `magnitude.norm: l2`");
+}
+
+TEST_CASE("a difference is one printable line, whatever was saved", "[schema]") {
+  const auto now = resolve("", "run.yaml", sample());
+  const auto found = now.difference_from("\"a\\nb\\x7f\": 1", "saved.yaml");
+  REQUIRE(found);
+  CHECK(found->line() == "`a?b?: (this version has no such key)` / `a?b?: 1`");
 }
 
 TEST_CASE("keys and values that are gone since then are differences where they bind", "[schema]") {

@@ -4,7 +4,9 @@
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <random>
+#include <zlib.h>
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
@@ -61,5 +63,76 @@ TEST_CASE("whatever end of the file a lost machine has taken, the run goes on", 
     for (size_t i = 0; i < steps.size() - 100; ++i) REQUIRE(steps[i] == i);
     for (size_t i = 0; i < 100; ++i) REQUIRE(steps[steps.size() - 100 + i] == 9000 + i);
     CHECK(Ledger(path, kHeader, 9100).note().empty());
+  }
+}
+
+namespace {
+
+/// A ledger of ten rows, to which `change` is done by HDF5's own functions.
+void make_odd(const std::string& path, const std::function<void(hid_t file, hid_t visits)>& change) {
+  Ledger(path, kHeader).append(rows(0, 10));
+  const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+  H5Pset_libver_bounds(access, H5F_LIBVER_LATEST, H5F_LIBVER_LATEST);
+  const hid_t file = H5Fopen(path.c_str(), H5F_ACC_RDWR, access), visits = H5Dopen2(file, "visits", H5P_DEFAULT);
+  REQUIRE(visits >= 0);
+  change(file, visits);
+  H5Dclose(visits);
+  H5Fclose(file);
+  H5Pclose(access);
+}
+
+void require_sound_from_now_on(const std::string& path, int64_t counted) {
+  Ledger(path, kHeader, counted).append(rows(10, 13));
+  CHECK(Ledger(path, kHeader, counted + 3).note().empty());
+  const auto steps = steps_in(path);
+  REQUIRE(steps.size() >= 3);
+  CHECK(steps.back() == 12);
+}
+
+}  // namespace
+
+// All three are of the fuzz target `ledger`.
+TEST_CASE("a ledger that claims more rows than its file can hold is set aside, not cut row by row", "[ledger]") {
+  const Scratch folder;
+  const auto path = folder.file("claims.h5");
+  make_odd(path, [](hid_t, hid_t visits) {
+    const hsize_t many = hsize_t{1} << 58;
+    REQUIRE(H5Dset_extent(visits, &many) >= 0);
+  });
+  CHECK(Ledger(path, kHeader, 10).note().find("more rows than it can hold") != std::string::npos);
+  require_sound_from_now_on(path, 10);
+}
+
+TEST_CASE("a chunk of the ledger that inflates to less than a chunk is not read", "[ledger]") {
+  const Scratch folder;
+  const auto path = folder.file("short.h5");
+  make_odd(path, [](hid_t, hid_t visits) {
+    const std::vector<unsigned char> little(1000, 1);
+    std::vector<unsigned char> stored(compressBound(little.size()));
+    uLongf size = stored.size();
+    compress(stored.data(), &size, little.data(), little.size());
+    const hsize_t first = 0;
+    REQUIRE(H5Dwrite_chunk(visits, H5P_DEFAULT, 0, &first, size, stored.data()) >= 0);
+  });
+  CHECK(Ledger(path, kHeader, 10).note().find("holds 0 rows") != std::string::npos);
+  require_sound_from_now_on(path, 10);
+}
+
+TEST_CASE("gaps that no ledger can have are damage, whatever their numbers", "[ledger]") {
+  const Scratch folder;
+  const std::vector<std::vector<int64_t>> lists = {
+      {INT64_MIN, 5}, {3, INT64_MAX, 4, INT64_MAX}, {3, -7}, {3, 1, 3, 1}, {3, 0}};
+  for (size_t i = 0; i < lists.size(); ++i) {
+    const auto path = folder.file("gaps" + std::to_string(i) + ".h5");
+    make_odd(path, [&](hid_t file, hid_t) {
+      const hsize_t shape[] = {lists[i].size() / 2, 2};
+      const hid_t space = H5Screate_simple(2, shape, nullptr);
+      const hid_t gaps = H5Acreate2(file, "gaps", H5T_NATIVE_INT64, space, H5P_DEFAULT, H5P_DEFAULT);
+      REQUIRE(H5Awrite(gaps, H5T_NATIVE_INT64, lists[i].data()) >= 0);
+      H5Aclose(gaps);
+      H5Sclose(space);
+    });
+    CHECK(Ledger(path, kHeader, 20).note().find("its attribute gaps") != std::string::npos);
+    require_sound_from_now_on(path, 20);
   }
 }
