@@ -25,10 +25,17 @@ if(NOT MEMSIEVE_PYTHON)
 endif()
 set(MEMSIEVE_PYTHON "${MEMSIEVE_PYTHON}" CACHE FILEPATH "Python interpreter of the environment that holds torch")
 
-execute_process(
-  COMMAND "${MEMSIEVE_PYTHON}" -c
-          "import importlib.util as u, importlib.metadata as m, os; s = u.find_spec('torch'); print(os.path.dirname(s.origin), end=';'); print(m.version('torch'), end='')"
-  OUTPUT_VARIABLE _torch RESULT_VARIABLE _rc ERROR_QUIET)
+# -I the second time: pip builds in an environment of its own, which hides the one that holds torch from what its
+# PYTHONPATH reaches.
+foreach(_isolated "" "-I")
+  execute_process(
+    COMMAND "${MEMSIEVE_PYTHON}" ${_isolated} -c
+            "import importlib.util as u, importlib.metadata as m, os; s = u.find_spec('torch'); print(os.path.dirname(s.origin), end=';'); print(m.version('torch'), end='')"
+    OUTPUT_VARIABLE _torch RESULT_VARIABLE _rc ERROR_QUIET)
+  if(_rc EQUAL 0)
+    break()
+  endif()
+endforeach()
 if(NOT _rc EQUAL 0)
   set(_torch "")
   if(LibTorch_FIND_REQUIRED)
@@ -49,8 +56,10 @@ target_compile_options(LibTorch::LibTorch INTERFACE
 target_link_directories(LibTorch::LibTorch INTERFACE "${LibTorch_DIR_IN_WHEEL}/lib")
 # libtorch.so exports a broken copy of std::filesystem: the C++ library's own must come first.
 target_link_options(LibTorch::LibTorch INTERFACE
-  "SHELL:-Wl,--push-state,--no-as-needed -lstdc++ -Wl,--pop-state"
-  "LINKER:-rpath,${LibTorch_DIR_IN_WHEEL}/lib")
+  "SHELL:-Wl,--push-state,--no-as-needed -lstdc++ -Wl,--pop-state")
+if(NOT SKBUILD)  # what is in a wheel is loaded beside torch's own libraries, wherever they lie
+  target_link_options(LibTorch::LibTorch INTERFACE "LINKER:-rpath,${LibTorch_DIR_IN_WHEEL}/lib")
+endif()
 target_link_libraries(LibTorch::LibTorch INTERFACE torch_cpu c10)
 
 set(LibTorch_CUDA_FOUND FALSE)

@@ -11,7 +11,7 @@ LOGS=$(mktemp -d -t memsieve-setup.XXXXXX)
 trap 'wait; rm -rf "$LOGS"' EXIT
 
 PACKAGES=(
-  build-essential cmake ninja-build ccache python3-venv
+  build-essential cmake ninja-build ccache python3-venv python3-dev
   libgloo-dev libspdlog-dev catch2 libyaml-cpp-dev libhdf5-dev libboost-program-options-dev nlohmann-json3-dev
   librapidcheck-dev libpng-dev zlib1g-dev libprotobuf-dev protobuf-compiler
   iproute2  # a test plays two machines

@@ -4,8 +4,8 @@
 #include <audit/commands/detect.h>
 #include <audit/commands/explain.h>
 #include <audit/commands/mitigate.h>
-#include <audit/commands/unauthorised.h>
 #include <audit/commands/prune.h>
+#include <audit/commands/unauthorised.h>
 #include <memsieve/error.h>
 
 namespace memsieve::audit {

@@ -21,12 +21,6 @@ std::vector<int64_t> range(int64_t begin, int64_t end) {
   return ids;
 }
 
-std::string hex(uint64_t value) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
-
 uint64_t hash_of(const at::Tensor& values, uint64_t hash) {
   if (!values.defined()) return hash;
   const at::Tensor bytes = values.contiguous();
@@ -112,7 +106,7 @@ std::string Prompts::identity() const {
     const Conditioning condition = data_.load(ids).condition;
     for (const auto& part : {condition.text, condition.pooled, condition.time_ids}) hash = hash_of(part, hash);
   }
-  return std::to_string(size()) + " prompts, " + hex(hash);
+  return std::to_string(size()) + " prompts, " + detail::in_hex(hash);
 }
 
 void Prompts::check_comparable(const Prompts& other) const {

@@ -84,12 +84,6 @@ std::string base_of(const std::string& adapters) {
   return json.is_object() && json.contains("base") && json["base"].is_string() ? json["base"].get<std::string>() : "";
 }
 
-std::string hex(uint64_t value) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
-
 std::string hash_of(const std::vector<std::pair<std::string, at::Tensor>>& tensors) {
   uint64_t hash = detail::kFnv1aStart;
   for (const auto& [name, tensor] : tensors) {
@@ -97,7 +91,7 @@ std::string hash_of(const std::vector<std::pair<std::string, at::Tensor>>& tenso
     hash = detail::fnv1a(name.data(), name.size(), hash);
     hash = detail::fnv1a(bytes.const_data_ptr(), bytes.nbytes(), hash);
   }
-  return hex(hash);
+  return detail::in_hex(hash);
 }
 
 /// The weights, frozen; `identity` says which they are.

@@ -15,6 +15,14 @@ namespace memsieve {
 
 int64_t Sieve::Impl::check_batch(const Batch& batch, int64_t most) const {
   if (!batch.prediction.defined() || batch.prediction.dim() < 2) bad_batch("prediction must be [B, C, ...]");
+  if (!at::isFloatingType(batch.prediction.scalar_type()))
+    bad_batch(std::string("prediction is ") + c10::toString(batch.prediction.scalar_type()) + ", not a floating type");
+  const at::Device place = batch.prediction.device();
+  if (place.type() != setup.device.type() ||
+      (!place.is_cpu() && setup.device.has_index() && place.index() != setup.device.index())) {
+    bad_batch("prediction is on " + place.str() + ", but the sieve was made for " + setup.device.str() +
+              " (Setup::device); make it for the device that predictions are on");
+  }
   const int64_t rows = batch.prediction.size(0);
   if (rows < 1 || rows > most) {
     bad_batch(std::to_string(rows) + " rows, but this call takes 1 to " + std::to_string(most));
@@ -147,7 +155,12 @@ Plan Sieve::inspect(const Batch& batch, const Clock& clock) {
   return plan;
 }
 
-at::Tensor Plan::loss(const at::Tensor& per_sample_loss) const try {
+at::Tensor Plan::loss(const at::Tensor& per_sample_loss) const {
+  const at::Tensor loss = undivided_loss(per_sample_loss);
+  return micro_batches_ == 1 || seen_->error ? loss : loss / static_cast<double>(micro_batches_);
+}
+
+at::Tensor Plan::undivided_loss(const at::Tensor& per_sample_loss) const try {
   if (!per_sample_loss.defined()) bad_batch("the per-sample loss is missing");
   // Without a weight the batch was beyond use, which end_step says on all ranks: until then go on.
   const at::Tensor weight = weight_.defined() ? weight_ : at::ones_like(per_sample_loss);
@@ -160,7 +173,7 @@ at::Tensor Plan::loss(const at::Tensor& per_sample_loss) const try {
   if (rows != rows_per_micro_batch_)
     loss = loss * (static_cast<double>(rows) / static_cast<double>(rows_per_micro_batch_));
   seen_->nonfinite = nonfinite;
-  return micro_batches_ == 1 ? loss : loss / static_cast<double>(micro_batches_);
+  return loss;
 } catch (...) {
   seen_->error = std::current_exception();
   // The peers wait in backward for this rank's gradients; the update will be skipped.
@@ -187,6 +200,10 @@ void Sieve::observe(const Batch& batch, const Clock& clock) {
   } catch (...) {
     s.fail(std::current_exception(), "held-out: ");
   }
+}
+
+void Sieve::fail(const std::exception_ptr& error) {
+  impl_->fail(error);
 }
 
 StepEnd Sieve::end_step(const Clock& clock, at::TensorList gradients) {

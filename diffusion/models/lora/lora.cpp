@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <set>
 
 namespace memsieve::diffusion {
@@ -140,9 +139,7 @@ std::string fingerprint(torch::nn::Module& model) {
     add(&sum, sizeof sum);
     add(some.const_data_ptr(), some.nbytes());
   }
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
+  return detail::in_hex(hash);
 }
 
 }  // namespace memsieve::diffusion

@@ -68,6 +68,8 @@ class MEMSIEVE_API Plan {
   /// `per_sample_loss`: [B], with gradient; weigh it by SNR or a mask of your own before, if you like. For another
   /// shape it returns a loss of no meaning that backward can be called on: end_step throws the error on every rank.
   at::Tensor loss(const at::Tensor& per_sample_loss) const;
+  /// The same, not divided by the number of micro-batches: for loops whose backward does that.
+  at::Tensor undivided_loss(const at::Tensor& per_sample_loss) const;
 
  private:
   friend class Sieve;

@@ -7,6 +7,7 @@
 #include <memsieve/export.h>
 #include <memsieve/filter.h>
 
+#include <exception>
 #include <map>
 #include <memory>
 #include <optional>
@@ -130,6 +131,10 @@ class MEMSIEVE_API Sieve {
   /// evidence and verdicts: those whose evidence has fallen are taken back. Call under no-grad, before end_step; errors
   /// as in observe().
   void look(const Batch& batch, const Clock& clock);
+
+  /// Local. Carries an error of the loop's own (of its data, say) to end_step, which throws it on every rank; the first
+  /// of a step is what is thrown.
+  void fail(const std::exception_ptr& error);
 
   /// How many draws of each picture the starting model should be asked for, 0 = none. Draw d uses timestep (d + 0.5) /
   /// draws * num_timesteps.

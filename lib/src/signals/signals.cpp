@@ -51,7 +51,7 @@ at::Tensor Signals::measured(const SignalEntry& signal, const SignalRows& rows) 
     const FullPrecision full_precision;
     values = signal.measure(rows);
   } catch (const std::exception& error) {
-    throw Error("signal " + signal.name + ": " + one_line(error));
+    std::throw_with_nested(Error("signal " + signal.name + ": " + one_line(error)));
   }
   if (!values.defined() || values.sizes() != rows.timestep.sizes()) {
     throw Error("signal " + signal.name + ": must have the shape [" + std::to_string(rows.timestep.size(0)) + "]");
@@ -113,7 +113,7 @@ void Signals::score_channels(const SignalView& view, bool counterfactual, RawSco
     try {
       score = channel.filter->score(view);
     } catch (const std::exception& error) {
-      throw Error("filter " + channel.name + ": " + one_line(error));
+      std::throw_with_nested(Error("filter " + channel.name + ": " + one_line(error)));
     }
     if (!score.defined() || score.sizes() != view.timestep.sizes()) {
       throw Error("filter " + channel.name + ": score must have shape [" + std::to_string(view.timestep.size(0)) + "]");

@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <string>
 
 namespace memsieve::detail {
 
@@ -21,6 +23,13 @@ constexpr uint64_t kFnv1aStart = 0xcbf29ce484222325ULL;
 inline uint64_t fnv1a(const void* data, size_t bytes, uint64_t hash = kFnv1aStart) {
   for (size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const unsigned char*>(data)[i]) * 0x100000001b3ULL;
   return hash;
+}
+
+/// Sixteen digits.
+inline std::string in_hex(uint64_t hash) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
+  return text;
 }
 
 }  // namespace memsieve::detail

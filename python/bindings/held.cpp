@@ -1,0 +1,53 @@
+// Python objects that C++ holds: predictions on request, tensors in place of them.
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <utility>
+
+#include "bindings.h"
+
+namespace memsieve::python {
+
+Held::Held(py::object object)
+    : object_(new py::object(std::move(object)), [](py::object* held) {
+        if (!Py_IsInitialized()) return;  // the interpreter has taken it down already
+        const py::gil_scoped_acquire gil;
+        delete held;
+      }) {}
+
+bool is_tensor(const py::handle& object) {
+  return THPVariable_Check(object.ptr());
+}
+
+at::Tensor tensor_of(const py::handle& object, const char* what) {
+  if (object.is_none()) return {};
+  if (is_tensor(object)) return object.cast<at::Tensor>();
+  try {
+    return py::module_::import("torch").attr("as_tensor")(object).cast<at::Tensor>();
+  } catch (const py::error_already_set&) {
+    throw DataError(std::string("batch: ") + what + " is a " + Py_TYPE(object.ptr())->tp_name +
+                    ", which torch.as_tensor does not take; pass a tensor");
+  }
+}
+
+Counterfactual counterfactual_of(const py::object& source, const std::string& name) {
+  if (is_tensor(source)) {
+    return [all = source.cast<at::Tensor>().detach()](const at::Tensor& rows) { return all.index_select(0, rows); };
+  }
+  if (PyCallable_Check(source.ptr()) == 0) {
+    throw DataError("batch: '" + name + "' is a " + Py_TYPE(source.ptr())->tp_name +
+                    "; pass a tensor like prediction, or a callable that takes row numbers [k] and returns their "
+                    "predictions [k, C, ...]");
+  }
+  return [held = Held(source), name](const at::Tensor& rows) {
+    const py::gil_scoped_acquire gil;
+    const py::object made = held.get()(rows);
+    if (!is_tensor(made)) {
+      throw DataError("batch: the callable for '" + name + "' returned a " + Py_TYPE(made.ptr())->tp_name +
+                      ", not a tensor [k, C, ...]");
+    }
+    return made.cast<at::Tensor>();
+  };
+}
+
+}  // namespace memsieve::python

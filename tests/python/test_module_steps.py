@@ -1,0 +1,408 @@
+"""import memsieve: what a step does to gradients, parameters and optimisers, in one process."""
+import io
+import os
+import threading
+
+import module_toy as toy
+import pytest
+import torch
+from module_toy import memsieve
+
+
+def train(kind, make_optimizer, *, micro=1, step=None, **setup):
+    """Weights after each step, the optimiser, and how the steps ended."""
+    model = toy.Model()
+    sieve = toy.published_sieve(toy.ROWS // micro, micro_batches=micro, **setup)
+    optimizer = make_optimizer([model.weight])
+    history, ends = [], []
+    for number in range(toy.STEPS):
+        rows = toy.ROWS // micro
+        for m in range(micro):
+            plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number, kind), m * rows, (m + 1) * rows))
+            plan.loss(loss).backward()
+        ends.append(step(sieve, optimizer) if step else sieve.step(optimizer))
+        optimizer.zero_grad()
+        history.append(model.weight.detach().clone())
+    return history, optimizer, ends
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, 0.1)
+
+
+def adamw(parameters, **more):
+    return torch.optim.AdamW(parameters, 0.1, **more)
+
+
+def fused(parameters):
+    return adamw(parameters, fused=True)
+
+
+@pytest.mark.parametrize("kind", ["random", "all_dropped", "one_rank", "none"])
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_trains_as_by_hand(kind, micro):
+    history, _, ends = train(kind, sgd, micro=micro)
+    for mine, hand in zip(history, toy.by_hand(kind)):
+        torch.testing.assert_close(mine, hand, rtol=1e-6, atol=1e-7)
+    assert [end.skipped for end in ends] == [kind == "all_dropped" and number == 2 for number in range(toy.STEPS)]
+
+
+@pytest.mark.parametrize("make", [sgd, adamw, fused])
+def test_nothing_dropped_is_the_plain_loop_bit_for_bit(make):
+    history, optimizer, _ = train("none", make)
+    model = toy.Model()
+    plain = make([model.weight])
+    for number in range(toy.STEPS):
+        step = toy.Step(number, "none")
+        (model(step.x, step.caption) - step.target).square().mean(1).mean().backward()
+        plain.step()
+        plain.zero_grad()
+        assert torch.equal(model.weight, history[number]), number
+
+
+@pytest.mark.parametrize("make", [adamw, fused])
+def test_all_dropped_moves_nothing(make):
+    """Neither parameters nor the optimiser's state: the step after it is as if there had been none."""
+    history, optimizer, ends = train("all_dropped", make)
+    assert ends[2].skipped and torch.equal(history[2], history[1]) and not torch.equal(history[3], history[2])
+    assert optimizer.state[optimizer.param_groups[0]["params"][0]]["step"] == toy.STEPS - 1
+
+
+def test_fused_and_ordinary_agree():
+    for kind in ("random", "all_dropped"):
+        for mine, other in zip(train(kind, adamw)[0], train(kind, fused)[0]):
+            torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("make", [sgd, adamw, fused])
+def test_clipping_sees_the_divided_gradient(make):
+    limit = 0.05
+    history, _, ends = train("random", make, step=lambda sieve, optimizer: sieve.step(optimizer, max_norm=limit))
+
+    def by_unscale(sieve, optimizer):
+        end = sieve.unscale_(optimizer)
+        norms.append(torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], limit))
+        assert sieve.step(optimizer) is end
+        return end
+
+    norms = []
+    again, _, _ = train("random", make, step=by_unscale)
+    assert all(torch.equal(a, b) for a, b in zip(history, again))
+    model = toy.Model()
+    step = toy.Step(0)
+    weight = toy.weights_by_hand(step, model)
+    loss = (weight * (model(step.x, step.caption) - step.target).square().mean(1)).sum() / weight.sum()
+    gradient, = torch.autograd.grad(loss, model.weight)
+    assert ends[0].grad_norm == pytest.approx(gradient.norm().item(), rel=1e-5) == norms[0]
+
+
+@pytest.mark.parametrize("make", [sgd, adamw, fused])
+@pytest.mark.parametrize("clipped", [False, True])
+def test_grad_scaler(make, clipped):
+    """The same parameters as without it; an overflow skips the step and lowers the scale, a step without rows does not."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 10, growth_interval=1000)
+    model = toy.Model()
+    sieve, optimizer = toy.published_sieve(), make([model.weight])
+    limit = {"max_norm": 1e3} if clipped else {}
+    plain = train("all_dropped", make, step=lambda sieve, optimizer: sieve.step(optimizer, **limit))[0]
+    for number in range(toy.STEPS):
+        plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number, "all_dropped"), 0, toy.ROWS))
+        scaler.scale(plan.loss(loss)).backward()
+        end = sieve.step(optimizer, scaler=scaler, **limit)
+        scaler.update()
+        optimizer.zero_grad()
+        assert scaler.get_scale() == 2.0 ** 10 and bool(end.skip) == (number == 2)
+        torch.testing.assert_close(model.weight.detach(), plain[number], rtol=1e-6, atol=1e-7)
+    before = model.weight.detach().clone()
+    plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(0), 0, toy.ROWS))
+    scaler.scale(plan.loss(loss)).backward()
+    model.weight.grad[0, 0] = float("inf")
+    sieve.step(optimizer, scaler=scaler, **limit)
+    scaler.update()
+    assert scaler.get_scale() == 2.0 ** 9 and torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("make", [sgd, adamw, fused])
+def test_attached_to_an_optimiser_that_the_loop_steps(make):
+    explicit = train("all_dropped", make)[0]
+    model = toy.Model()
+    sieve, optimizer = toy.published_sieve(), make([model.weight])
+    handle = sieve.attach(optimizer)
+    for number in range(toy.STEPS):
+        plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number, "all_dropped"), 0, toy.ROWS))
+        plan.loss(loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(model.weight.detach(), explicit[number], rtol=1e-12, atol=0)
+        assert sieve.last_step.skipped == (number == 2)
+    assert sieve.clock == (toy.STEPS, 0)
+    with pytest.raises(memsieve.ConfigError, match="attached"):
+        sieve.attach(optimizer)
+    handle.remove()
+    model.weight.grad = torch.ones_like(model.weight)
+    optimizer.step()
+    assert sieve.clock == (toy.STEPS, 0) and not hasattr(optimizer, "found_inf") and not hasattr(optimizer, "grad_scale")
+
+
+def test_weighed_predictions_have_the_gradient_of_the_weighed_loss():
+    """For trainers that take the mean over the rows themselves."""
+    model = toy.Model()
+    step = toy.Step(0)
+    rows = toy.rows_of(step, 0, toy.ROWS)
+    plan, loss = toy.inspect(toy.published_sieve(), model, rows)
+    plan.loss(loss).backward()
+    expected, model.weight.grad = model.weight.grad, None
+    prediction = model(rows["x"], rows["caption"])
+    again, _ = toy.inspect(toy.published_sieve(), model, rows)
+    weighed = again.weigh(prediction)
+    assert torch.equal(weighed, prediction)
+    (weighed - rows["target"]).square().mean().backward()
+    torch.testing.assert_close(model.weight.grad, expected)
+
+
+def test_tensors_in_place_of_callables():
+    step = toy.Step(0)
+    rows = toy.rows_of(step, 0, toy.ROWS)
+    model = toy.Model()
+    asked = []
+
+    def null(k):
+        assert not torch.is_grad_enabled() and k.dtype == torch.int64
+        asked.append(k.tolist())
+        return model(rows["x"][k], torch.zeros_like(rows["x"][k]))
+
+    called, _ = toy.inspect(toy.published_sieve(), model, rows, null=null)
+    given, _ = toy.inspect(toy.published_sieve(), model, rows, null=model(rows["x"], torch.zeros_like(rows["x"])))
+    assert torch.equal(called.weights, given.weights) and 0 < called.weights.sum() < toy.ROWS
+    assert asked == [list(range(toy.ROWS))]
+    assert torch.equal(called.weights.double(), toy.weights_by_hand(step, model))
+
+
+def test_exempt_and_uncaptioned_rows_are_left_alone():
+    step = toy.Step(0, "one_rank")
+    rows = toy.rows_of(step, 0, toy.ROWS)
+    model = toy.Model()
+    some = torch.zeros(toy.ROWS, dtype=torch.bool)
+    some[:3] = True
+    for more in ({"exempt": some}, {"has_caption": ~some}):
+        weights = toy.inspect(toy.published_sieve(), model, rows, **more)[0].weights
+        assert weights[:3].eq(1).all() and weights[3:6].eq(0).all()
+
+
+def test_nothing_is_copied_or_changed():
+    """Inputs stay as they are, and the loss is on their graph."""
+    rows = toy.rows_of(toy.Step(0), 0, toy.ROWS)
+    before = {name: (value.clone(), value.data_ptr(), value._version) for name, value in rows.items()}
+    model = toy.Model()
+    plan, loss = toy.inspect(toy.published_sieve(), model, rows)
+    assert plan.loss(loss).grad_fn is not None
+    for name, value in rows.items():
+        clone, pointer, version = before[name]
+        assert torch.equal(value, clone) and value.data_ptr() == pointer and value._version == version
+
+
+@pytest.mark.parametrize("divide", [True, False])
+def test_division_by_micro_batches_is_left_to_backward_if_it_divides(divide):
+    model = toy.Model()
+    sieve = toy.published_sieve(toy.ROWS, micro_batches=3, divide_loss=divide)
+    plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(0, "none"), 0, toy.ROWS))
+    assert torch.equal(plan.loss(loss), loss.mean() / 3 if divide else loss.mean())
+
+
+def test_a_filter_written_in_python():
+    """Options come from the configuration, and its scores are what the rule acts on."""
+    seen = []
+
+    @memsieve.filter(signals=["prediction_error"])
+    def low_error(view, power=1.0, name="x", on=True, times=2):
+        """Easy rows."""
+        seen.append((power, name, on, times, view.elements))
+        return -view.prediction_error ** power
+
+    config = {**toy.PUBLISHED, "filters": {"low_error": {"power": 0.5, "name": "y", "times": 3}}, "threshold": {"kind": "fixed", "drop": -0.8}}
+    sieve = memsieve.Sieve(config, dataset_size=toy.SAMPLES, batch_size=toy.ROWS, device="cpu", filters=[low_error])
+    rows = toy.rows_of(toy.Step(0), 0, toy.ROWS)
+    model = toy.Model()
+    plan, loss = toy.inspect(sieve, model, rows, null=None)
+    kept = -loss.detach().float().sqrt() <= -0.8
+    assert seen == [(0.5, "y", True, 3, toy.DIM)] and 0 < kept.sum() < toy.ROWS
+    assert torch.equal(plan.weights, kept.float())
+    assert sieve.channels == ["low_error"] and sieve.counterfactuals == []
+    with pytest.raises(memsieve.ConfigError, match="low_error.*powr.*power"):
+        memsieve.Sieve({**config, "filters": {"low_error": {"powr": 1}}}, dataset_size=5, batch_size=5, filters=[low_error])
+
+
+def test_reports():
+    _, _, ends = train("random", sgd)
+    model, sieve = toy.Model(), toy.published_sieve()
+    plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(0), 0, toy.ROWS))
+    plan.loss(loss).backward()
+    sieve.step(sgd([model.weight]))
+    report, = sieve.reports()
+    dropped = int((plan.weights == 0).sum())
+    assert (report.step, report.rows, report.dropped, report.probed, report.skipped) == (0, toy.ROWS, dropped, toy.ROWS, False)
+    assert ends[0].grad_scale.item() == pytest.approx(report.weight / toy.ROWS) and len(report.raw[0]) == toy.ROWS
+    assert sieve.reports() == []
+
+
+LEDGER = {**toy.PUBLISHED, "filters": {"magnitude": {"scale": "log"}}, "standardise": {"by": "timestep", "population": "training", "bins": 2, "window": 20},
+          "evidence": {"kind": "discounted", "min_visits": 1}, "threshold": {"kind": "rate", "false_drop_rate": 0.2},
+          "action": {"kind": "drop", "pass_over": True}, "revisit": {"rows": 2, "every": 2}}
+
+
+def run_steps(sieve, model, optimizer, numbers):
+    for number in numbers:
+        for _ in [look.id for look in sieve.looks()][:1]:
+            looks = [look.id for look in sieve.looks()]
+            rows = toy.rows_of(toy.Step(1000 + number), 0, len(looks))
+            with torch.no_grad():
+                prediction = model(rows["x"], rows["caption"])
+                sieve.look(looks, rows["t"], prediction, rows["target"], null=model(rows["x"], torch.zeros_like(rows["x"])))
+        plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number, "one_rank"), 0, toy.ROWS))
+        plan.loss(loss).backward()
+        sieve.step(optimizer)
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("carrier", ["torch.save", "checkpoint"])
+def test_state_goes_round(carrier, tmp_path):
+    """A run that is stopped and resumed ends as one that was not: parameters, state and ledger."""
+    from torch.distributed import checkpoint
+
+    def fresh(name):
+        model = toy.Model()
+        return memsieve.Sieve(LEDGER, dataset_size=toy.SAMPLES, batch_size=toy.ROWS, device="cpu", ledger=tmp_path / name), model, sgd([model.weight])
+
+    whole, model, optimizer = fresh("whole.h5")
+    whole.epoch = 3
+    run_steps(whole, model, optimizer, range(30))
+    first, first_model, first_optimizer = fresh("stopped.h5")
+    first.epoch = 3
+    run_steps(first, first_model, first_optimizer, range(18))
+    second, second_model, second_optimizer = None, toy.Model(), None
+    if carrier == "torch.save":
+        file = io.BytesIO()
+        torch.save({"sieve": first.state_dict(), "model": first_model.state_dict()}, file)
+        del first
+        state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+        second, second_model, second_optimizer = fresh("stopped.h5")
+        second.load_state_dict(state["sieve"])
+        second_model.load_state_dict(state["model"])
+    else:
+        checkpoint.save({"sieve": first, "model": first_model}, checkpoint_id=tmp_path / "saved", no_dist=True)
+        del first
+        second, second_model, second_optimizer = fresh("stopped.h5")
+        checkpoint.load({"sieve": second, "model": second_model}, checkpoint_id=tmp_path / "saved", no_dist=True)
+    assert second.clock == (18, 3)
+    run_steps(second, second_model, second_optimizer, range(18, 30))
+    assert torch.equal(second_model.weight, model.weight)
+    mine, theirs = second.state_dict(), whole.state_dict()
+    assert mine.keys() == theirs.keys() and "flags_recent" in mine
+    for name in mine:
+        same = mine[name] == theirs[name] if isinstance(mine[name], bytes) else torch.equal(mine[name].nan_to_num(-7), theirs[name].nan_to_num(-7))
+        assert same, name
+    assert whole.flagged().any(), "nothing was flagged: the test shows nothing"
+    from memsieve import ledger
+    assert ledger.visits(tmp_path / "stopped.h5").tobytes() == ledger.visits(tmp_path / "whole.h5").tobytes()
+
+
+def test_two_sieves_in_one_process():
+    """Neither notices the other."""
+    alone, _, _ = train("random", sgd)
+    models = toy.Model(), toy.Model()
+    sieves = [toy.published_sieve() for _ in models]
+    for number in range(toy.STEPS):
+        for sieve, model in zip(sieves, models):
+            plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number), 0, toy.ROWS))
+            plan.loss(loss).backward()
+            sieve.step(sgd([model.weight]))
+            model.weight.grad = None
+    for model in models:
+        assert torch.equal(model.weight, alone[-1])
+
+
+def test_a_forked_process_is_told(tmp_path):
+    sieve = toy.published_sieve(ledger=tmp_path / "ledger.h5")
+    run_steps_of = toy.rows_of(toy.Step(0), 0, toy.ROWS)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            said = "nothing"
+            try:
+                sieve.inspect(*[None] * 4)
+            except memsieve.Error as error:
+                said = str(error)
+            del sieve  # must not wait for threads that are not here
+            os.write(writing, said.encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    timer = threading.Timer(20, os.kill, (child, 9))
+    timer.start()
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    timer.cancel()
+    assert f"belongs to process {os.getpid()}" in said and "\n" not in said
+    toy.inspect(sieve, toy.Model(), run_steps_of)
+
+
+def test_passing_over_flagged_samples():
+    """Batches hold no flagged sample, ranks get parts of one stream, and the ledger's report counts what was passed over."""
+    sieve = memsieve.Sieve(LEDGER, dataset_size=toy.SAMPLES, batch_size=8, device="cpu")
+    batches = memsieve.PassOverBatches(sieve, seed=5)
+    model = toy.Model()
+    optimizer = sgd([model.weight])
+    passed = 0
+    for sieve.epoch in range(12):
+        seen = []
+        for ids in torch.utils.data.DataLoader(torch.arange(toy.SAMPLES), batch_sampler=batches):
+            flagged = sieve.flagged()
+            assert not flagged[ids].any()
+            seen += ids.tolist()
+            rows = toy.rows_of(toy.Step(sieve.clock[0], "one_rank" if ids.min() < 9 else "random"), 0, 8)
+            if looks := [look.id for look in sieve.looks()]:
+                two = toy.rows_of(toy.Step(1), 0, len(looks))
+                sieve.look(looks, two["t"], model(two["x"], two["caption"]).detach(), two["target"], null=model(two["x"], two["x"] * 0).detach())
+            plan, loss = toy.inspect(sieve, model, {**rows, "ids": ids})
+            plan.loss(loss).backward()
+            sieve.step(optimizer)
+            optimizer.zero_grad()
+            passed += sum(report.passed_over for report in sieve.reports())
+        assert len(set(seen)) == len(seen)
+    assert passed > 0
+    whole = [ids for ids in memsieve.PassOverBatches(toy.published_sieve(8), rank=0, world_size=1)]
+    halves = [list(memsieve.PassOverBatches(toy.published_sieve(4), rank=rank, world_size=2)) for rank in (0, 1)]
+    assert whole == [a + b for a, b in zip(*halves)] and len(whole) == toy.SAMPLES // 8
+
+
+def test_ids():
+    names = [f"folder/{n}.png" for n in range(2000)]
+    ids = memsieve.id_of(names, 2 ** 40)
+    assert ids.dtype == torch.int64 and ids.min() >= 0 and ids.max() < 2 ** 40 and len(set(ids.tolist())) == len(names)
+    assert memsieve.id_of(names[7], 2 ** 40) == ids[7] and memsieve.id_of(names[7].encode(), 2 ** 40) == ids[7]
+    assert memsieve.id_of("a.png", 1000) == int.from_bytes(__import__("hashlib").blake2b(b"a.png", digest_size=8).digest(), "big") % 1000
+
+    class Dicts(torch.utils.data.Dataset):
+        size = "big"
+
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            return {"x": torch.tensor(float(index))}
+
+    data = memsieve.WithIds(Dicts())
+    assert data.size == "big" and len(data) == 5 and data[-1] == {"x": torch.tensor(-1.0), "sample_id": 4}
+    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=1, shuffle=True,
+                                         collate_fn=memsieve.with_ids(lambda samples: {"x": torch.stack([s["x"] for s in samples])}))
+    for batch in loader:
+        assert batch["sample_id"].dtype == torch.int64 and torch.equal(batch["x"], batch["sample_id"].float())
+    assert memsieve.WithIds([(1, 2), (3, 4)])[1] == (3, 4, 1) and memsieve.WithIds(torch.arange(3))[2] == (torch.tensor(2), 2)
+
+
+def test_rules_of_the_package():
+    assert {"default", "no_held_out", "wen2024"} <= set(memsieve.rules())
+    for name in memsieve.rules():
+        assert memsieve.Sieve(name, dataset_size=100, batch_size=8, held_out_size=64, device="cpu").channels, name
