@@ -12,7 +12,7 @@ namespace {
 using namespace memsieve;
 using namespace memsieve::audit;
 
-constexpr const char* kVersion = "memsieve-audit 0.1.0";
+constexpr const char* kVersion = "memsieve-audit " MEMSIEVE_VERSION;
 
 void print_help() {
   std::cout << "memsieve-audit COMMAND --model FOLDER --prompts FILE --out FOLDER [options]\n\nCommands:\n";
@@ -44,8 +44,7 @@ class AuditProgram : public Program {
   }
 
   std::optional<ProgramOptions> configure(const Launch& launch) override {
-    config_ =
-        audit_config(command_->name, options_of(*command_).settings(words_, command_->name), command_->asks_model);
+    config_ = audit_config(command_->name, options_of(*command_).settings(words_, command_->name), command_->asks);
     ProgramOptions options{.device = config_.device};
     options.group.rendezvous_seconds = default_rendezvous_seconds(launch);
     return options;

@@ -27,7 +27,7 @@ mark=$out/.made-by-demo
 if [ -e "$out" ] && [ -n "$(ls -A "$out" 2>/dev/null)" ]; then
   [ -f "$mark" ] || fail "$out is not empty and was not made by this script; choose another folder with --out"
   say "demo: replacing the earlier demo in $out"
-  rm -rf "${out:?}"/{off,on,published,report.html,report.png,summary.json}
+  rm -rf "${out:?}"/{off,on,published,report.html,report.png,summary.json,audit,audit.html,audit.json}
 fi
 
 scripts/setup.sh --demo

@@ -8,6 +8,6 @@
 #     --seed    of what happens when (default 1)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
-scripts/setup.sh >/dev/null
+scripts/setup.sh
 scripts/build.sh release memsieve-train
 exec "$PYTHON" tests/python/faults.py "$@"

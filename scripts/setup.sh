@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, testing and the demo need, if it is not there yet: Debian/Ubuntu packages and a Python environment.
 #   scripts/setup.sh          to build and test
-#   scripts/setup.sh --demo   also the package whose pictures the demo uses besides (160 MB)
+#   scripts/setup.sh --demo   to build and for the demo, some of whose pictures are in a package of 160 MB
 #   MEMSIEVE_VENV=DIR         where the environment goes (default ~/.cache/memsieve/venv)
 #   MEMSIEVE_BASE_PYTHON=EXE  the Python 3.11 or newer that it is made with (default python3)
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -14,12 +14,14 @@ PACKAGES=(
   build-essential cmake ninja-build ccache python3-venv python3-dev
   libgloo-dev libspdlog-dev catch2 libyaml-cpp-dev libhdf5-dev libboost-program-options-dev nlohmann-json3-dev
   librapidcheck-dev libpng-dev zlib1g-dev libprotobuf-dev protobuf-compiler
-  iproute2  # a test plays two machines
-  clang libclang-rt-dev  # libFuzzer, for tests/fuzz
   fonts-noto-color-emoji unicode-data  # pictures and their names: a test reads them, and the demo
 )
+TEST_PACKAGES=(
+  iproute2  # a test plays two machines
+  clang libclang-rt-dev  # libFuzzer, for tests/fuzz
+)
 case ${1:-} in
-  '') ;;
+  '') PACKAGES+=("${TEST_PACKAGES[@]}") ;;
   --demo) PACKAGES+=(tuxpaint-stamps-default) ;;
   *) fail "unknown option '$1'; usage: scripts/setup.sh [--demo]" ;;
 esac

@@ -20,6 +20,7 @@ CMAKE_BUILD_PARALLEL_LEVEL=$(compile_jobs)
   fail "making the wheel failed: $(grep -iE 'error' "$WORK/log" | tail -n 1)"
 took "the wheel"
 
+unset PYTHONPATH  # nothing of it may help the wheel
 "$PYTHON" -m venv "$WORK/venv"
 site=$("$WORK/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 "$WORK/venv/bin/python" -m pip install --no-input --disable-pip-version-check --no-deps --no-index "$OUT"/memsieve-*.whl >"$WORK/log" 2>&1 ||

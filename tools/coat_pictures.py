@@ -18,7 +18,7 @@ import numpy as np
 
 from marks import coating
 from marks.common import (OptionError, PrepareError, captioned, fail, generator, one_line, open_picture, picture_of, pixels,
-                          read_secret, secret_seed, write_secret)
+                          read_secret, secret_seed, whole, write_secret)
 from prepare.pictures import SUFFIXES
 
 FORM = "memsieve-coating"
@@ -58,7 +58,7 @@ def coat(arguments):
 
 
 def measure(arguments):
-    secret = read_secret(arguments.manifest, FORM)
+    secret = read_secret(arguments.manifest, FORM, {"seed": whole(0), "grid": whole(2)})
     folder, grid = Path(arguments.drawings), secret["grid"]
     if not folder.is_dir():
         raise PrepareError(f"{folder}: no such folder")

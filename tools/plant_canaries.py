@@ -25,7 +25,7 @@ from hdf5_rows import read_texts
 from marks import rows as data_rows
 from marks import variants
 from marks.common import (OptionError, PrepareError, append_picture, captioned, fail, generator, one_line, open_picture, read_secret,
-                          secret_seed, write_secret)
+                          secret_seed, whole, write_secret)
 from coat_pictures import at_least
 
 FORM = "memsieve-canaries"
@@ -125,8 +125,14 @@ def names_in(path):
         raise PrepareError(f"{path}: cannot be read ({one_line(error)})") from None
 
 
+def are_canaries(value):
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and whole(0)(one.get("planted")) and isinstance(one.get("files"), list)
+        and one["planted"] < len(one["files"]) and all(isinstance(file, str) for file in one["files"]) for one in value)
+
+
 def check(arguments):
-    secret = read_secret(arguments.manifest, FORM)
+    secret = read_secret(arguments.manifest, FORM, {"copies": whole(1), "canaries": are_canaries})
     train, every = names_in(arguments.train), set(names_in(arguments.all))
     bare = [name.rsplit("-", 1)[-1] for name in train]
     for number, canary in enumerate(secret["canaries"]):

@@ -15,7 +15,7 @@ namespace po = boost::program_options;
 using namespace memsieve;
 using namespace memsieve::trainer;
 
-constexpr const char* kVersion = "memsieve-train 0.1.0";
+constexpr const char* kVersion = "memsieve-train " MEMSIEVE_VERSION;
 
 struct CommandLine {
   std::string config;

@@ -40,9 +40,12 @@ class CanaryAudit {
   }
 
   void run() {
-    std::vector<std::pair<std::string, std::string>> inputs = {
-        {"model", model_.identity}, {"prompts", prompts_->identity()}, {"pictures", pictures_identity(*prompts_)}};
-    if (reference_) inputs.emplace_back("reference", reference_->identity);
+    // Rows of a reference that is no longer asked for would still be subtracted: they answer another question.
+    const std::vector<std::pair<std::string, std::string>> inputs = {
+        {"model", model_.identity},
+        {"prompts", prompts_->identity()},
+        {"picture set", pictures_identity(*prompts_)},
+        {"reference", reference_ ? reference_->identity : "none"}};
     Measurements measurements(config_.out, {config_.command, config_.settings, inputs}, group_);
     std::vector<UnitBatch> batches;
     add_batches({"model", model_}, batches);

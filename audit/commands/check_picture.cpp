@@ -4,6 +4,7 @@
 #include <audit/commands/inputs.h>
 #include <audit/measure/known_picture.h>
 #include <audit/measure/mitigation.h>
+#include <audit/measure/prediction_error.h>
 #include <audit/output/results.h>
 #include <memsieve/error.h>
 #include <runtime/agreement.h>
@@ -30,8 +31,21 @@ void require_pictures(const Prompts& prompts) {
                   "(tools/prepare_dataset.py), whose rows are the pictures to be checked");
 }
 
+void require_different(const std::string& path, const std::vector<uint64_t>& pictures, const std::string& held_out,
+                       const std::vector<uint64_t>& others) {
+  for (size_t i = 0; i < others.size(); ++i) {
+    const auto same = std::find(pictures.begin(), pictures.end(), others[i]);
+    if (same == pictures.end()) continue;
+    throw DataError(held_out + ": row " + std::to_string(i) + " is the picture of row " +
+                    std::to_string(same - pictures.begin()) + " of " + path +
+                    "; held-out pictures must be others, which were never trained on");
+  }
+}
+
 /// The pictures of one file that are measured.
 struct CheckedSet {
+  CheckedSet(PromptSet set_, std::vector<int64_t> rows_, std::vector<int64_t> drawn_)
+      : set(std::move(set_)), rows(std::move(rows_)), drawn(std::move(drawn_)) {}
   PromptSet set;
   /// predicted, and of those drawn
   std::vector<int64_t> rows, drawn;
@@ -66,37 +80,43 @@ class PictureCheck {
     for (const int64_t row : sets_.front().rows)
       summary["prompts"].push_back({{"prompt", row}, {"caption", captions[static_cast<size_t>(row)]}});
     add_verdicts(summary, measurements.rows());
+    warn_without_held_out(summary);
     write_results(config_.out, summary, group_);
     return summary;
   }
 
  private:
+  void warn_without_held_out(const Json& summary) const {
+    const Json& drawn = summary.at("with_optimised_states");
+    const Json& held_out = summary.at("held_out");
+    const bool compared = held_out.is_object() && held_out.at("with_optimised_states").is_object();
+    if (group_.rank() != 0 || compared || !drawn.is_object() || drawn.at("copies") == 0) return;
+    log_warning(
+        "optimised states drew copies, which do not count: no held-out picture was treated alike, so it is not known "
+        "whether such states draw any picture at all; name some with --held-out");
+  }
+
   void open_sets() {
     require_pictures(*prompts_);
-    inputs_ = {{"model", model_.identity}, {"prompts", identity_of(*prompts_)}};
+    const auto hashes = picture_hashes(*prompts_);
+    inputs_ = {
+        {"model", model_.identity}, {"prompts", prompts_->identity()}, {"picture set", pictures_identity(hashes)}};
     const auto rows = chosen_rows(config_.settings, *prompts_);
-    sets_.push_back({{"prompts", *prompts_, Stream::draw_noise}, rows, rows});
+    sets_.emplace_back(PromptSet{"prompts", *prompts_, Stream::draw_noise}, rows, rows);
     const std::string& path = config_.settings.text("held_out");
     if (path.empty() || !optimise_) {
-      inputs_.emplace_back("held-out pictures", "none");
+      inputs_.emplace_back("held-out set", "none");
       return;
     }
     held_out_ = Prompts::open(path);
     require_pictures(*held_out_);
     prompts_->check_comparable(*held_out_);
-    inputs_.emplace_back("held-out pictures", identity_of(*held_out_));
+    const auto others = picture_hashes(*held_out_);
+    require_different(config_.prompts, hashes, path, others);
+    inputs_.emplace_back("held-out set", held_out_->identity() + ", " + pictures_identity(others));
     const int64_t drawn = std::min(held_out_->size(), config_.settings.integer("held_out_drawn"));
-    sets_.push_back(
-        {{"held_out", *held_out_, Stream::negative_noise}, first_rows(held_out_->size()), first_rows(drawn)});
-  }
-
-  /// Captions' states say what a file of prompts is; here its pictures count, too.
-  static std::string identity_of(const Prompts& prompts) {
-    double sum = 0;
-    for (int64_t row = 0; row < prompts.size(); ++row)
-      sum += static_cast<double>(row + 1) *
-             prompts.data().load({row}).latents.to(at::kDouble).square().mean().item<double>();
-    return prompts.identity() + ", pictures " + std::to_string(sum);
+    sets_.emplace_back(PromptSet{"held_out", *held_out_, Stream::negative_noise}, first_rows(held_out_->size()),
+                       first_rows(drawn));
   }
 
   std::vector<UnitBatch> batches() {
@@ -147,8 +167,7 @@ class PictureCheck {
   /// [1, ...]: the picture itself as drawings are compared with it.
   at::Tensor shown(const CheckedSet& set, int64_t row, const at::Tensor& latents) {
     if (!decoder_) return latents;
-    if (set.set.prompts.data().codec()) return set.set.prompts.data().load_images({row});
-    return decoder_->decode(latents.to(model_.model.device())).cpu();
+    return own_pictures(set.set.prompts, {row}, *decoder_, model_.model.device());
   }
 
   Json compared(const CheckedSet& set, int64_t row, const std::string& how, const Conditioning& condition,
@@ -202,7 +221,7 @@ void add_check_picture_options(Options& options) {
       .text("held_out", "",
             "HDF5 file of pictures that were surely not trained on, from the same source: they are measured alike")
       .incidental()
-      .integer("held_out_drawn", 16, 0, 1 << 20,
+      .integer("held_out_drawn", 19, 0, 1 << 20,
                "of those, optimised and drawn at most so many; the others are only "
                "predicted")
       .incidental()

@@ -21,9 +21,9 @@ const std::vector<Command>& commands() {
       {"prune", "zero the weights that memorised prompts need, and see whether the pictures come back",
        add_prune_options, prune},
       {"canary", "whether it was trained on canaries: the exact test of the planted ones' ranks", add_canary_options,
-       canary},
+       canary, Asks::predictions},
       {"unauthorised", "whether coated pictures were trained on: exact tests of what its drawings show",
-       add_unauthorised_options, unauthorised, /*asks_model=*/false},
+       add_unauthorised_options, unauthorised, Asks::nothing},
   };
   return table;
 }
@@ -39,10 +39,7 @@ const Command& find_command(const std::string& name) {
 
 Options options_of(const Command& command) {
   Options options;
-  if (command.asks_model)
-    add_common_options(options);
-  else
-    add_output_options(options);
+  add_common_options(options, command.asks);
   command.add_options(options);
   return options;
 }

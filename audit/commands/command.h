@@ -18,8 +18,7 @@ struct Command {
   void (*add_options)(Options& options);
   /// COLLECTIVE. May throw anything.
   ExitCode (*run)(const AuditConfig& config, Group& group);
-  /// false: it asks no model, so of the common options it has those of where results go alone
-  bool asks_model = true;
+  Asks asks = Asks::drawings;
 };
 
 const std::vector<Command>& commands();

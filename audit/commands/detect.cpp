@@ -23,12 +23,15 @@ Inputs open_inputs(const AuditConfig& config, AuditedModel& model, Group& group)
   Inputs inputs;
   inputs.prompts = open_prompts(config, model, group);
   on_all_ranks(group, [&] {
-    inputs.identities = {{"model", model.identity}, {"prompts", inputs.prompts->identity()}};
+    inputs.identities = {{"model", model.identity},
+                         {"prompts", inputs.prompts->identity()},
+                         {"picture set", pictures_identity(*inputs.prompts)}};
     const std::string& negatives = config.settings.text("negatives");
     if (negatives.empty()) return;
     inputs.negatives = Prompts::open(negatives);
     inputs.prompts->check_comparable(*inputs.negatives);
     inputs.identities.emplace_back("negatives", inputs.negatives->identity());
+    inputs.identities.emplace_back("negatives' picture set", pictures_identity(*inputs.negatives));
   });
   return inputs;
 }
@@ -125,8 +128,8 @@ void add_detect_options(Options& options) {
             "compared with theirs")
       .incidental()
       .integer("first_steps", 0, 0, 1 << 20,
-               "draw only this many steps, without pictures; 1 = the first step's "
-               "magnitude at a fiftieth of the cost; 0 = all")
+               "draw only this many steps, without pictures; 1 = the first step's magnitude, with --cosine false at a "
+               "fiftieth of the cost; 0 = all")
       .boolean("cosine", true, "also measure the cosine term (Asthana et al.): one step's work more")
       .real("cosine_weight", 2, 0, 1e3,
             "weight of the cosine beside the norm; published: 2 for Stable Diffusion 1, 0.1 "

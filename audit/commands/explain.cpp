@@ -3,6 +3,7 @@
 #include <audit/measure/explanation.h>
 #include <audit/output/results.h>
 #include <audit/output/words.h>
+#include <memsieve/detail/printable.h>
 #include <memsieve/error.h>
 #include <runtime/agreement.h>
 #include <unistd.h>
@@ -146,11 +147,12 @@ class Explanation {
     const bool colour = isatty(STDOUT_FILENO) != 0;
     for (const Json& prompt : summary.at("prompts")) {
       std::vector<WeighedWord> words;
-      for (const Json& token : prompt.at("tokens")) words.push_back({token.at("word"), token.at("gradient")});
+      for (const Json& token : prompt.at("tokens"))
+        words.push_back({detail::printable(token.at("word")), token.at("gradient")});
       std::cout << weighed_line(words, colour) << "\n";
       for (const Json& without : prompt.at("without"))
         std::cout << "  magnitude " << prompt.at("magnitude_first").get<double>() << ", without '"
-                  << without.at("word").get<std::string>() << "' " << without.at("magnitude_first").get<double>()
+                  << detail::printable(without.at("word")) << "' " << without.at("magnitude_first").get<double>()
                   << "\n";
     }
     std::cout << std::flush;

@@ -50,9 +50,12 @@ class Comparison {
   }
 
   void run() {
-    Measurements measurements(
-        config_.out,
-        {config_.command, config_.settings, {{"model", model_.identity}, {"prompts", prompts_->identity()}}}, group_);
+    const Question question{.command = config_.command,
+                            .settings = config_.settings,
+                            .inputs = {{"model", model_.identity},
+                                       {"prompts", prompts_->identity()},
+                                       {"picture set", pictures_identity(*prompts_)}}};
+    Measurements measurements(config_.out, question, group_);
     measure_all(measurements, batches(), "mitigate", group_);
     write_results(config_.out, summary(measurements.rows()), group_);
   }
@@ -109,8 +112,7 @@ class Comparison {
     if (!prompts_->has_pictures() || !decoder_) return {};
     std::vector<int64_t> ids;
     for (const Drawing& drawing : batch) ids.push_back(drawing.prompt);
-    if (prompts_->data().codec()) return prompts_->data().load_images(ids);
-    return decoder_->decode(prompts_->data().load(ids).latents.to(model_.model.device())).cpu();
+    return own_pictures(*prompts_, ids, *decoder_, model_.model.device());
   }
 
   /// Means are over prompts, since the drawings of one are not independent.

@@ -92,6 +92,7 @@ class Pruning {
     const Settings& s = config_.settings;
     rows_ = chosen_rows(s, *prompts_);
     calls_ = std::min(s.integer("calls"), config_.steps);
+    require_ratio();
     inputs_ = {{"model", model_.identity}, {"prompts", prompts_->identity()}};
     sets_.push_back({"target", &*prompts_, false});
     const std::string& base = s.text("base");
@@ -107,6 +108,17 @@ class Pruning {
                       std::to_string(prompts_->size()) + "; each needs its own without the concept, in the same row");
     inputs_.emplace_back("base", base_->identity());
     sets_.push_back({"base", &*base_, false});
+  }
+
+  void require_ratio() {
+    int64_t widest = 0;
+    for (const auto& item : model_.model.denoiser().module().named_parameters())
+      if (item.key().ends_with(".ff.net.2.weight")) widest = std::max(widest, item.value().size(1));
+    if (widest == 0)
+      throw ConfigError(config_.settings.where("model") + ": has no feed-forward whose weights are scored");
+    if (config_.settings.real("ratio") * static_cast<double>(widest) < 1)
+      throw ConfigError(config_.settings.where("ratio") + ": is less than one of the " + std::to_string(widest) +
+                        " inputs of the widest layer; raise it");
   }
 
   std::string sums_file(const std::string& set, int64_t row) const {
@@ -168,9 +180,9 @@ class Pruning {
       summary["layers"].push_back({{"layer", layer}, {"weights", weight.numel()}, {"pruned", zeroed}});
     }
     if (pruned == 0)
-      throw ConfigError(config_.settings.where("ratio") + ": " + std::to_string(config_.settings.real("ratio")) +
-                        " of no layer's inputs makes one weight that the prompts need more than what they are compared "
-                        "with; raise it");
+      throw ConfigError(
+          config_.settings.where("ratio") +
+          ": no weight among so few is needed more by the prompts than by what they are compared with; raise it");
     summary["pruned_weights"] = pruned;
     summary["weights"] = all;
     make_folder(fs::path(pruned_folder()) / "scheduler");
@@ -222,7 +234,6 @@ void add_prune_options(Options& options) {
       .real("ratio", 0.01, 0, 1,
             "share of each output's inputs that is looked at in each of the first steps; published: 0.01, for objects "
             "0.02")
-      .incidental()
       .integer("calls", 10, 1, 1 << 20, "first steps of drawing whose weights are taken together; published: 10, or 9")
       .boolean("check", true,
                "draw with both models and check whether the pictures come back, where --prompts has them")
@@ -238,7 +249,7 @@ ExitCode prune(const AuditConfig& config, Group& group) {
     summary = pruning.run();
     const bool asked = config.settings.boolean("check");
     if (asked && pruning.has_pictures()) checks = {pruning.check_config(false), pruning.check_config(true)};
-    if (asked && !checks)
+    if (asked && !checks && group.rank() == 0)
       log_warning(config.prompts + ": holds no pictures, so it is not checked whether they come back");
   }
   if (checks) add_check(summary, *checks, group);

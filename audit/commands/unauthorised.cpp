@@ -41,6 +41,9 @@ Measured read_measured(const std::string& text, const std::string& path) {
   }
   if (measured.sums.size() < 2) throw DataError(path + ": compares with no other field; measure with --decoys 999");
   if (measured.drawings.empty()) throw DataError(path + ": holds no drawing");
+  for (size_t i = 0; i < measured.drawings.size(); ++i)
+    if (!measured.drawings[i].is_object())
+      throw DataError(path + ": is damaged (drawing " + std::to_string(i) + " is no object)");
   return measured;
 }
 
@@ -55,10 +58,18 @@ Json field_test(const Measured& measured) {
           {"p_value", p_value(rank)}};
 }
 
+/// Whether a count of drawings is given.
+bool asks_count_test(const Settings& s) {
+  for (const char* key : {"coated", "drawings", "clean_coated", "clean_drawings"})
+    if (s.integer(key) > 0) return true;
+  return s.real("clean_rate") >= 0;
+}
+
 Json count_test(const Settings& s) {
   const int64_t coated = s.integer("coated"), drawings = s.integer("drawings"), clean = s.integer("clean_coated"),
                 clean_drawings = s.integer("clean_drawings");
   const double rate = s.real("clean_rate");
+  if (drawings == 0) refuse(s, "drawings", "is missing; say how many the classifier was shown");
   if (coated > drawings) refuse(s, "coated", "is more than `drawings`, which counts all of them");
   if (clean > clean_drawings) refuse(s, "clean_coated", "is more than `clean_drawings`, which counts all of them");
   if ((rate >= 0) == (clean_drawings > 0))
@@ -103,7 +114,7 @@ ExitCode unauthorised(const AuditConfig& config, Group& group) {
       measured = read_measured(text, path);
       tests.push_back(field_test(measured));
     }
-    if (s.integer("drawings") > 0) tests.push_back(count_test(s));
+    if (asks_count_test(s)) tests.push_back(count_test(s));
     if (tests.empty())
       refuse(s, "measured",
              "is missing; name what `tools/coat_pictures.py measure` wrote, or give `drawings` and `coated`");

@@ -12,10 +12,18 @@
 
 namespace memsieve::audit {
 
-/// Options of every command that asks a model.
-void add_common_options(Options& options);
-/// Those of them that say where results go, for a command that asks none.
-void add_output_options(Options& options);
+/// What a command asks, and so which options it has besides its own.
+enum class Asks {
+  /// no model: only where results go
+  nothing,
+  /// what the model predicts
+  predictions,
+  /// drawings, too, and how they are made
+  drawings,
+};
+
+/// The options of all commands that ask so.
+void add_common_options(Options& options, Asks asks);
 
 /// Their values; what a command adds is read from `settings`.
 struct AuditConfig {
@@ -34,13 +42,13 @@ struct AuditConfig {
   int64_t pictures = 1;
   /// pictures drawn at once
   int64_t batch_size = 4;
-  int64_t steps = 50;
-  double guidance = 7.5;
+  int64_t steps = 1;
+  double guidance = 1;
   /// half or bfloat16, or float32 throughout
   std::optional<at::ScalarType> autocast;
 };
 
-/// Throws ConfigError for what is missing. `asks_model`: the settings are those of add_common_options.
-AuditConfig audit_config(const std::string& command, const Settings& settings, bool asks_model = true);
+/// The values of settings that have the options of add_common_options(asks). Throws ConfigError for what is missing.
+AuditConfig audit_config(const std::string& command, const Settings& settings, Asks asks);
 
 }  // namespace memsieve::audit

@@ -12,7 +12,7 @@ namespace memsieve::audit {
 
 class Options {
  public:
-  /// As Schema's. `switches` on the command line: `--ema` is `--ema true`.
+  /// As Schema's. On the command line it is a switch: `--ema` is `--ema true`.
   Options& boolean(const std::string& name, bool initial, const std::string& doc);
   Options& integer(const std::string& name, int64_t initial, int64_t low, int64_t high, const std::string& doc);
   Options& real(const std::string& name, double initial, double low, double high, const std::string& doc);
@@ -24,7 +24,6 @@ class Options {
   /// The option declared last does not change what is measured: results may be continued with another value.
   Options& incidental();
 
-  const Schema& schema() const { return schema_; }
   /// The flags with their documentation, for --help.
   std::string help() const;
 

@@ -1,8 +1,8 @@
 #include <audit/data/canaries.h>
 #include <diffusion/io/hdf5_file.h>
 #include <memsieve/error.h>
+#include <memsieve/schema.h>
 
-#include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -11,17 +11,13 @@ namespace memsieve::audit {
 
 namespace {
 
-using Json = nlohmann::json;
-
 constexpr const char* kForm = "memsieve-canaries";
 
-Json manifest_of(const std::string& path) {
-  std::ifstream in(path);
-  if (!in) throw DataError(path + ": cannot be read; name the manifest that tools/plant_canaries.py wrote");
-  const Json manifest = Json::parse(in, nullptr, /*allow_exceptions=*/false);
-  const bool ours = manifest.is_object() && manifest.value("format", Json()) == kForm;
+nlohmann::json manifest_of(const std::string& path) {
+  const nlohmann::json manifest = nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
+  const bool ours = manifest.is_object() && manifest.value("format", nlohmann::json()) == kForm;
   if (!ours) throw DataError(path + ": is no manifest of canaries; name the one that tools/plant_canaries.py wrote");
-  if (manifest.value("version", Json()) != 1)
+  if (manifest.value("version", nlohmann::json()) != 1)
     throw DataError(path +
                     ": was written by another version of tools/plant_canaries.py; use that one's memsieve-audit");
   return manifest;
@@ -50,11 +46,11 @@ std::map<std::string, int64_t> rows_by_name(const std::string& path) {
 }  // namespace
 
 std::vector<Canary> read_canaries(const std::string& manifest, const std::string& data) {
-  const Json content = manifest_of(manifest);
+  const nlohmann::json content = manifest_of(manifest);
   const auto rows = rows_by_name(data);
   std::vector<Canary> canaries;
   try {
-    for (const Json& entry : content.at("canaries")) {
+    for (const nlohmann::json& entry : content.at("canaries")) {
       Canary& canary = canaries.emplace_back();
       canary.planted = entry.at("planted").get<int64_t>();
       for (const auto& name : entry.at("files").get<std::vector<std::string>>()) {
@@ -69,7 +65,7 @@ std::vector<Canary> read_canaries(const std::string& manifest, const std::string
         throw DataError(manifest + ": canary " + std::to_string(canaries.size() - 1) + " has no variant " +
                         std::to_string(canary.planted) + "; it is damaged");
     }
-  } catch (const Json::exception& error) {
+  } catch (const nlohmann::json::exception& error) {
     throw DataError(manifest + ": is damaged (" + one_line(error) + ")");
   }
   if (canaries.empty()) throw DataError(manifest + ": holds no canary");

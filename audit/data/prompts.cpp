@@ -14,6 +14,8 @@ namespace {
 constexpr const char* kRemedy = "; make it with tools/prepare_prompts.py";
 /// Rows whose states are hashed at once.
 constexpr int64_t kRowsAtOnce = 256;
+/// Rows, evenly over all, in which pictures are looked for.
+constexpr int64_t kRowsLookedAt = 16;
 
 std::vector<int64_t> range(int64_t begin, int64_t end) {
   std::vector<int64_t> ids(static_cast<size_t>(end - begin));
@@ -32,8 +34,6 @@ uint64_t hash_of(const at::Tensor& values, uint64_t hash) {
 Prompts Prompts::open(const std::string& path) {
   Prompts prompts(Dataset::open(path));
   const Hdf5File file(path);
-  const at::Tensor first = prompts.data_.codec() ? prompts.data_.load_images({0}) : prompts.data_.load({0}).latents;
-  prompts.has_pictures_ = first.ne(0).any().item<bool>();
   if (file.has("/encoder_bytes")) {
     const Hdf5Strings encoder = file.strings("/encoder");
     if (encoder.size() != 1) throw DataError(path + ": /encoder must be one text" + kRemedy);
@@ -41,6 +41,7 @@ Prompts Prompts::open(const std::string& path) {
   }
   prompts.read_tokens(file);
   prompts.read_variants(file);
+  prompts.look_for_pictures();
   file.require_unchanged();
   return prompts;
 }
@@ -59,6 +60,16 @@ void Prompts::read_tokens(const Hdf5File& file) {
     if (end < 0 || end > length)
       throw DataError(file.path() + ": /end_token: " + std::to_string(end) + " is no place among " +
                       std::to_string(length) + " tokens" + kRemedy);
+}
+
+void Prompts::look_for_pictures() {
+  // One picture may be black, whose values are those of room never written to.
+  const int64_t count = std::min(size_, kRowsLookedAt);
+  for (int64_t i = 0; i < count && !has_pictures_; ++i) {
+    const int64_t row = i * size_ / count;
+    const at::Tensor values = data_.codec() ? data_.load_images({row}) : data_.load({row}).latents;
+    has_pictures_ = values.ne(0).any().item<bool>();
+  }
 }
 
 void Prompts::read_variants(const Hdf5File& file) {

@@ -35,12 +35,11 @@ class Prompts {
   /// DataError, saying how to make them, if there are none. `command` needs them.
   void require_tokens(const std::string& command) const;
   /// The words of prompt `row`'s tokens [L]; tokens come as the tokenizer prints them, an end of word as a space.
+  /// Only if has_tokens().
   std::vector<std::string> tokens(int64_t row) const;
-  /// Place of the first end token, from which on there is nothing of the caption; at most L.
+  /// Place of the first end token, from which on there is nothing of the caption; at most L. Only if has_tokens().
   int64_t end_token(int64_t row) const { return end_token_.at(static_cast<size_t>(row)); }
 
-  /// What the text encoder was, "" if the file does not say.
-  const std::string& encoder() const { return encoder_; }
   /// Of all captions and their states.
   std::string identity() const;
   /// DataError unless `other` comes from the same text encoder and has the same shapes and the same empty caption.
@@ -51,12 +50,14 @@ class Prompts {
   Dataset data_;
   void read_tokens(const Hdf5File& file);
   void read_variants(const Hdf5File& file);
+  void look_for_pictures();
 
   int64_t size_ = 0;
   std::vector<std::string> words_;
   std::vector<int64_t> variant_of_;
   std::vector<std::string> variant_kinds_;
   std::vector<int64_t> end_token_;
+  /// what the text encoder was, "" if the file does not say
   std::string encoder_;
   bool has_pictures_ = false;
 };

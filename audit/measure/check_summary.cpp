@@ -3,7 +3,6 @@
 #include <audit/output/results.h>
 #include <audit/statistics/intervals.h>
 #include <audit/statistics/roc.h>
-#include <runtime/log.h>
 
 #include <algorithm>
 #include <cmath>
@@ -110,6 +109,7 @@ HeldOutFindings held_out_of(const std::map<int64_t, PictureFindings>& pictures) 
 
 bool is_copied(const PictureFindings& picture, const HeldOutFindings& held_out) {
   if (picture.caption.copies > 0) return true;
+  if (held_out.best.empty()) return false;
   const auto below = [&](double best) { return best < picture.optimised.best; };
   return picture.optimised.copies > 0 && std::all_of(held_out.best.begin(), held_out.best.end(), below);
 }
@@ -156,10 +156,6 @@ void add_verdicts(Json& summary, const std::vector<Json>& rows) {
       held_out.drawn + static_cast<int64_t>(held_out.neglog_errors.size()) > 0 ? held_out.json() : Json(nullptr);
   if (!neglog_errors.empty() && !held_out.neglog_errors.empty())
     summary["error_separation"] = separation(neglog_errors, held_out.neglog_errors);
-  if (optimised.copies > 0 && held_out.best.empty())
-    log_warning(
-        "no held-out picture was treated alike, so it is not known whether optimised states draw any picture at all; "
-        "name some with --held-out");
 }
 
 }  // namespace memsieve::audit

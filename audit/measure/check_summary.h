@@ -9,14 +9,13 @@ namespace memsieve::audit {
 
 /// Completes a summary that has copy_similarity and `prompts` with the number of each picture. Of a picture:
 ///   log_error, p_error        mean over timesteps of ln(error); share of held-out pictures, itself among them, that
-///   are
-///                             predicted as well
+///                             are predicted as well
 ///   loss_begin, loss_end      mean of the first and the last ten losses of the optimisation
 ///   with_caption,             {"drawings", "copies", "best", "share": Clopper-Pearson}
 ///   with_optimised_states
 ///   p_similarity              share of held-out pictures, itself among them, that come as close with states optimised
-///   verdict                   "copied" or "not shown by N drawings". A copy by optimised states counts only if it is
-///                             closer than any that a held-out picture gave
+///   verdict                   "copied" or "not shown by N drawings". A copy by optimised states counts only if
+///                             held-out pictures were treated alike, and it is closer than any drawing of theirs
 /// Of all: the same counts over all drawings, `copied` (share of pictures), `held_out` (the same of held-out pictures)
 /// and `error_separation` (audit/measure/scores.h).
 void add_verdicts(Json& summary, const std::vector<Json>& rows);

@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <audit/measure/detection.h>
+#include <audit/measure/prediction_error.h>
 #include <audit/output/results.h>
 #include <c10/core/GradMode.h>
 #include <memsieve/error.h>
@@ -88,16 +89,14 @@ double caption_gain(int64_t prompt, const PromptSet& set, AuditedModel& model, u
   static const SignalRegistry signals = builtin_signals();
   const c10::NoGradGuard no_grad;
   const c10::Device device = model.model.device();
-  const int64_t count = model.schedule.num_timesteps();
+  const at::Tensor timesteps = at::tensor(middle_timesteps(model.schedule.num_timesteps(), draws), at::kLong);
   double sum = 0;
   for (int64_t begin = 0; begin < draws; begin += rows) {
     const int64_t size = std::min(rows, draws - begin);
     const std::vector<int64_t> ids(static_cast<size_t>(size), prompt);
     const Rows loaded = set.prompts.data().load(ids);
     const Conditioning condition = loaded.condition.to(device);
-    std::vector<int64_t> timesteps;
-    for (int64_t i = begin; i < begin + size; ++i) timesteps.push_back((2 * i + 1) * count / (2 * draws));
-    const at::Tensor t = at::tensor(timesteps, at::kLong).to(device), x0 = loaded.latents.to(device);
+    const at::Tensor t = timesteps.narrow(0, begin, size).to(device), x0 = loaded.latents.to(device);
     const at::Tensor noise = keyed_normal(seed, Stream::caption_gain_noise, place_keys(prompt, begin, size),
                                           set.prompts.data().latent_shape())
                                  .to(device);

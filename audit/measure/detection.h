@@ -13,7 +13,7 @@ namespace memsieve::audit {
 
 /// A set of prompts that is measured.
 struct PromptSet {
-  /// "prompts" or "negatives": what its units are named with
+  /// "prompts", "negatives" or "held_out": what its units are named with
   std::string name;
   const Prompts& prompts;
   /// of its noise

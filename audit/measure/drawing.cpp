@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <audit/measure/drawing.h>
+#include <memsieve/detail/printable.h>
 #include <memsieve/error.h>
 #include <memsieve/signal.h>
 
@@ -46,8 +47,8 @@ void require_finite_rows(const at::Tensor& values, const std::string& what, cons
   const at::Tensor fine = values.detach().isfinite().reshape({values.size(0), -1}).all(1).cpu();
   for (size_t i = 0; i < batch.size(); ++i) {
     if (fine[static_cast<int64_t>(i)].item<bool>()) continue;
-    throw NonFiniteError(prompts.data().path() + ": prompt " + std::to_string(batch[i].prompt) + " ('" +
-                         prompts.data().captions({batch[i].prompt}).front() + "'), picture " +
+    throw NonFiniteError(prompts.data().path() + ": prompt " + std::to_string(batch[i].prompt) + " (" +
+                         detail::in_quotes(prompts.data().captions({batch[i].prompt}).front()) + "), picture " +
                          std::to_string(batch[i].picture) + ": " + what +
                          " is NaN or Inf; use mixed_precision no or bf16, or a sound model");
   }

@@ -14,7 +14,8 @@ namespace memsieve::audit {
 struct Drawing {
   int64_t prompt = 0;
   int64_t picture = 0;
-  /// the row whose caption is drawn, a variant of the prompt's; -1 = the prompt itself. The noise is the prompt's
+  /// the row whose caption is drawn, a variant of the prompt's; -1 = the prompt itself. The noise is that of the
+  /// prompt in either case
   int64_t row = -1;
 };
 
@@ -39,15 +40,15 @@ struct DrawingStart {
 DrawingStart start_of(const Prompts& prompts, const std::vector<Drawing>& batch, uint64_t seed, Stream stream,
                       c10::Device device);
 
-/// [B] float32: the text-conditional magnitude, by the very function that training measures with (builtin_signals).
-/// Differentiable.
+/// [B] float32, differentiable: the text-conditional magnitude, by the very function that training measures with
+/// (builtin_signals).
 at::Tensor magnitude(const at::Tensor& captioned, const at::Tensor& null);
 
 /// Throws NonFiniteError, naming the prompt and `what`, unless all of `values` [B, ...] are finite.
 void require_finite_rows(const at::Tensor& values, const std::string& what, const std::vector<Drawing>& batch,
                          const Prompts& prompts);
 
-/// A tensor of one or two dimensions as JSON.
+/// The values of a tensor, row by row.
 std::vector<double> numbers(const at::Tensor& values);
 
 }  // namespace memsieve::audit

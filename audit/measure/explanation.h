@@ -14,8 +14,8 @@ namespace memsieve::audit {
 ///   gradient   [steps][L]: || d magnitude / d e_i ||_2 at each step, e_i the state of token i
 /// Every picture has a magnitude and a gradient of its own, and every step is guided as in drawing; the published code
 /// takes the norm over all pictures at once, and guides away from the prompt beyond the first step. The gradient is
-/// that to the text encoder's output, so to a token with all that the encoder put into its state. Throws
-/// NonFiniteError.
+/// that to the text encoder's output, so to a token with all that the encoder put into its state.
+/// Throws NonFiniteError.
 std::vector<Json> explain_drawings(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
                                    uint64_t seed, int64_t steps);
 

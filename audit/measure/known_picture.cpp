@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <audit/measure/known_picture.h>
+#include <audit/measure/prediction_error.h>
 #include <c10/core/GradMode.h>
 #include <diffusion/data/rows.h>
 #include <torch/optim/adam.h>
@@ -35,12 +36,6 @@ NoisedPicture noised(const at::Tensor& x0, const at::Tensor& noise, const at::Te
 }
 
 }  // namespace
-
-std::vector<int64_t> middle_timesteps(int64_t count, int64_t draws) {
-  std::vector<int64_t> timesteps;
-  for (int64_t i = 0; i < draws; ++i) timesteps.push_back((2 * i + 1) * count / (2 * draws));
-  return timesteps;
-}
 
 std::vector<double> picture_errors(int64_t prompt, const PromptSet& set, AuditedModel& model, uint64_t seed,
                                    int64_t draws, int64_t rows) {

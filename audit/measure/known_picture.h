@@ -8,9 +8,6 @@
 
 namespace memsieve::audit {
 
-/// `draws` timesteps in the middle of equal parts of `count`.
-std::vector<int64_t> middle_timesteps(int64_t count, int64_t draws);
-
 /// [draws]: mean over C, H, W of (prediction - target)^2 of the prompt's picture with its caption, at
 /// middle_timesteps. Noise is keyed by (seed, draw), the same for every picture of every set, so that pictures which
 /// are compared are treated alike. At most `rows` draws in one forward. Throws NonFiniteError.

@@ -54,8 +54,8 @@ Mitigated draw_with_random_tokens(const std::vector<Drawing>& batch, const Promp
                                   const MitigationOptions& options);
 
 /// Ren et al., ECCV 2024: in the attention from pixels to text the first token's logits of captioned rows are
-/// multiplied by first_token_scale, and no row sees what comes behind the prompt's first end token. Needs prompts with
-/// tokens.
+/// multiplied by first_token_scale, and no row sees what comes behind the prompt's first end token. Throws
+/// DataError for prompts without tokens.
 Mitigated draw_with_edited_attention(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
                                      const MitigationOptions& options);
 

@@ -8,11 +8,18 @@
 
 namespace memsieve::audit {
 
+std::vector<int64_t> middle_timesteps(int64_t count, int64_t draws) {
+  std::vector<int64_t> timesteps;
+  for (int64_t i = 0; i < draws; ++i) timesteps.push_back((2 * i + 1) * count / (2 * draws));
+  return timesteps;
+}
+
 std::vector<double> prediction_errors(const Dataset& data, const std::vector<int64_t>& rows, int64_t key,
                                       AuditedModel& model, const PredictionErrorOptions& options) {
   const c10::NoGradGuard no_grad;
   const c10::Device device = model.model.device();
-  const int64_t count = model.schedule.num_timesteps(), size = static_cast<int64_t>(rows.size());
+  const auto size = static_cast<int64_t>(rows.size());
+  const auto timesteps = middle_timesteps(model.schedule.num_timesteps(), options.draws);
   const Rows loaded = data.load(rows);
   const at::Tensor x0 = loaded.latents.to(device);
   const Conditioning condition = loaded.condition.to(device);
@@ -21,7 +28,7 @@ std::vector<double> prediction_errors(const Dataset& data, const std::vector<int
     const at::Tensor noise =
         keyed_normal(options.seed, options.stream, {{key, draw}}, data.latent_shape()).to(device).expand_as(x0);
     const at::Tensor t =
-        at::full({size}, (2 * draw + 1) * count / (2 * options.draws), at::TensorOptions(at::kLong).device(device));
+        at::full({size}, timesteps[static_cast<size_t>(draw)], at::TensorOptions(at::kLong).device(device));
     const at::Tensor noisy = model.schedule.add_noise(x0, noise, t);
     const at::Tensor prediction = model.model.predict(noisy, t, condition);
     sum += row_losses(prediction, model.schedule.target(x0, noise, t)).to(at::kDouble);

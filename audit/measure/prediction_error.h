@@ -10,6 +10,9 @@
 
 namespace memsieve::audit {
 
+/// `draws` timesteps of `count`, each in the middle of one of as many equal parts.
+std::vector<int64_t> middle_timesteps(int64_t count, int64_t draws);
+
 struct PredictionErrorOptions {
   uint64_t seed = 0;
   /// noises of each row, at timesteps in the middle of equal parts of all

@@ -44,8 +44,9 @@ std::vector<PromptScore> scores_of(const std::vector<Json>& rows, const std::str
                                    const ScoreOptions& options);
 
 /// What tells `positives` from `negatives` by one score: {"auc": interval, "tpr_at_fpr_1%": {"below": interval,
-/// "nearest": interval}, "tpr_at_fpr_0.1%": ..., "accuracy"}; bootstrap intervals as {"estimate", "low", "high"}, from
-/// prompts drawn anew. `below` and `nearest` are the two published readings of "at a rate" (RatePoint).
+/// "nearest": interval}, "tpr_at_fpr_0.1%": ..., "accuracy", "positives", "negatives"}, the last two their numbers;
+/// bootstrap intervals as {"estimate", "low", "high"}, from prompts drawn anew. `below` and `nearest` are the two
+/// published readings of "at a rate" (RatePoint).
 Json separation(const std::vector<double>& positives, const std::vector<double>& negatives);
 
 }  // namespace memsieve::audit

@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <audit/model/audited_model.h>
+#include <diffusion/models/diffusers/model_folder.h>
 #include <diffusion/models/diffusers/scheduler_file.h>
 #include <diffusion/models/families.h>
 #include <diffusion/models/finite_weights.h>
@@ -39,7 +40,7 @@ Folders folders_of(const AuditConfig& c) {
   const fs::path given = trimmed(c.model);
   if (!is_there(given)) throw ConfigError(c.settings.where("model") + ": " + c.model + ": no such folder");
   if (is_there(given / "config.json")) {
-    if (c.ema)
+    if (c.ema && c.lora.empty())
       throw ConfigError(c.settings.where("ema") + ": " + c.model +
                         " is the folder of one model; name the checkpoint that has averaged weights, or leave it out");
     return {given.string(), given.parent_path()};
@@ -69,12 +70,18 @@ SchedulerFile scheduler_of(const AuditConfig& c, const Folders& folders) {
 
 std::string adapter_file(const AuditConfig& c) {
   const fs::path given = trimmed(c.lora);
-  for (const fs::path& folder : {given / (c.ema ? "lora_ema" : "lora"), given})
+  if (c.ema) {
+    const fs::path averaged = given / "lora_ema" / lora_file_name;
+    if (is_there(averaged)) return averaged.string();
+    throw ConfigError(c.settings.where("ema") + ": " + c.lora + " has no averaged adapters (lora_ema/" +
+                      std::string(lora_file_name) + "); name a checkpoint that has some, or leave it out");
+  }
+  for (const fs::path& folder : {given / "lora", given})
     if (is_there(folder / lora_file_name)) return (folder / lora_file_name).string();
   std::error_code error;
   if (fs::is_regular_file(given, error)) return given.string();
   throw ConfigError(c.settings.where("lora") + ": " + c.lora + ": no adapters there (" + std::string(lora_file_name) +
-                    (c.ema ? " in lora_ema/)" : ")"));
+                    ")");
 }
 
 /// The model that a checkpoint's adapters were trained on, as its state says; "" where none says so.
@@ -82,6 +89,17 @@ std::string base_of(const std::string& adapters) {
   std::ifstream in(fs::path(adapters).parent_path().parent_path() / "state.json");
   const auto json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
   return json.is_object() && json.contains("base") && json["base"].is_string() ? json["base"].get<std::string>() : "";
+}
+
+/// `sample_size` of config.json, a number or two.
+std::vector<int64_t> sample_size_of(const std::string& weights) {
+  std::ifstream in(config_path(weights));
+  const auto json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || !json.contains("sample_size")) return {};
+  const auto& size = json["sample_size"];
+  if (size.is_number_integer()) return {size.get<int64_t>(), size.get<int64_t>()};
+  const bool pair = size.is_array() && size.size() == 2 && size[0].is_number_integer() && size[1].is_number_integer();
+  return pair ? size.get<std::vector<int64_t>>() : std::vector<int64_t>{};
 }
 
 std::string hash_of(const std::vector<std::pair<std::string, at::Tensor>>& tensors) {
@@ -145,7 +163,8 @@ AuditedModel load_audited_model(const AuditConfig& c, Group& group) {
                                 .sampling = file.sampling,
                                 .identity = identity + "; " + scheduler_json(file.schedule, file.sampling),
                                 .vae = has_vae ? vae.string() : "",
-                                .weights = folders.weights});
+                                .weights = folders.weights,
+                                .sample_size = sample_size_of(folders.weights)});
   });
   return std::move(*loaded);
 }

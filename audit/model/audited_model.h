@@ -6,7 +6,9 @@
 #include <diffusion/noise/ddim.h>
 #include <runtime/group.h>
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 namespace memsieve::audit {
 
@@ -22,13 +24,16 @@ struct AuditedModel {
   std::string vae;
   /// the folder that the weights were read from, without adapters
   std::string weights;
+  /// {height, width} of the latents it was made for, as its config.json says; empty = it does not say
+  std::vector<int64_t> sample_size = {};
 
   /// model.predict as the sampling loop wants it.
   Predict predict();
 };
 
 /// COLLECTIVE (agreement on errors). `model` names the folder of a UNet; of a pipeline (unet/, scheduler/, vae/); or a
-/// checkpoint (unet/, with `ema` unet_ema/). Throws ConfigError or DataError.
+/// checkpoint (unet/, with `ema` unet_ema/). Where `lora` is set, `ema` means the adapters (lora_ema/). Throws
+/// ConfigError or DataError.
 AuditedModel load_audited_model(const AuditConfig& config, Group& group);
 
 }  // namespace memsieve::audit

@@ -1,4 +1,5 @@
 #include <audit/output/measurements.h>
+#include <memsieve/detail/printable.h>
 #include <memsieve/error.h>
 #include <runtime/agreement.h>
 #include <runtime/log.h>
@@ -9,7 +10,6 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <sstream>
 
 namespace memsieve::audit {
@@ -46,13 +46,6 @@ void append(const std::string& path, const std::string& text) {
   if (!done) throw DataError(path + ": cannot be written: " + std::strerror(error));
 }
 
-std::string whole_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
-}
-
 /// As one string, so that it can go to the other ranks.
 std::string lines_of(const std::vector<Json>& rows) {
   std::string text;
@@ -67,6 +60,25 @@ std::vector<Json> rows_of(const std::string& text) {
   return rows;
 }
 
+/// Whether measurements under that first line answer the question. Throws ConfigError, DataError, Json::exception.
+void require_same(const Json& header, const Question& question, const std::string& path) {
+  const std::string other = "; name another --out, or remove the file";
+  if (header.at("format") != kFormat || header.value("version", int64_t{0}) != kVersion)
+    throw DataError(path + ": is of another program or version" + other);
+  const auto command = header.at("command").get<std::string>();
+  if (command != question.command)
+    throw ConfigError(path + ": holds measurements of " + detail::printable(command) + ", not of " + question.command +
+                      other);
+  const auto differs = question.settings.difference_from(header.at("asked").get<std::string>(), path, Keys::binding);
+  if (differs) throw ConfigError(path + ": was measured with other settings: " + differs->line() + other);
+  for (const auto& [name, identity] : question.inputs) {
+    const auto before = header.at("inputs").value(name, std::string("none"));
+    if (before != identity)
+      throw ConfigError(path + ": was measured on another " + name + " (" + detail::printable(before) + ", now " +
+                        detail::printable(identity) + ")" + other);
+  }
+}
+
 }  // namespace
 
 Measurements::Measurements(const std::string& folder, const Question& question, Group& group)
@@ -78,8 +90,8 @@ Measurements::Measurements(const std::string& folder, const Question& question, 
     fs::create_directories(folder, error);
     if (error) throw DataError(folder + ": cannot be made: " + error.message());
     lock(folder);
-    if (!fs::exists(path_, error)) return;
-    there = whole_file(path_);
+    if (!fs::exists(path_, error) || fs::is_empty(path_, error)) return;
+    there = read_text_file(path_);
     // What follows the last end of line was being written when the audit ended.
     there.resize(there.rfind('\n') == std::string::npos ? 0 : there.rfind('\n') + 1);
     fs::resize_file(path_, there.size(), error);
@@ -110,26 +122,19 @@ void Measurements::take(const std::string& text, const Question& question) {
   for (std::string line; std::getline(lines, line);) {
     Json row = Json::parse(line, nullptr, /*allow_exceptions=*/false);
     const bool head = ++number == 1;
+    const std::string place = path_ + ":" + std::to_string(number);
     if (!row.is_object() || !row.contains(head ? "format" : "unit"))
-      throw DataError(path_ + ":" + std::to_string(number) +
-                      ": is no measurement of memsieve-audit; name another --out");
-    if (!head) {
+      throw DataError(place + ": is no measurement of memsieve-audit; name another --out");
+    try {
+      if (head) {
+        require_same(row, question, path_);
+        continue;
+      }
       units_.insert(row["unit"].get<std::string>());
       rows_.push_back(std::move(row));
-      continue;
+    } catch (const Json::exception&) {
+      throw DataError(place + ": is damaged; name another --out");
     }
-    const std::string other = "; name another --out, or remove the file";
-    if (row["format"] != kFormat || row.value("version", int64_t{0}) != kVersion)
-      throw DataError(path_ + ": is of another program or version" + other);
-    if (row.value("command", "") != question.command)
-      throw ConfigError(path_ + ": holds measurements of " + row.value("command", "?") + ", not of " +
-                        question.command + other);
-    const auto differs = question.settings.difference_from(row.value("asked", ""), path_, Keys::binding);
-    if (differs) throw ConfigError(path_ + ": was measured with other settings: " + differs->line() + other);
-    for (const auto& [name, identity] : question.inputs)
-      if (row["inputs"].value(name, "") != identity)
-        throw ConfigError(path_ + ": was measured on another " + name + " (" + row["inputs"].value(name, "none") +
-                          ", now " + identity + ")" + other);
   }
 }
 

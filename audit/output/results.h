@@ -23,8 +23,8 @@ Json as_json(const Interval& interval);
 /// else says how to. COLLECTIVE: rank 0 writes. DataError.
 void write_results(const std::string& folder, const Json& summary, Group& group);
 
-/// Decodes what is drawn for such prompts; nothing for prompts of latents where there is no VAE, of which it tells
-/// once.
+/// COLLECTIVE (agreement on errors). Decodes what is drawn for such prompts; nothing for latents without a VAE, which
+/// it says. Throws ConfigError, DataError.
 std::optional<PictureDecoder> picture_decoder(const AuditConfig& config, const AuditedModel& model,
                                               const Prompts& prompts, Group& group);
 

@@ -13,8 +13,8 @@ struct WeighedWord {
   double weight = 0;
 };
 
-/// The words on one line, on a ground from the terminal's own to red, the heaviest reddest; without colour each with
-/// its share of the heaviest in percent: "a 3% cat 100%".
+/// The words on one line, on a ground from pale to red, the heaviest reddest; without colour each with its share of
+/// the heaviest in percent: "a 3% cat 100%".
 std::string weighed_line(const std::vector<WeighedWord>& words, bool colour);
 
 }  // namespace memsieve::audit

@@ -57,13 +57,4 @@ Interval bootstrap(const Scores& scores, const std::function<double(const Scores
   return percentiles(measure(scores), drawn, options.level);
 }
 
-Interval bootstrap(const std::vector<double>& values, const std::function<double(const std::vector<double>&)>& measure,
-                   const BootstrapOptions& options) {
-  require(options, values.size(), "values");
-  std::mt19937_64 bits(options.seed);
-  std::vector<double> drawn;
-  for (int64_t i = 0; i < options.resamples; ++i) drawn.push_back(measure(resample(values, bits)));
-  return percentiles(measure(values), drawn, options.level);
-}
-
 }  // namespace memsieve::audit

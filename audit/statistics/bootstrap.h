@@ -20,13 +20,9 @@ struct BootstrapOptions {
 /// The percentile interval of `measure`, positives and negatives drawn anew each by itself; the estimate is that of
 /// `scores` themselves. The same seed gives the same interval on every machine. Draw one score per prompt, not one per
 /// picture: those of a prompt are not independent. Near 0 and 1, and at false positive rates of a few negatives, such
-/// an interval is too narrow. Throws DataError for a side without scores, fewer than 1 resample, a level outside (0,
-/// 1).
+/// an interval is too narrow. Throws DataError for a side without scores, fewer than 1 resample or a level that is
+/// not between 0 and 1.
 Interval bootstrap(const Scores& scores, const std::function<double(const Scores&)>& measure,
-                   const BootstrapOptions& options = {});
-
-/// The same of a measure of one list.
-Interval bootstrap(const std::vector<double>& values, const std::function<double(const std::vector<double>&)>& measure,
                    const BootstrapOptions& options = {});
 
 /// The value below which `fraction` of the values lie, linear between neighbours (numpy.quantile's default). Sorts.

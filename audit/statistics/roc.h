@@ -31,8 +31,8 @@ enum class RatePoint {
   /// the last one strictly below r (Wen et al., ICLR 2024)
   below,
   /// the one nearest to r, the first of several, as numpy.argmin finds it (Jeon et al., Ren et al., Asthana et al.). It
-  /// may lie above r; and where hardly a negative is among the positives it may be (0, 0), though all could be told
-  /// apart
+  /// may lie above r; and where hardly a negative is among the positives it may be (0, 0), though the
+  /// two could be told apart
   nearest,
 };
 

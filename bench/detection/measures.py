@@ -128,7 +128,8 @@ def measure(job, rounds=ROUNDS):
               "rule": job.rule, "seed": job.seed, "steps": scenario.steps, "rows": len(repeated),
               "repeated_rows": int(repeated.sum()), "drawings": drawings,
               "validation": [[int(step), loss] for step, loss in run.validation.tolist()], "step_ms": run.step_ms,
-              "seconds": runs.processor_seconds(job), "ordinary_row_ms": ordinary_row_ms(run, visits, repeated, scenario.steps), "sieve": job.config.get("sieve")}
+              "seconds": runs.processor_seconds(job),
+              "ordinary_row_ms": ordinary_row_ms(run, visits, repeated, scenario.steps), "sieve": job.config.get("sieve")}
     if targets.repeated:
         result["cyclic"] = cyclic_figures(job, run, targets, rounds)
     if visits is not None:

@@ -16,20 +16,20 @@ unet = UNet2DConditionModel(sample_size=8, block_out_channels=(16, 32), layers_p
                             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
                             cross_attention_dim=16)
 unet.requires_grad_(False)
-unet.add_adapter(LoraConfig(r=8, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+unet.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"]))
 trained = [p for p in unet.parameters() if p.requires_grad]
 optimizer = torch.optim.AdamW(trained, 1e-2)
 noise_scheduler = DDPMScheduler(num_train_timesteps=1000)
-# So that it shows in so short a run, more rows are compared with the starting model than the rule asks for.
-sieve = memsieve.Sieve("no_held_out", dataset_size=SAMPLES, batch_size=B, overrides=["sieve.probe.every=1", "sieve.probe.fraction=0.5"])
+# Half of the rows are compared with the starting model, twice as many as the rule asks for.
+sieve = memsieve.Sieve("no_held_out", dataset_size=SAMPLES, batch_size=B, overrides=["sieve.probe.fraction=0.5"])
 visits, dropped = torch.zeros(2), torch.zeros(2)  # of the repeated picture, of the others
 
-for step in range(150):
+for step in range(120):
     ids = torch.randint(SAMPLES, (B,))
     noise, timesteps = torch.randn(B, 4, 8, 8), torch.randint(1000, (B,))
     noisy = noise_scheduler.add_noise(latents[ids], noise, timesteps)
     model_pred = unet(noisy, timesteps, text[ids]).sample
-    plan = sieve.inspect(ids, timesteps, model_pred, noise, likeness=text[ids].flatten(1),
+    plan = sieve.inspect(ids, timesteps, model_pred, noise,
                          start=adapters_off(unet, lambda k: unet(noisy[k], timesteps[k], text[ids[k]]).sample))
     plan.loss((model_pred - noise).square().mean(dim=(1, 2, 3))).backward()
     sieve.step(optimizer, max_norm=1.0)

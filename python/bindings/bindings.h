@@ -30,8 +30,9 @@ bool is_tensor(const py::handle& object);
 at::Tensor tensor_of(const py::handle& object, const char* what);
 
 /// A prediction on request, from a callable (run with the GIL, without gradient, its own exceptions passed through) or
-/// from a tensor that has all rows.
-Counterfactual counterfactual_of(const py::object& source, const std::string& name);
+/// from a tensor that has all rows. Throws DataError for anything else, and for a tensor that has not the rows or the
+/// device of `prediction`, which may be undefined.
+Counterfactual counterfactual_of(const py::object& source, const std::string& name, const at::Tensor& prediction);
 
 /// Adds filters written in Python to `registry`: of each (name, doc, options, signals, timestep_min, function).
 void add_filters(FilterRegistry& registry, const py::list& filters);

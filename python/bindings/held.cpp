@@ -30,9 +30,23 @@ at::Tensor tensor_of(const py::handle& object, const char* what) {
   }
 }
 
-Counterfactual counterfactual_of(const py::object& source, const std::string& name) {
+namespace {
+
+std::string rows_of(const at::Tensor& tensor) {
+  return (tensor.dim() == 0 ? "no" : std::to_string(tensor.size(0))) + " rows on " + tensor.device().str();
+}
+
+}  // namespace
+
+Counterfactual counterfactual_of(const py::object& source, const std::string& name, const at::Tensor& prediction) {
   if (is_tensor(source)) {
-    return [all = source.cast<at::Tensor>().detach()](const at::Tensor& rows) { return all.index_select(0, rows); };
+    at::Tensor all = source.cast<at::Tensor>().detach();
+    // A prediction that is none is told of by the sieve itself.
+    if (prediction.defined() && prediction.dim() > 0 && rows_of(all) != rows_of(prediction)) {
+      throw DataError("batch: '" + name + "' has " + rows_of(all) + ", but prediction has " + rows_of(prediction) +
+                      "; pass a tensor like prediction");
+    }
+    return [all = std::move(all)](const at::Tensor& rows) { return all.index_select(0, rows); };
   }
   if (PyCallable_Check(source.ptr()) == 0) {
     throw DataError("batch: '" + name + "' is a " + Py_TYPE(source.ptr())->tp_name +

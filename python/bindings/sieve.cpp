@@ -31,7 +31,7 @@ void fill(Batch& batch, const Arguments& from, const std::vector<std::string>& n
   batch.likeness = tensor_of(from.likeness, "likeness");
   for (const auto& [name, source] : from.counterfactuals) {
     const auto key = name.cast<std::string>();
-    batch.counterfactuals[key] = counterfactual_of(py::reinterpret_borrow<py::object>(source), key);
+    batch.counterfactuals[key] = counterfactual_of(py::reinterpret_borrow<py::object>(source), key, batch.prediction);
   }
   for (const auto& name : needed) {
     if (batch.counterfactuals.count(name) == 0) {

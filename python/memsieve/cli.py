@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).resolve().parent / "tools"
+TOOLS = Path(__file__).parent / "tools"
 SCRIPTS = {"prepare": "prepare_dataset.py", "view": "ledger_view.py", "report": "report.py"}
 PROGRAMS = {"audit": "memsieve-audit", "train": "memsieve-train"}
 
@@ -22,7 +22,7 @@ PROGRAMS = {"audit": "memsieve-audit", "train": "memsieve-train"}
 def program(name):
     """The path of a C++ program: in the folder that MEMSIEVE_BUILD names, beside this Python, or on the PATH; None if it is nowhere."""
     build = os.environ.get("MEMSIEVE_BUILD")
-    folders = [*([Path(build) / "trainer", Path(build) / "bin"] if build else []), Path(sys.executable).parent,
+    folders = [*([Path(build) / place for place in ("trainer", "audit", "bin")] if build else []), Path(sys.executable).parent,
                *map(Path, os.environ.get("PATH", "").split(os.pathsep))]
     return next((folder / name for folder in folders if os.access(folder / name, os.X_OK) and (folder / name).is_file()), None)
 

@@ -1,95 +1,20 @@
 """The sieve as a Python loop uses it."""
 from __future__ import annotations
 
-import ctypes
-import json
 import os
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memsieve import _core, _rules, optimizers
-from memsieve.errors import ConfigError, DataError, Error
+from memsieve import _core, arguments, forks, optimizers
+from memsieve.errors import ConfigError, DataError
+from memsieve.plan import Plan
 
 # What a prediction under another condition is given as: all of the batch's rows, or a callable for some of them.
 Prediction = Tensor | Callable[[Tensor], Tensor]
-
-_living: weakref.WeakSet[Sieve] = weakref.WeakSet()
-
-
-class _Forked:
-    """Stands in for the C++ sieve in a process that was forked from its own, where its threads and groups are missing."""
-
-    def __init__(self, owner):
-        self._owner = owner
-
-    def __getattr__(self, name):
-        raise Error(f"this sieve belongs to process {self._owner}, but this is {os.getpid()}, forked from it; use it in the process "
-                    "that made it (not in a DataLoader's workers), or make one in each")
-
-
-def _after_fork():
-    for sieve in list(_living):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(sieve._core))  # its end would wait for a thread that is not here
-        sieve._core = _Forked(sieve._owner)
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-class _WeighGradient(torch.autograd.Function):
-    """The identity, whose gradient is weighed row by row."""
-
-    @staticmethod
-    def forward(ctx, prediction, weights):
-        ctx.save_for_backward(weights)
-        return prediction.view_as(prediction)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        weights, = ctx.saved_tensors
-        return gradient * weights.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 1)), None
-
-
-class Plan:
-    """What to do with the rows of one micro-batch."""
-
-    __slots__ = ("_plan", "_divided", "_batch_size")
-
-    def __init__(self, plan, divided, batch_size):
-        self._plan, self._divided, self._batch_size = plan, divided, batch_size
-
-    @property
-    def weights(self) -> Tensor | None:
-        """[B] float32 on the training device: 1 = train on it, 0 = dropped, between = down-weighted. None for a batch that was
-        beyond use; `Sieve.step` says why."""
-        return self._plan.weights
-
-    def loss(self, per_sample_loss: Tensor) -> Tensor:
-        """The scalar to call backward on: the mean over the micro-batch of weight * per_sample_loss, divided by the number of
-        micro-batches unless the sieve was made with `divide_loss=False`. Together with `Sieve.step`, which divides the gradient:
-        sum(w*l) / sum(w) over all ranks and micro-batches.
-
-        `per_sample_loss`: [B] floating, with gradient; weigh it by SNR or a mask of your own before, if you like. Call backward in
-        every micro-batch on every rank, also where all rows were dropped. What is wrong with it is raised by `Sieve.step`.
-        """
-        return self._plan.divided_loss(per_sample_loss) if self._divided else self._plan.undivided_loss(per_sample_loss)
-
-    def weigh(self, prediction: Tensor) -> Tensor:
-        """For trainers whose loss takes the mean over the rows by itself: the prediction, as it is, whose gradient is that of the
-        weighed mean. The loss that such a trainer reports is the unweighed one. It must be a sum over rows of something of each
-        row's own prediction; what else is in it stays unweighed. Division by `micro_batches` is the trainer's.
-
-        `prediction`: [B, ...] floating, as `inspect` was given it; the loss must be computed from what this returns.
-        """
-        weights = self.weights
-        if weights is None or weights.shape[0] != prediction.shape[0]:
-            return prediction  # beyond use, which `Sieve.step` says
-        return _WeighGradient.apply(prediction, weights * (weights.shape[0] / self._batch_size))
 
 
 class Sieve:
@@ -119,20 +44,17 @@ class Sieve:
                  num_timesteps: int = 1000, held_out_size: int = 0, group_ids: Tensor | Sequence[int] | None = None, strata: int = 1,
                  device: torch.device | str | None = None, group: Any = None, ledger: str | os.PathLike | None = None, run_id: str = "",
                  overrides: Sequence[str] = (), filters: Sequence[Any] = (), divide_loss: bool = True):
-        group = _group(group)
-        self.device = _device(device, group)
-        text, source = _configuration(config)
+        group = arguments.group_of(group)
+        self.device = arguments.device_of(device, group)
+        text, source = arguments.configuration_of(config)
         words = dict(dataset_size=dataset_size, batch_size=batch_size, micro_batches=micro_batches, num_timesteps=num_timesteps,
                      held_out_size=held_out_size, group_ids=group_ids, strata=strata, device=self.device,
                      ledger="" if ledger is None else os.fspath(ledger), run_id=run_id, overrides=list(overrides),
                      filters=[one.entry() for one in filters])
-        for name in ("dataset_size", "batch_size", "micro_batches", "num_timesteps", "held_out_size", "strata"):
-            if isinstance(words[name], bool) or not isinstance(words[name], int):
-                raise ConfigError(f"Sieve: {name} is a {type(words[name]).__name__}; it must be an int")
-        self._core = _core.Sieve(text, source, group, words)
-        self._owner = os.getpid()
-        _living.add(self)
-        self.dataset_size, self.batch_size, self.micro_batches, self.num_timesteps = dataset_size, batch_size, micro_batches, num_timesteps
+        self._core = _core.Sieve(text, source, group, arguments.checked_numbers(words))
+        forks.watch(self)
+        self.dataset_size, self.num_timesteps = dataset_size, num_timesteps
+        self.batch_size, self.micro_batches = batch_size, micro_batches
         self.epoch = 0
         self._step = self._seen = 0
         self._divide_loss = divide_loss
@@ -149,7 +71,8 @@ class Sieve:
                 start: Prediction | None = None, guidance: Prediction | None = None, counterfactuals: dict[str, Prediction] | None = None,
                 has_caption: Tensor | None = None, exempt: Tensor | None = None, stratum: Tensor | None = None,
                 likeness: Tensor | None = None) -> Plan:
-        """Measures and judges one micro-batch of B rows; returns its Plan. Local: no rank waits for another.
+        """Measures and judges one micro-batch of B rows; returns its Plan. Local: no rank waits for another; but after `attach`, the
+        first call after a step whose update a GradScaler left out ends that step: COLLECTIVE then, and raises what `step` raises.
 
         ids: [B] int64 on the CPU, in [0, dataset_size): which sample each row is.
         timesteps: [B] integer or float, any device, in [0, num_timesteps); with flow matching multiply a time in [0, 1) by it.
@@ -171,9 +94,9 @@ class Sieve:
             raise DataError(f"Sieve.inspect: call {self._seen + 1} in step {self._step}, but micro_batches is {self.micro_batches}; call "
                             "Sieve.step after the last backward of each step, or say how many micro-batches one has")
         self._seen += 1
-        arguments = self._arguments(ids, timesteps, prediction, target, null, start, guidance, counterfactuals, has_caption, exempt, stratum,
-                                    likeness)
-        return Plan(self._core.inspect(arguments, self._clock()), self._divide_loss, self.batch_size)
+        batch = self._batch(ids, timesteps, prediction, target, null, start, guidance, counterfactuals, has_caption, exempt,
+                            stratum, likeness)
+        return Plan(self._core.inspect(batch, self._clock()), self._divide_loss, self.batch_size)
 
     def step(self, optimizer: Any, *, scaler: Any = None, max_norm: float | None = None,
              check_gradients: bool = True) -> optimizers.StepEnd | None:
@@ -271,7 +194,7 @@ class Sieve:
     def observe(self, ids: Tensor | Sequence[int], timesteps: Tensor, prediction: Tensor, target: Tensor, **more: Any) -> None:
         """Measures held-out rows, `ids` those of held_out_visits(); other arguments as for `inspect`. Predict without gradient, before
         `step`, which raises what goes wrong. Local."""
-        self._core.observe(self._arguments(ids, timesteps, prediction, target, **more), self._clock())
+        self._core.observe(self._batch(ids, timesteps, prediction, target, **more), self._clock())
 
     def flagged(self, step: int | None = None) -> Tensor:
         """[dataset_size] bool on the CPU: samples that the batch of `step` (None = the step to come) should pass over, for up to five
@@ -291,7 +214,7 @@ class Sieve:
     def look(self, ids: Tensor | Sequence[int], timesteps: Tensor, prediction: Tensor, target: Tensor, **more: Any) -> None:
         """Measures the rows that looks() named, all of them, in its order; arguments as for `inspect`. Predict without gradient, before
         `step`, which raises what goes wrong. Local."""
-        self._core.look(self._arguments(ids, timesteps, prediction, target, **more), self._clock())
+        self._core.look(self._batch(ids, timesteps, prediction, target, **more), self._clock())
 
     @property
     def reference_draws(self) -> int:
@@ -303,7 +226,7 @@ class Sieve:
                   **more: Any) -> bool:
         """Before training: what the starting model finds easy. Every training sample and every held-out picture (`held_out`, ids =
         its index) once per draw, divided over the ranks in any way. False: something went wrong; finish_reference() raises it. Local."""
-        return self._core.reference(self._arguments(ids, timesteps, prediction, target, **more), held_out)
+        return self._core.reference(self._batch(ids, timesteps, prediction, target, **more), held_out)
 
     def finish_reference(self) -> None:
         """Ends the pass before training. COLLECTIVE. Raises PeerError, or DataError if a picture was never drawn."""
@@ -360,10 +283,15 @@ class Sieve:
             raise DataError("sieve state: 'clock' is missing; the checkpoint is torn or from another version")
         if isinstance(state.get("flags_recent"), (bytes, bytearray)):
             data = bytearray(state["flags_recent"])
-            state["flags_recent"] = torch.frombuffer(data, dtype=torch.float64).reshape(-1, 4) if data else torch.empty(0, 4, dtype=torch.float64)
+            if len(data) % 32 != 0:  # rows of four float64
+                raise DataError(f"sieve state: 'flags_recent' has {len(data)} bytes, which is no multiple of 32; the checkpoint is torn "
+                                "or from another version")
+            recent = torch.frombuffer(data, dtype=torch.float64) if data else torch.empty(0, dtype=torch.float64)
+            state["flags_recent"] = recent.reshape(-1, 4)
         for name, value in state.items():
             if not isinstance(value, torch.Tensor):
-                raise DataError(f"sieve state: '{name}' is a {type(value).__name__}, not a tensor; the checkpoint is torn or from another version")
+                raise DataError(f"sieve state: '{name}' is a {type(value).__name__}, not a tensor; the checkpoint is torn or from "
+                                "another version")
         self._core.restore(state)
         self._step, self.epoch = (int(one) for one in clock)
 
@@ -373,7 +301,7 @@ class Sieve:
         return _core.Clock(self._step, self.epoch)
 
     @staticmethod
-    def _arguments(ids, timesteps, prediction, target, null=None, start=None, guidance=None, counterfactuals=None, has_caption=None,
+    def _batch(ids, timesteps, prediction, target, null=None, start=None, guidance=None, counterfactuals=None, has_caption=None,
                    exempt=None, stratum=None, likeness=None):
         named = {"null": null, "start": start, "guidance": guidance, **(counterfactuals or {})}
         given = {name: value for name, value in named.items() if value is not None}
@@ -409,46 +337,3 @@ class _Handle:
         for hook in self._hooks:
             hook.remove()
         self._sieve._attached = None
-
-
-def _group(group):
-    distributed = torch.distributed
-    if group is not None:
-        if isinstance(group, distributed.ProcessGroup):
-            try:
-                distributed.get_rank(group)
-            except (ValueError, RuntimeError) as error:
-                raise ConfigError(f"group: torch.distributed does not know it ({str(error).splitlines()[0].rstrip('.')}); make the sieve "
-                                  "while its group is open, of a group that init_process_group or new_group gave") from None
-        return group
-    return distributed.group.WORLD if distributed.is_available() and distributed.is_initialized() else None
-
-
-def _device(device, group):
-    """With its index: the bindings compare it with that of predictions."""
-    if device is None:
-        serves = group is None or not hasattr(group, "_device_types") or any(one.type == "cuda" for one in group._device_types)
-        device = "cuda" if torch.cuda.is_available() and serves else "cpu"
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"Sieve: device {device!r} is none: {str(error).splitlines()[0]}") from None
-    if device.type == "cpu":
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
-
-
-def _configuration(config):
-    """(YAML text, its name in messages); no text: the name is a file that the library reads."""
-    if isinstance(config, dict):
-        whole = config if set(config) == {"sieve"} else {"sieve": config}
-        try:
-            return json.dumps(whole, allow_nan=False), "the dict"
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"Sieve: the dict cannot be written as YAML: {error}") from None
-    try:
-        path = os.fspath(config)
-    except TypeError:
-        raise ConfigError(f"Sieve: config is a {type(config).__name__}; it must be a path, a dict, or one of the rules "
-                          f"{', '.join(_rules.rules())}") from None
-    return None, str(_rules.rule(path) if path in _rules.rules() and not os.path.exists(path) else path)

@@ -2,6 +2,7 @@
 // code looks: links, types, shapes, layouts, filters, chunks, attributes, values. Without input it is a good data set.
 #include <ATen/ATen.h>
 #include <diffusion/data/dataset.h>
+#include <diffusion/io/hdf5_open.h>
 #include <hdf5.h>
 #include <memsieve/detail/hdf5_handle.h>
 #include <memsieve/error.h>
@@ -19,6 +20,7 @@
 using memsieve::DataError;
 using memsieve::detail::Hdf5Handle;
 using memsieve::diffusion::Dataset;
+using memsieve::diffusion::hdf5_half_type;
 
 namespace {
 
@@ -31,14 +33,6 @@ Hdf5Handle copy_of(hid_t type) {
   return {H5Tcopy(type), H5Tclose};
 }
 
-Hdf5Handle half() {
-  Hdf5Handle type = copy_of(H5T_IEEE_F32LE);
-  H5Tset_fields(type.get(), 15, 10, 5, 0, 10);
-  H5Tset_size(type.get(), 2);
-  H5Tset_ebias(type.get(), 15);
-  return type;
-}
-
 Hdf5Handle text(size_t size) {
   Hdf5Handle type = copy_of(H5T_C_S1);
   H5Tset_size(type.get(), size);
@@ -49,7 +43,7 @@ Hdf5Handle odd_type(unsigned kind) {
   const hsize_t three = 3;
   switch (kind) {
     case 1:
-      return half();
+      return hdf5_half_type();
     case 2:
       return copy_of(H5T_IEEE_F64LE);
     case 3:
@@ -132,11 +126,11 @@ class Plan {
         [&](hid_t id) { latents ? scale_of(id) : codec_of(id); });
     if (latents && odd(2) != 0) put("latent_std", copy_of(H5T_IEEE_F32LE), pictures);
     if (flips) put("latents_flipped", copy_of(H5T_IEEE_F32LE), pictures);
-    if (flips) put("latent_std_flipped", half(), pictures);
+    if (flips) put("latent_std_flipped", hdf5_half_type(), pictures);
     put("text", copy_of(H5T_IEEE_F32LE), {kRows, 2, 5});
     put("null_text", copy_of(H5T_IEEE_F32LE), {2, 5});
-    if (pooled) put("pooled", half(), {kRows, 6});
-    if (pooled) put("null_pooled", half(), {6});
+    if (pooled) put("pooled", hdf5_half_type(), {kRows, 6});
+    if (pooled) put("null_pooled", hdf5_half_type(), {6});
     if (pooled) put("time_ids", copy_of(H5T_IEEE_F32LE), {kRows, 6});
     if (bytes) put("caption_bytes", copy_of(H5T_STD_U8LE), {12});
     if (bytes) put("caption_offsets", copy_of(H5T_STD_I64LE), {kRows + 1});

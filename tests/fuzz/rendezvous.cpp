@@ -1,5 +1,5 @@
-// What strangers write to the store at which ranks meet, between what the ranks write: they read their own values or
-// none.
+// What strangers write to the store at which ranks meet, between what the ranks write: a rank reads its own values or
+// none at all.
 #include <memsieve/error.h>
 #include <runtime/run_token.h>
 

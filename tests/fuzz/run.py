@@ -61,7 +61,7 @@ def fuzz(binary, corpora, crashes, seconds, seed, leaks):
             command = [binary, f"-max_total_time={left}", f"-seed={seed + len(outcome.crashes) if seed else 0}", "-print_final_stats=1",
                        "-timeout=20", "-rss_limit_mb=4096", f"-artifact_prefix={crashes}/", *corpora]
             done = subprocess.run([str(word) for word in command], capture_output=True, text=True, errors="replace",
-                                  env={**os.environ, "TMPDIR": scratch, "OMP_NUM_THREADS": "1",
+                                  cwd=scratch, env={**os.environ, "TMPDIR": scratch, "OMP_NUM_THREADS": "1",
                                        "ASAN_OPTIONS": ASAN.format(leaks=int(leaks)), "UBSAN_OPTIONS": "print_stacktrace=1"})
         outcome.inputs += sum(int(n) for n in re.findall(r"stat::number_of_executed_units:\s*(\d+)", done.stderr))
         outcome.coverage = max([outcome.coverage, *(int(n) for n in re.findall(r"\bcov: (\d+)", done.stderr))])
@@ -105,7 +105,7 @@ def main():
     build(targets)
 
     def one(name):
-        corpora = [options.corpus / name, *seeds.folders(name, BUILD / "seeds")]
+        corpora = [options.corpus.resolve() / name, *seeds.folders(name, BUILD / "seeds")]
         corpora[0].mkdir(parents=True, exist_ok=True)
         return fuzz(BUILD / name, corpora, BUILD / "crashes" / name, options.seconds, options.seed, name in OWN_MEMORY)
 

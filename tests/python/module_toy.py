@@ -87,3 +87,24 @@ def by_hand(kind, steps=STEPS, rate=0.1):
 
 def published_sieve(rows=ROWS, **more):
     return memsieve.Sieve(PUBLISHED, **{"dataset_size": SAMPLES, "batch_size": rows, "device": "cpu", **more})
+
+
+def train(kind, make_optimizer, *, micro=1, step=None, **setup):
+    """Weights after each step, the optimiser, and how the steps ended."""
+    model = Model()
+    sieve = published_sieve(ROWS // micro, micro_batches=micro, **setup)
+    optimizer = make_optimizer([model.weight])
+    history, ends = [], []
+    for number in range(STEPS):
+        rows = ROWS // micro
+        for m in range(micro):
+            plan, loss = inspect(sieve, model, rows_of(Step(number, kind), m * rows, (m + 1) * rows))
+            plan.loss(loss).backward()
+        ends.append(step(sieve, optimizer) if step else sieve.step(optimizer))
+        optimizer.zero_grad()
+        history.append(model.weight.detach().clone())
+    return history, optimizer, ends
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, 0.1)

@@ -1,5 +1,6 @@
 """memsieve-audit canary and unauthorised: figures against Python, what training on a canary does, and false alarms."""
 import json
+import shutil
 import sys
 from fractions import Fraction
 
@@ -135,6 +136,11 @@ def test_any_number_of_ranks_gives_the_same_file_and_a_page(world, found, tmp_pa
     assert "Trained on the canaries" in page and page.count('class="planted"') == CANARIES
 
 
+def test_a_reference_is_not_left_out_of_measurements_that_have_one(world, found, tmp_path):
+    shutil.copytree(found["seen"].out, tmp_path / "out")
+    assert_refused(run(*world.command(tmp_path / "out", "seen")), 2, "measurements.jsonl", "another reference", "now none")
+
+
 @pytest.mark.parametrize("change, code, words", [
     (lambda w: ["--manifest", ""], 2, ["manifest", "plant_canaries.py"]),
     (lambda w: ["--manifest", w.folder / "run.yaml"], 3, ["run.yaml", "no manifest"]),
@@ -168,21 +174,33 @@ def test_counts_are_tested_as_scipy_does(tmp_path):
     assert test["verdict"] == "not shown" and "not shown" in (tmp_path / "b" / "page.html").read_text()
 
 
+SCORES = {"format": "memsieve-coating-scores", "version": 1, "fields": 5, "sums": [2.0, 1.0, 3.0, 0.5, -1.0],
+          "drawings": [{"file": "a.png", "score": 2.0, "rank": 2}]}
+
+
 def test_the_rank_of_the_secret_field_is_tested(tmp_path):
-    content = {"format": "memsieve-coating-scores", "version": 1, "fields": 5, "sums": [2.0, 1.0, 3.0, 0.5, -1.0],
-               "drawings": [{"file": "a.png", "score": 2.0, "rank": 2}]}
-    (tmp_path / "measured.json").write_text(json.dumps(content))
-    run_ok(*unauthorised(tmp_path / "out", "--measured", tmp_path / "measured.json"))
+    measured = tmp_path / "measured.json"
+    measured.write_text(json.dumps(SCORES))
+    # A count without the number of all is not passed over beside scores.
+    assert_refused(run(*unauthorised(tmp_path / "out", "--measured", measured, "--coated", 11)), 2, "drawings", "is missing")
+    run_ok(*unauthorised(tmp_path / "out", "--measured", measured))
     found = Found(tmp_path / "out")
     (test,) = found.summary["tests"]
     assert test["rank"] == 2 and test["p_value"] == pytest.approx(2 / 5)
     assert found.rows["drawing/0"]["file"] == "a.png" and "a.png" in (tmp_path / "out" / "page.html").read_text()
 
 
+def test_damaged_scores_are_refused(tmp_path):
+    measured = tmp_path / "measured.json"
+    measured.write_text(json.dumps({**SCORES, "drawings": [*SCORES["drawings"], 3]}))
+    assert_refused(run(*unauthorised(tmp_path / "out", "--measured", measured)), 3, "measured.json", "drawing 1")
+
+
 @pytest.mark.parametrize("more, code, words", [
     ([], 2, ["measured", "drawings"]),
     (["--coated", 3, "--drawings", 2, "--clean-rate", 0.1], 2, ["coated", "more than"]),
     (["--coated", 1, "--drawings", 2], 2, ["clean_rate"]),
+    (["--clean-rate", 0.1], 2, ["drawings", "is missing"]),
     (["--coated", 1, "--drawings", 2, "--clean-rate", 0.1, "--clean-drawings", 5], 2, ["not both"]),
     (["--measured", "none.json"], 2, ["none.json"]),
     (["--measured", str(ROOT / "CMakePresets.json")], 3, ["CMakePresets.json", "coat_pictures.py"]),

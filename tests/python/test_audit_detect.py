@@ -103,6 +103,7 @@ def test_the_gain_of_a_caption_is_that_of_python(epsilon_world, tmp_path):
     with h5py.File(pictures, "a") as file:
         scale = file["latents"].attrs["scaling_factor"]
         del file["variant_of"], file["variant_bytes"], file["variant_offsets"]
+        latents[0] = 0  # a picture may be all zeros, as room is that none was written to
         file["latents"][:len(PROMPTS)] = latents
     draws = 5
     words = [PROGRAM, "detect", "--model", epsilon_world.pipeline, "--prompts", pictures, "--out", tmp_path / "out", "--device",
@@ -119,6 +120,9 @@ def test_the_gain_of_a_caption_is_that_of_python(epsilon_world, tmp_path):
                 null, captioned = drawer.predict(drawer.scheduler.add_noise(x0, noise, t), t[0], drawer.text[prompt])
             gains.append(np.log(((null - noise)**2).mean().item()) - np.log(((captioned - noise)**2).mean().item()))
         assert found.rows[f"prompts/{prompt}/gain"]["caption_gain"] == pytest.approx(np.mean(gains), abs=1e-5)
+    with h5py.File(pictures, "a") as file:
+        file["latents"][1] = latents[2]
+    assert_refused(run(*words), 2, "measurements.jsonl", "another picture set")
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------------
@@ -190,4 +194,5 @@ def test_help_names_every_command_and_option():
     assert "detect" in commands
     for command in commands:
         said = run_ok(PROGRAM, command, "--help")
-        assert "--guidance-scale" in said and "--batch-size" in said
+        assert "--out" in said and ("--model" in said) == (command != "unauthorised")
+        assert ("--guidance-scale" in said) == (command not in ("canary", "unauthorised"))

@@ -69,6 +69,19 @@ def test_the_words_are_told_in_the_terminal_and_on_the_page(world, tmp_path):
     assert all(prompt in (tmp_path / "out" / "page.html").read_text() for prompt in PROMPTS)
 
 
+def test_what_a_file_holds_does_not_steer_the_terminal(epsilon_world, tmp_path):
+    steering = tmp_path / "steering.h5"
+    steering.write_bytes(epsilon_world.prompts.read_bytes())
+    with h5py.File(steering, "a") as file:
+        text = file["token_bytes"][:]
+        text[text == ord("c")] = 27
+        file["token_bytes"][:] = text
+    command = epsilon_world.command("explain", tmp_path / "out")
+    command[command.index("--prompts") + 1] = steering
+    result = run(*command)
+    assert result.returncode == 0 and "\x1b" not in result.stdout and "?" in result.stdout
+
+
 def test_prompts_without_tokens_are_refused(epsilon_world, tmp_path):
     bare = tmp_path / "bare.h5"
     bare.write_bytes(epsilon_world.prompts.read_bytes())

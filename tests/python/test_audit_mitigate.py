@@ -86,7 +86,7 @@ def test_moved_states_follow_the_same_path(drawer, found, target):
         assert row["losses"] == pytest.approx(losses, rel=1e-4)
         assert row["magnitude"] == pytest.approx(drawer.magnitudes(prompt, picture, states), rel=1e-3, abs=1e-4)
         lengths.append(len(losses))
-    assert min(lengths) < UPDATES or max(lengths) == UPDATES
+    assert min(lengths) < UPDATES == max(lengths)
 
 
 def test_random_tokens_are_drawn_from_the_prepared_variants(drawer, found):

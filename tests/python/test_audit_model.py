@@ -2,12 +2,16 @@
 import json
 import shutil
 
+import h5py
+import keyed_noise
+import numpy as np
 import pytest
+import tiny_pipeline
 import torch
-from audited import PICTURES, Drawer, Found
+from audited import PICTURES, PROGRAM, SEED, STEPS, Drawer, Found, prepare
 from audited import epsilon_world  # noqa: F401
-from conftest import assert_refused, run
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from conftest import assert_refused, run, run_ok
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -86,6 +90,13 @@ def test_adapters_of_peft(epsilon_world, tmp_path):
     for number, lora in enumerate((folder, folder / "pytorch_lora_weights.safetensors", folder.parent)):
         found = first_magnitudes(epsilon_world, epsilon_world.pipeline, tmp_path / str(number), "--lora", lora)
         assert found == adapted
+    # What is averaged are then the adapters: the model may be the folder of one, and plain adapters do not stand in.
+    alone = ["--scheduler", epsilon_world.pipeline / "scheduler", "--ema"]
+    assert_refused(detect(epsilon_world, epsilon_world.pipeline / "unet", tmp_path / "z", *alone, "--lora", folder.parent), 2, "ema",
+                   "no averaged adapters", "lora_ema")
+    shutil.copytree(folder, folder.parent / "lora_ema")
+    found = first_magnitudes(epsilon_world, epsilon_world.pipeline / "unet", tmp_path / "z", *alone, "--lora", folder.parent)
+    assert found == adapted
     (folder.parent / "state.json").write_text(json.dumps({"base": "0123456789abcdef"}))
     assert_refused(detect(epsilon_world, epsilon_world.pipeline, tmp_path / "x", "--lora", folder), 2,
                    "is not the model that the adapters")
@@ -99,3 +110,33 @@ def test_weights_with_a_nan_are_refused(epsilon_world, tmp_path):
     unet.save_pretrained(tmp_path / "broken" / "unet")
     shutil.copytree(epsilon_world.pipeline / "scheduler", tmp_path / "broken" / "scheduler")
     assert_refused(detect(epsilon_world, tmp_path / "broken", tmp_path / "out"), 3, "conv_out.weight", "NaN")
+
+
+def test_a_model_like_sdxl_with_pooled_text_and_time_ids(tmp_path):
+    pipeline = tmp_path / "xl"
+    tiny_pipeline.stable_diffusion_xl(pipeline)
+    prompts = prepare(pipeline, ["a cat", "dog on the moon"], tmp_path / "prompts.h5")
+    run_ok(PROGRAM, "detect", "--model", pipeline, "--prompts", prompts, "--out", tmp_path / "out", "--device", "cpu", "--seed", SEED,
+           "--num-images-per-prompt", 1, "--num-inference-steps", STEPS, "--first-steps", 1)
+    found = Found(tmp_path / "out")
+    unet = UNet2DConditionModel.from_pretrained(pipeline / "unet").eval()
+    scheduler = DDIMScheduler.from_pretrained(pipeline / "scheduler")
+    scheduler.set_timesteps(STEPS)
+    with h5py.File(prompts) as file:
+        stored = {name: torch.tensor(file[name][:].astype(np.float32))
+                  for name in ("text", "null_text", "pooled", "null_pooled", "time_ids")}
+    for prompt in range(2):
+        noise = torch.tensor(keyed_noise.normal(SEED, keyed_noise.DRAW_NOISE, [(prompt, 0)], (4, 8, 8)))
+        added = {"text_embeds": torch.stack([stored["null_pooled"], stored["pooled"][prompt]]),
+                 "time_ids": stored["time_ids"][[prompt, prompt]]}
+        with torch.no_grad():
+            null, captioned = unet(torch.cat([noise, noise]), scheduler.timesteps[0], torch.stack(
+                [stored["null_text"], stored["text"][prompt]]), added_cond_kwargs=added).sample
+        assert found.rows[f"prompts/{prompt}/0"]["magnitude"] == pytest.approx([(captioned - null).norm().item()], rel=1e-5)
+
+
+def test_prompts_of_another_size_than_the_model_s_are_told(epsilon_world, tmp_path):
+    large = prepare(epsilon_world.pipeline, ["a cat"], tmp_path / "large.h5", "--resolution", 32)
+    result = detect(epsilon_world, epsilon_world.pipeline, tmp_path / "out", "--set", f"prompts={large}")
+    assert result.returncode == 0 and "16 x 16" in result.stderr and "8 x 8" in result.stderr
+    assert "made for" not in detect(epsilon_world, epsilon_world.pipeline, tmp_path / "same").stderr

@@ -137,11 +137,17 @@ def test_the_check_follows_by_itself(epsilon_world, known, tmp_path):
     assert "does not erase" in page and PROMPTS[0] in page and "<img src=\"data:image/png" in page
 
 
+def test_another_ratio_in_the_same_folder_is_refused(epsilon_world, tmp_path):
+    out = tmp_path / "out"
+    run_ok(*command(epsilon_world, out, "--check=false"))
+    assert_refused(run(*command(epsilon_world, out, "--check=false", "--set", "ratio=0.3")), 2, "measurements.jsonl", "ratio", "--out")
+
+
 def test_refusals(epsilon_world, known, tmp_path):
     out = tmp_path / "out"
     base = prepare(epsilon_world.pipeline, PLAIN[:2], tmp_path / "base.h5")
     assert_refused(run(*command(epsilon_world, out, "--base", base)), 3, "base.h5", "2 prompts", "3", "same row")
     none = [str(word) for word in command(epsilon_world, out)]
     none[none.index("--ratio") + 1] = "0.001"
-    assert_refused(run(*none), 2, "ratio", "raise it")
+    assert_refused(run(*none), 2, "ratio", "widest layer", "raise it")
     assert_refused(run(*command(epsilon_world, out, "--lora", "adapters")), 2, "lora", "merge")

@@ -68,7 +68,8 @@ def test_config_missing(folder):
     ("  held_out: {rows: 2}", "  held_out: {rows: -2}", ["sieve.held_out.rows", "-2"]),
     ("  held_out: {rows: 2}", "  held_out: {rows: 0}", ["sieve.held_out.rows"]),
     ("    magnitude: {scale: log}", "    magnitude: {scale: log, weight: .nan}", ["sieve.filters.magnitude.weight", ".nan"]),
-    ("    magnitude: {scale: log}", "    magnitude: {timestep_min: 1000}", ["sieve.filters.magnitude.timestep_min", "is 1000, but the schedule has 1000 timesteps"]),
+    ("    magnitude: {scale: log}", "    magnitude: {timestep_min: 1000}", ["sieve.filters.magnitude.timestep_min",
+                                                                            "is 1000, but the schedule has 1000 timesteps"]),
     ("learning_rate: 0.001", "adam_epsilon: -1e-8", ["adam_epsilon", "-1e-8"]),
     ("  held_out: {rows: 2}", "  held_out: {rows: 2", ["run.yaml"]),
 ])

@@ -10,7 +10,21 @@ def trials(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["kill", *faults.KINDS])
 def test_the_run_ends_as_if_nothing_had_happened(trials, kind):
-    getattr(trials, kind)()
+    faults.try_once(getattr(trials, kind))
+
+
+def test_a_trial_whose_fault_meets_no_run_is_repeated_and_never_kept():
+    outcomes = [False, False, True]
+
+    def trial():
+        with faults.fault() as met:
+            met.append(outcomes.pop(0))
+
+    faults.try_once(trial)
+    assert outcomes == []
+    outcomes = [False] * faults.TRIES
+    with pytest.raises(faults.Broken, match="met no run in 5 tries"):
+        faults.try_once(trial)
 
 
 def test_another_end_is_a_broken_promise(trials):

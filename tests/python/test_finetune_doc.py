@@ -21,9 +21,10 @@ DOC = (ROOT / "docs" / "finetune_stable_diffusion.md").read_text()
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", DOC, re.S | re.M)
 STEPS, MORE = 4, 6  # of a run, and of one that is resumed
 ON_CPU = {"device": "cpu", "mixed_precision": "no"}
-SMALL = {"train_batch_size": 2, "gradient_accumulation_steps": 1, "lr_warmup_steps": 1,
-         "checkpointing_steps": 2, "validation.every": 2, "validation.draws": 1, "sampling.every": 2, "sampling.num_inference_steps": 2, "sieve.reference.draws": 2,
-         "sieve.held_out.rows": 2, "sieve.held_out.every": 1, "sieve.standardise.min_count": 2, "sieve.standardise.window": 4, "max_train_steps": STEPS}
+SMALL = {"train_batch_size": 2, "gradient_accumulation_steps": 1, "lr_warmup_steps": 1, "checkpointing_steps": 2,
+         "validation.every": 2, "validation.draws": 1, "sampling.every": 2, "sampling.num_inference_steps": 2,
+         "sieve.reference.draws": 2, "sieve.held_out.rows": 2, "sieve.held_out.every": 1, "sieve.standardise.min_count": 2,
+         "sieve.standardise.window": 4, "max_train_steps": STEPS}
 
 SBATCH = """#!/bin/bash
 export SLURM_JOB_ID=$$ SLURM_JOB_NODELIST=localhost SLURM_CPUS_PER_TASK=1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import BUILD, assert_refused, run
+from conftest import BUILD, assert_refused, run, torchrun
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
@@ -92,6 +92,17 @@ def test_pictures_to_forget_that_do_not_fit_are_refused(folder, change, words):
     with h5py.File(folder / "forget.h5", "r+") as file:
         change(file)
     assert_refused(train(folder), 3, *words)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_picture_that_turns_out_bad_while_training_ends_all_ranks(folder, ranks):
+    """It is read when its turn comes; every row of the batch is kept up until all ranks stop together."""
+    with h5py.File(folder / "forget.h5", "r+") as file:
+        file["latents"][1, 0, 0, 0] = np.inf
+    words = ["--config", "run.yaml", "--set", "data.cache_mb=0", "--set", "train_batch_size=2"]
+    done = run(TRAIN, *words, cwd=folder, timeout=120) if ranks == 1 else torchrun(2, TRAIN, *words, cwd=folder, timeout=120)
+    assert done.returncode == (3 if ranks == 1 else 1)  # torchrun has a code of its own
+    assert "forget.h5: /latents: row 1 holds a NaN or Inf" in done.stderr
 
 
 def test_a_resumed_run_must_forget_the_same(folder):

@@ -63,6 +63,13 @@ def test_a_target_that_takes_no_input_is_a_failure(tmp_path):
     assert fuzz_run.report({"idle": fuzz_run.fuzz(program(tmp_path / "idle", "exit 0"), [], tmp_path / "crashes", 1, 0, leaks=False)}) == 1
 
 
+def test_what_a_target_writes_beside_itself_goes_with_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    writing = program(tmp_path / "writing", 'echo x > elsewhere && echo "stat::number_of_executed_units: 1" >&2')
+    assert fuzz_run.fuzz(writing, [], tmp_path / "crashes", 1, 0, leaks=False).inputs == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"writing", "crashes"}
+
+
 @pytest.mark.parametrize("arguments", [["--what"], ["no_such_target"]])
 def test_a_wrong_word_is_refused(arguments):
     result = run(ROOT / "scripts" / "fuzz.sh", *arguments)
@@ -73,4 +80,6 @@ def test_without_clang_it_says_how_to_get_it(tmp_path):
     for name in ("bash", "dirname", "basename", "nproc"):
         (tmp_path / name).symlink_to(shutil.which(name))
     result = run(shutil.which("bash"), ROOT / "scripts" / "fuzz.sh", PATH=str(tmp_path))
-    assert result.returncode == 1 and result.stderr.strip() == "fuzz.sh: clang++ is missing, which libFuzzer comes with; run: apt-get install clang libclang-rt-dev"
+    assert result.returncode == 1
+    assert result.stderr.strip() == ("fuzz.sh: clang++ is missing, which libFuzzer comes with; run: apt-get install clang "
+                                     "libclang-rt-dev")

@@ -152,6 +152,25 @@ def test_latents_are_refused(tmp_path, capsys):
     assert "before tools/prepare_dataset.py" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", [{"copies": None}, {"canaries": 3}, {"canaries": [{"planted": 0}]}, {"canaries": [[]]},
+                                    {"canaries": [{"planted": 1, "files": ["a.png"]}]}])
+def test_a_damaged_manifest_of_canaries_is_said_in_a_line(tmp_path, capsys, change):
+    whole = {"format": "memsieve-canaries", "version": 1, "copies": 1, "canaries": []} | change
+    (tmp_path / "secret.json").write_text(json.dumps({name: value for name, value in whole.items() if value is not None}))
+    assert plant_canaries.main(words("check", "--manifest", tmp_path / "secret.json", "--train", "t.h5", "--all", "a.h5")) == 3
+    said = capsys.readouterr().err
+    assert f"secret.json: '{next(iter(change))}' is missing or damaged" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", [{"seed": None}, {"grid": None}, {"grid": "128"}, {"grid": 1}, {"seed": -1}])
+def test_a_damaged_manifest_of_a_coating_is_said_in_a_line(tmp_path, capsys, change):
+    whole = {"format": "memsieve-coating", "version": 1, "seed": 1, "grid": 8} | change
+    (tmp_path / "secret.json").write_text(json.dumps({name: value for name, value in whole.items() if value is not None}))
+    assert coat_pictures.main(words("measure", "--manifest", tmp_path / "secret.json", "--drawings", tmp_path, "--out", "o.json")) == 3
+    said = capsys.readouterr().err
+    assert f"secret.json: '{next(iter(change))}' is missing or damaged" in said and said.count("\n") == 1
+
+
 def test_words_are_different():
     assert len(set(variants.WORDS)) == len(variants.WORDS) >= 128
 

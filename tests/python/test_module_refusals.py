@@ -51,6 +51,10 @@ BATCHES = {
     "null_missing": ({}, {"null": None}, "the prediction 'null' is missing, which the configured filters read; pass null="),
     "null_shape": ({}, {"null": lambda k: torch.zeros(len(k), 3)}, "null_prediction returned another shape"),
     "null_text": ({}, {"null": "unet"}, "'null' is a str; pass a tensor like prediction, or a callable"),
+    "null_rows": ({}, {"null": torch.zeros(3, toy.DIM)},
+                  "'null' has 3 rows on cpu, but prediction has 24 rows on cpu; pass a tensor like prediction"),
+    "null_scalar": ({}, {"null": torch.tensor(0.0)}, "'null' has no rows on cpu, but prediction has 24 rows on cpu"),
+    "null_device": ({}, {"null": torch.zeros(toy.ROWS, toy.DIM, device="meta")}, "'null' has 24 rows on meta, but prediction has 24 rows on cpu"),
     "null_list": ({}, {"null": lambda k: [0]}, "the callable for 'null' returned a list, not a tensor"),
     "exempt_shape": ({}, {"exempt": torch.zeros(2, dtype=torch.bool)}, "exempt must have the shape [24]"),
     "stratum": ({}, {"stratum": torch.ones(toy.ROWS, dtype=torch.int64)}, "stratum 1 is out of range [0, 1)"),
@@ -80,7 +84,8 @@ def test_a_callables_own_exception_passes_through_unchanged():
     def burning(view):
         raise Own("so is the filter")
 
-    sieve = memsieve.Sieve({**toy.PUBLISHED, "filters": {"burning": {}}}, dataset_size=toy.SAMPLES, batch_size=toy.ROWS, device="cpu", filters=[burning])
+    sieve = memsieve.Sieve({**toy.PUBLISHED, "filters": {"burning": {}}}, dataset_size=toy.SAMPLES, batch_size=toy.ROWS, device="cpu",
+                           filters=[burning])
     error = raised_by_step(sieve, toy.Model(), rows_with())
     assert type(error) is Own and str(error) == "so is the filter"
 
@@ -141,7 +146,8 @@ def test_not_finite(how):
 
 SETUPS = {
     "no file": (dict(config="nowhere.yaml"), "nowhere.yaml"),
-    "unknown key": (dict(config={"filters": {"magnitude": {}}, "treshold": {}}), "the dict:1: sieve.treshold: unknown key; did you mean 'threshold'?"),
+    "unknown key": (dict(config={"filters": {"magnitude": {}}, "treshold": {}}),
+                    "the dict:1: sieve.treshold: unknown key; did you mean 'threshold'?"),
     "unknown filter": (dict(config={"filters": {"magnitud": {}}}), "magnitud"),
     "not YAML": (dict(config={"filters": {"magnitude": {"x": object()}}}), "the dict cannot be written as YAML"),
     "no configuration": (dict(config=7), "config is a int; it must be a path, a dict, or one of the rules"),
@@ -174,6 +180,8 @@ def test_states():
             (toy.published_sieve(), {k: v for k, v in state.items() if k != "clock"}, "'clock' is missing"),
             (toy.published_sieve(), {k: v for k, v in state.items() if k != "filters"}, "'filters' is missing"),
             (toy.published_sieve(), {**state, "filters": [1]}, "'filters' is a list, not a tensor"),
+            (toy.published_sieve(), {**state, "flags_recent": b"\0" * 40}, "'flags_recent' has 40 bytes, which is no multiple of 32"),
+            (toy.published_sieve(), {**state, "flags_recent": b"\0" * 7}, "'flags_recent' has 7 bytes, which is no multiple of 32"),
             (memsieve.Sieve("selective_backprop", dataset_size=toy.SAMPLES, batch_size=4, device="cpu"), state, "belongs to the filters magnitude"),
     ]:
         with pytest.raises(memsieve.DataError, match=words) as caught:
@@ -188,7 +196,8 @@ def test_python_filters_that_cannot_be():
         memsieve.Sieve(toy.PUBLISHED, dataset_size=5, batch_size=5, filters=[memsieve.filter(lambda view, power=[]: view)])
     with pytest.raises(memsieve.ConfigError, match="magnitude"):
         memsieve.Sieve(toy.PUBLISHED, dataset_size=5, batch_size=5, filters=[memsieve.filter("magnitude")(lambda view: view)])
-    for made, words in ((lambda view: 3, "filter mine: returned a int, not a tensor"), (lambda view: view.prediction_error[:1], "filter mine: score must have shape"),
+    for made, words in ((lambda view: 3, "filter mine: returned a int, not a tensor"),
+                        (lambda view: view.prediction_error[:1], "filter mine: score must have shape"),
                         (lambda view: view.signal("magnitude"), "reads the signal 'magnitude' without naming it")):
         sieve = memsieve.Sieve({**toy.PUBLISHED, "filters": {"mine": {}}}, dataset_size=toy.SAMPLES, batch_size=toy.ROWS, device="cpu",
                                filters=[memsieve.filter("mine")(made)])

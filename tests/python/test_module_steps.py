@@ -1,33 +1,8 @@
 """import memsieve: what a step does to gradients, parameters and optimisers, in one process."""
-import io
-import os
-import threading
-
 import module_toy as toy
 import pytest
 import torch
-from module_toy import memsieve
-
-
-def train(kind, make_optimizer, *, micro=1, step=None, **setup):
-    """Weights after each step, the optimiser, and how the steps ended."""
-    model = toy.Model()
-    sieve = toy.published_sieve(toy.ROWS // micro, micro_batches=micro, **setup)
-    optimizer = make_optimizer([model.weight])
-    history, ends = [], []
-    for number in range(toy.STEPS):
-        rows = toy.ROWS // micro
-        for m in range(micro):
-            plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number, kind), m * rows, (m + 1) * rows))
-            plan.loss(loss).backward()
-        ends.append(step(sieve, optimizer) if step else sieve.step(optimizer))
-        optimizer.zero_grad()
-        history.append(model.weight.detach().clone())
-    return history, optimizer, ends
-
-
-def sgd(parameters):
-    return torch.optim.SGD(parameters, 0.1)
+from module_toy import memsieve, sgd, train
 
 
 def adamw(parameters, **more):
@@ -245,164 +220,26 @@ def test_reports():
     assert sieve.reports() == []
 
 
-LEDGER = {**toy.PUBLISHED, "filters": {"magnitude": {"scale": "log"}}, "standardise": {"by": "timestep", "population": "training", "bins": 2, "window": 20},
-          "evidence": {"kind": "discounted", "min_visits": 1}, "threshold": {"kind": "rate", "false_drop_rate": 0.2},
-          "action": {"kind": "drop", "pass_over": True}, "revisit": {"rows": 2, "every": 2}}
+def test_attached_beside_a_scaler_that_finds_an_overflow():
+    """The scaler does not step the optimiser then; the sieve's step ends all the same, and the next one is an ordinary one."""
+    explicit = train("random", sgd)[0]
+    model = toy.Model()
+    sieve, optimizer = toy.published_sieve(), sgd([model.weight])
+    sieve.attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 10, growth_interval=1000)
 
-
-def run_steps(sieve, model, optimizer, numbers):
-    for number in numbers:
-        for _ in [look.id for look in sieve.looks()][:1]:
-            looks = [look.id for look in sieve.looks()]
-            rows = toy.rows_of(toy.Step(1000 + number), 0, len(looks))
-            with torch.no_grad():
-                prediction = model(rows["x"], rows["caption"])
-                sieve.look(looks, rows["t"], prediction, rows["target"], null=model(rows["x"], torch.zeros_like(rows["x"])))
-        plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number, "one_rank"), 0, toy.ROWS))
-        plan.loss(loss).backward()
-        sieve.step(optimizer)
+    def step(number, overflow=False):
+        plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number), 0, toy.ROWS))
+        scaler.scale(plan.loss(loss)).backward()
+        if overflow:
+            model.weight.grad[0, 0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
-
-@pytest.mark.parametrize("carrier", ["torch.save", "checkpoint"])
-def test_state_goes_round(carrier, tmp_path):
-    """A run that is stopped and resumed ends as one that was not: parameters, state and ledger."""
-    from torch.distributed import checkpoint
-
-    def fresh(name):
-        model = toy.Model()
-        return memsieve.Sieve(LEDGER, dataset_size=toy.SAMPLES, batch_size=toy.ROWS, device="cpu", ledger=tmp_path / name), model, sgd([model.weight])
-
-    whole, model, optimizer = fresh("whole.h5")
-    whole.epoch = 3
-    run_steps(whole, model, optimizer, range(30))
-    first, first_model, first_optimizer = fresh("stopped.h5")
-    first.epoch = 3
-    run_steps(first, first_model, first_optimizer, range(18))
-    second, second_model, second_optimizer = None, toy.Model(), None
-    if carrier == "torch.save":
-        file = io.BytesIO()
-        torch.save({"sieve": first.state_dict(), "model": first_model.state_dict()}, file)
-        del first
-        state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-        second, second_model, second_optimizer = fresh("stopped.h5")
-        second.load_state_dict(state["sieve"])
-        second_model.load_state_dict(state["model"])
-    else:
-        checkpoint.save({"sieve": first, "model": first_model}, checkpoint_id=tmp_path / "saved", no_dist=True)
-        del first
-        second, second_model, second_optimizer = fresh("stopped.h5")
-        checkpoint.load({"sieve": second, "model": second_model}, checkpoint_id=tmp_path / "saved", no_dist=True)
-    assert second.clock == (18, 3)
-    run_steps(second, second_model, second_optimizer, range(18, 30))
-    assert torch.equal(second_model.weight, model.weight)
-    mine, theirs = second.state_dict(), whole.state_dict()
-    assert mine.keys() == theirs.keys() and "flags_recent" in mine
-    for name in mine:
-        same = mine[name] == theirs[name] if isinstance(mine[name], bytes) else torch.equal(mine[name].nan_to_num(-7), theirs[name].nan_to_num(-7))
-        assert same, name
-    assert whole.flagged().any(), "nothing was flagged: the test shows nothing"
-    from memsieve import ledger
-    assert ledger.visits(tmp_path / "stopped.h5").tobytes() == ledger.visits(tmp_path / "whole.h5").tobytes()
-
-
-def test_two_sieves_in_one_process():
-    """Neither notices the other."""
-    alone, _, _ = train("random", sgd)
-    models = toy.Model(), toy.Model()
-    sieves = [toy.published_sieve() for _ in models]
-    for number in range(toy.STEPS):
-        for sieve, model in zip(sieves, models):
-            plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number), 0, toy.ROWS))
-            plan.loss(loss).backward()
-            sieve.step(sgd([model.weight]))
-            model.weight.grad = None
-    for model in models:
-        assert torch.equal(model.weight, alone[-1])
-
-
-def test_a_forked_process_is_told(tmp_path):
-    sieve = toy.published_sieve(ledger=tmp_path / "ledger.h5")
-    run_steps_of = toy.rows_of(toy.Step(0), 0, toy.ROWS)
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            said = "nothing"
-            try:
-                sieve.inspect(*[None] * 4)
-            except memsieve.Error as error:
-                said = str(error)
-            del sieve  # must not wait for threads that are not here
-            os.write(writing, said.encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    timer = threading.Timer(20, os.kill, (child, 9))
-    timer.start()
-    with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    os.waitpid(child, 0)
-    timer.cancel()
-    assert f"belongs to process {os.getpid()}" in said and "\n" not in said
-    toy.inspect(sieve, toy.Model(), run_steps_of)
-
-
-def test_passing_over_flagged_samples():
-    """Batches hold no flagged sample, ranks get parts of one stream, and the ledger's report counts what was passed over."""
-    sieve = memsieve.Sieve(LEDGER, dataset_size=toy.SAMPLES, batch_size=8, device="cpu")
-    batches = memsieve.PassOverBatches(sieve, seed=5)
-    model = toy.Model()
-    optimizer = sgd([model.weight])
-    passed = 0
-    for sieve.epoch in range(12):
-        seen = []
-        for ids in torch.utils.data.DataLoader(torch.arange(toy.SAMPLES), batch_sampler=batches):
-            flagged = sieve.flagged()
-            assert not flagged[ids].any()
-            seen += ids.tolist()
-            rows = toy.rows_of(toy.Step(sieve.clock[0], "one_rank" if ids.min() < 9 else "random"), 0, 8)
-            if looks := [look.id for look in sieve.looks()]:
-                two = toy.rows_of(toy.Step(1), 0, len(looks))
-                sieve.look(looks, two["t"], model(two["x"], two["caption"]).detach(), two["target"], null=model(two["x"], two["x"] * 0).detach())
-            plan, loss = toy.inspect(sieve, model, {**rows, "ids": ids})
-            plan.loss(loss).backward()
-            sieve.step(optimizer)
-            optimizer.zero_grad()
-            passed += sum(report.passed_over for report in sieve.reports())
-        assert len(set(seen)) == len(seen)
-    assert passed > 0
-    whole = [ids for ids in memsieve.PassOverBatches(toy.published_sieve(8), rank=0, world_size=1)]
-    halves = [list(memsieve.PassOverBatches(toy.published_sieve(4), rank=rank, world_size=2)) for rank in (0, 1)]
-    assert whole == [a + b for a, b in zip(*halves)] and len(whole) == toy.SAMPLES // 8
-
-
-def test_ids():
-    names = [f"folder/{n}.png" for n in range(2000)]
-    ids = memsieve.id_of(names, 2 ** 40)
-    assert ids.dtype == torch.int64 and ids.min() >= 0 and ids.max() < 2 ** 40 and len(set(ids.tolist())) == len(names)
-    assert memsieve.id_of(names[7], 2 ** 40) == ids[7] and memsieve.id_of(names[7].encode(), 2 ** 40) == ids[7]
-    assert memsieve.id_of("a.png", 1000) == int.from_bytes(__import__("hashlib").blake2b(b"a.png", digest_size=8).digest(), "big") % 1000
-
-    class Dicts(torch.utils.data.Dataset):
-        size = "big"
-
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, index):
-            return {"x": torch.tensor(float(index))}
-
-    data = memsieve.WithIds(Dicts())
-    assert data.size == "big" and len(data) == 5 and data[-1] == {"x": torch.tensor(-1.0), "sample_id": 4}
-    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=1, shuffle=True,
-                                         collate_fn=memsieve.with_ids(lambda samples: {"x": torch.stack([s["x"] for s in samples])}))
-    for batch in loader:
-        assert batch["sample_id"].dtype == torch.int64 and torch.equal(batch["x"], batch["sample_id"].float())
-    assert memsieve.WithIds([(1, 2), (3, 4)])[1] == (3, 4, 1) and memsieve.WithIds(torch.arange(3))[2] == (torch.tensor(2), 2)
-
-
-def test_rules_of_the_package():
-    assert {"default", "no_held_out", "wen2024"} <= set(memsieve.rules())
-    for name in memsieve.rules():
-        assert memsieve.Sieve(name, dataset_size=100, batch_size=8, held_out_size=64, device="cpu").channels, name
+    step(0)
+    step(1, overflow=True)
+    torch.testing.assert_close(model.weight.detach(), explicit[0], rtol=1e-6, atol=1e-7)
+    step(1)
+    torch.testing.assert_close(model.weight.detach(), explicit[1], rtol=1e-6, atol=1e-7)
+    assert sieve.clock[0] == 3 and scaler.get_scale() == 2.0 ** 9

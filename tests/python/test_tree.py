@@ -6,7 +6,7 @@ from pathlib import Path
 from conftest import BUILD, ROOT
 
 
-ROOMS = ("lib", "filters", "diffusion", "runtime", "trainer", "audit", "bench", "examples", "tests")
+ROOMS = ("lib", "filters", "diffusion", "runtime", "trainer", "audit", "bench", "python", "examples", "tests")
 # Where an include is looked for, besides the folder of the file that has it.
 INCLUDE_FOLDERS = (ROOT, ROOT / "lib/include", ROOT / "filters/include", ROOT / "lib/src", ROOT / "tests")
 

@@ -65,14 +65,21 @@ def write_secret(path, content):
         raise
 
 
-def read_secret(path, form):
-    """What write_secret wrote, if it says that it is of this form."""
+def whole(least):
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def read_secret(path, form, fields):
+    """What write_secret wrote, if it says that it is of this form. `fields`: {name: whether a value of it can be used}."""
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise PrepareError(f"{path}: cannot be read ({one_line(error)})") from None
     if not isinstance(content, dict) or content.get("format") != form or content.get("version") != 1:
         raise PrepareError(f"{path}: is no {form} file of version 1")
+    for name, usable in fields.items():
+        if name not in content or not usable(content[name]):
+            raise PrepareError(f"{path}: '{name}' is missing or damaged; name the file as it was written")
     return content
 
 

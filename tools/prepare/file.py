@@ -11,7 +11,8 @@ import numpy as np
 from hdf5_rows import SealedRows, store, store_texts
 from prepare.pictures import OptionError
 
-OTHER = {"version": "another version of this program", "sources": "other pictures or captions", "pipeline_files": "another pipeline", "prompts": "other prompts"}
+OTHER = {"version": "another version of this program", "sources": "other pictures or captions",
+         "pipeline_files": "another pipeline", "prompts": "other prompts"}
 FLUSH_EVERY = 16  # batches that a stopped run may have to do again after a power cut
 
 

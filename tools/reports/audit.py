@@ -47,12 +47,6 @@ def read_json(path, folder):
     return value
 
 
-def line_chart(values, top, width=180, height=40):
-    """Points of a line from left to right, 0 at the bottom and `top` at the top."""
-    step = width / max(len(values) - 1, 1)
-    return [(i * step, height - height * value / max(top, 1e-12)) for i, value in enumerate(values)]
-
-
 def interval(found):
     if found is None:
         return "n/a"
@@ -74,7 +68,7 @@ def detect(audit, top):
         shown.append({"prompt": prompt, "pictures": [p for p in pictures if p], "steps": mean_steps(rows)})
     highest = max((max(entry["steps"]) for entry in shown if entry["steps"]), default=1)
     for entry in shown:
-        entry["line"] = line_chart(entry["steps"], highest)
+        entry["line"] = page.line_chart(entry["steps"], highest)
     names = list(audit.summary["scores"])
     return {"shown": shown, "names": names, "compared": any("auc" in s for s in audit.summary["scores"].values())}
 
@@ -100,7 +94,7 @@ def mitigate(audit, top):
         for name in names:
             rows = [row for row in audit.of_prompt(prompt["prompt"]) if row["method"] == name]
             pictures = [audit.picture(row["picture"]) for row in rows if "picture" in row]
-            methods.append({"pictures": [p for p in pictures if p], "line": line_chart(mean_steps(rows), highest)})
+            methods.append({"pictures": [p for p in pictures if p], "line": page.line_chart(mean_steps(rows), highest)})
         shown.append({"caption": prompt["caption"], "methods": methods})
     return {"shown": shown}
 

@@ -1,5 +1,7 @@
 """The pages of memsieve-audit's check-picture and prune."""
 
+from reports.page import line_chart
+
 
 def drawings(audit, prompt):
     """{"own": address or None, "caption": addresses, "optimised": addresses} of a picture; {} if nothing was drawn."""
@@ -17,12 +19,6 @@ def losses(audit, prompt):
     return next((row["losses"] for row in audit.of_prompt(prompt) if "losses" in row), [])
 
 
-def line(values, width=180, height=40):
-    """Points of a line from left to right, 0 at the bottom."""
-    top, step = max(values, default=1) or 1, width / max(len(values) - 1, 1)
-    return [(i * step, height - height * value / top) for i, value in enumerate(values)]
-
-
 def share(found):
     """What add_verdicts counted: "3 of 8 (0.085 to 0.755), at best 0.912"."""
     if not found:
@@ -34,7 +30,7 @@ def share(found):
 
 def check_picture(audit, top):
     prompts = sorted(audit.summary["prompts"], key=lambda p: (p["verdict"] != "copied", p.get("log_error", 0)))[:top]
-    shown = [{"prompt": prompt, "line": line(losses(audit, prompt["prompt"])), **drawings(audit, prompt["prompt"])}
+    shown = [{"prompt": prompt, "line": line_chart(losses(audit, prompt["prompt"])), **drawings(audit, prompt["prompt"])}
              for prompt in prompts]
     return {"shown": shown, "share": share}
 

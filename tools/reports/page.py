@@ -26,3 +26,10 @@ def render(template, **values):
                                      trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters |= {"percent": percent, "fixed": fixed, "png": png}
     return environment.get_template(template).render(values)
+
+
+def line_chart(values, top=None, width=180, height=40):
+    """Points of a line from left to right, 0 at the bottom and `top` (None = the highest value) at the top."""
+    top = max(values, default=1) if top is None else top
+    step = width / max(len(values) - 1, 1)
+    return [(i * step, height - height * value / max(top, 1e-12)) for i, value in enumerate(values)]

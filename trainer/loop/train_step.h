@@ -33,7 +33,7 @@ struct StepOptions {
   /// micro-batches made ahead of the step, by a thread of their own; 0 = none
   int64_t prefetch = 0;
   /// norm of the gradient of the rows to forget that is subtracted, as a share of the other's; only where there are
-  /// such
+  /// rows to forget
   double forget_share = 0;
   /// held-out rows are observed, and flagged samples looked at, in every step that this divides, by ranks that have
   /// some; 0 = never

@@ -37,7 +37,10 @@ Json line_of(const StepMetrics& m, const StepReport& r, const MetricsOptions& op
             {"skipped", m.skipped}};
   if (options.passes_over) json["passed_over"] = r.passed_over;
   if (options.drifts) json["drift"] = r.drift;
-  if (options.forgets) json["forget_loss"] = m.forget_loss, json["forget_weight"] = m.forget_weight;
+  if (options.forgets) {
+    json["forget_loss"] = m.forget_loss;
+    json["forget_weight"] = m.forget_weight;
+  }
   if (m.loss_scale > 0) json["loss_scale"] = m.loss_scale;
   return json;
 }

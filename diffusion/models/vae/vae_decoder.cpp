@@ -18,6 +18,8 @@ namespace {
 
 constexpr double eps = 1e-6;
 
+}  // namespace
+
 // Self-attention of one head over all pixels, added to its input.
 class PixelAttentionImpl : public nn::Module {
  public:
@@ -38,6 +40,8 @@ class PixelAttentionImpl : public nn::Module {
   nn::GroupNorm norm_;
   Linear to_q_, to_k_, to_v_, to_out_{nullptr};
 };
+
+namespace {
 
 std::shared_ptr<ResnetBlock2DImpl> make_resnet(const VaeConfig& c, int64_t in, int64_t out) {
   return std::make_shared<ResnetBlock2DImpl>(ResnetBlock2DImpl::Options{in, out, 0, c.norm_num_groups, eps});

@@ -1,6 +1,5 @@
 #pragma once
-// What a chunk of an HDF5 file inflates to, found out without trusting it. Private to this repository: it is not
-// installed.
+// What a chunk of an HDF5 file inflates to, found out without trusting it. Private to this repository: not installed.
 
 #include <zlib.h>
 

@@ -33,6 +33,8 @@ TEST_CASE("flags set keys, and what is not given has its default") {
   CHECK(s.integer("count") == 7);
   CHECK(s.texts("words") == std::vector<std::string>{"a"});
   CHECK_FALSE(settings_of({"--on=false"}).boolean("on"));
+  CHECK_FALSE(settings_of({"--on", "false"}).boolean("on"));
+  CHECK(settings_of({"--on", "--count", "7"}).boolean("on"));
   CHECK(settings_of({"--words", "x, y", "--words", "z"}).texts("words") == std::vector<std::string>{"x, y", "z"});
   CHECK(settings_of({"--set", "count=4"}).integer("count") == 4);
 }
@@ -64,9 +66,9 @@ TEST_CASE("help names every flag with its default") {
 
 TEST_CASE("a command needs model, prompts and out") {
   Options options;
-  add_common_options(options);
+  add_common_options(options, Asks::drawings);
   const auto audit = [&](std::vector<std::string> words) {
-    return audit_config("detect", options.settings(words, "detect"));
+    return audit_config("detect", options.settings(words, "detect"), Asks::drawings);
   };
   const AuditConfig c = audit({"--model", "m", "--prompts", "p", "--out", "o", "--mixed-precision", "bf16"});
   CHECK((c.model == "m" && c.prompts == "p" && c.out == "o" && c.autocast == at::kBFloat16));
@@ -74,4 +76,6 @@ TEST_CASE("a command needs model, prompts and out") {
   CHECK_THROWS_WITH(audit({"--prompts", "p", "--out", "o"}), Contains("model"));
   CHECK_THROWS_WITH(audit({"--model", "m", "--out", "o"}), Contains("prompts"));
   CHECK_THROWS_WITH(audit({"--model", "m", "--prompts", "p"}), Contains("out"));
+  CHECK_THROWS_WITH(audit({"--model", "m", "--prompts", "p", "--out", "o", "--guidance-scale", "0.5"}),
+                    Contains("guidance_scale"));
 }

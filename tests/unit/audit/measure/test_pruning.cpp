@@ -1,7 +1,7 @@
 // Which weights are pruned, and what of a check follows from its rows.
 #include <ATen/ATen.h>
 #include <audit/measure/check_summary.h>
-#include <audit/measure/known_picture.h>
+#include <audit/measure/prediction_error.h>
 #include <audit/measure/pruning.h>
 
 #include <catch2/catch.hpp>
@@ -45,12 +45,15 @@ Json judged(const std::vector<Json>& rows, int64_t pictures) {
 
 }  // namespace
 
-TEST_CASE("a copy by optimised states counts only where it is closer than any of a held-out picture") {
+TEST_CASE(
+    "a copy by optimised states counts only where it is closer than any of the held-out pictures, which there must be") {
   const std::vector<Json> rows = {drawn_row("prompts", 0, {0.1, 0.2}, {0.85, 0.3}),
                                   drawn_row("prompts", 1, {0.1, 0.2}, {0.95, 0.3}),
                                   drawn_row("prompts", 2, {0.1, 0.8}, {0.1, 0.1})};
   const Json alone = judged(rows, 3);
-  CHECK((alone["held_out"].is_null() && alone["prompts"][0]["verdict"] == "copied"));
+  CHECK((alone["held_out"].is_null() && alone["with_optimised_states"]["copies"] == 2));
+  CHECK(alone["prompts"][1]["verdict"] == "not shown by 4 drawings");
+  CHECK((alone["prompts"][2]["verdict"] == "copied" && alone["copied"]["estimate"].get<double>() == Approx(1.0 / 3)));
   std::vector<Json> both = rows;
   both.push_back(drawn_row("held_out", 0, {0.1, 0.2}, {0.9, 0.85}));
   both.push_back(drawn_row("held_out", 1, {0.1, 0.2}, {0.2, 0.2}));

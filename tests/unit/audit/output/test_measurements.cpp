@@ -88,6 +88,25 @@ TEST_CASE("measurements that answer another question are refused") {
   CHECK_THROWS_AS(folder.measure(2, 1, calls), DataError);
 }
 
+TEST_CASE("a damaged line is refused in words that name it") {
+  Group group(Launch{}, at::kCPU);
+  int calls = 0;
+  Folder folder(group);
+  const std::string text = folder.measure(2, 1, calls);
+  const std::string header = text.substr(0, text.find('\n') + 1);
+  const auto refused = [&](const std::string& damaged, const std::string& place) {
+    std::ofstream(folder.file, std::ios::trunc) << damaged;
+    CHECK_THROWS_AS(folder.measure(2, 1, calls), DataError);
+    CHECK_THROWS_WITH(folder.measure(2, 1, calls), Contains(folder.file + place + ": is damaged"));
+  };
+  refused(header + R"({"unit":7,"value":0})" + "\n", ":2");
+  for (const char* key : {"version", "command", "asked", "inputs"}) {
+    Json head = Json::parse(header);
+    head[key] = Json::array();
+    refused(head.dump() + "\n", ":1");
+  }
+}
+
 TEST_CASE("two audits do not write to one folder") {
   Group group(Launch{}, at::kCPU);
   const toy::Scratch scratch;

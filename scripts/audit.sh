@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Audits the demo's two models, without and with the filter: which prompts and pictures each has memorised, what helps against it, and
+# whether canaries are found (docs/audit.md explains the numbers).
+#   scripts/audit.sh [--demo DIR]
+#     --demo DIR   what scripts/demo.sh made (default runs/demo); writes DIR/audit.html, DIR/audit.json, and each audit to DIR/audit/
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+usage() { sed -n '4,5s/^# *//p' "$0" >&2; exit 2; }
+demo=runs/demo
+while [ $# -gt 0 ]; do
+  case $1 in
+    --demo) [ -n "${2:-}" ] || usage; demo=$2; shift 2 ;;
+    *) usage ;;
+  esac
+done
+[ "${demo#/}" != "$demo" ] || demo=$PWD/$demo
+cd "$ROOT"
+[ "$demo" != "$PWD/runs/demo" ] || demo=runs/demo
+newest() { find "$demo/$1/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
+off=$(newest off) on=$(newest on)
+[ -n "$off" ] && [ -n "$on" ] || fail "$demo holds no demo with checkpoints of off and on; run scripts/demo.sh first"
+[ -f data/demo/mix.h5 ] || fail "data/demo/mix.h5 is missing; run scripts/demo.sh first"
+
+scripts/setup.sh --demo
+scripts/build.sh release memsieve-audit
+scripts/build.sh release memsieve-train
+took "build"
+processes=$(processes)
+threads=$(($(cores) / processes))
+export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
+place=$demo/audit
+mkdir -p "$place"
+
+# What was done is not done again: an audit that is asked the same goes on where it was.
+prompts() { # NAME ARGUMENT...
+  "$PYTHON" tools/demo/make_audit_prompts.py --out "$place/$1.h5" "${@:2}"
+}
+audit() { # COMMAND FOLDER ARGUMENT...
+  local what=$1 folder=$place/$2
+  "$VENV/bin/torchrun" --standalone --no-python --nproc_per_node "$processes" build/release/audit/memsieve-audit "$what" \
+    --out "$folder" "${@:3}" || fail "memsieve-audit $what failed"
+  took "$what ($2)"
+}
+drawn=(--guidance-scale 2 --num-inference-steps 25 --num-images-per-prompt 2 --batch-size 16)
+
+prompts repeated --data data/demo/mix.h5 --which repeated --random-tokens 2
+prompts held_out --data data/demo/held_out.h5 --limit 32
+for run in off on; do
+  audit detect "detect_$run" --model "${!run}" --prompts "$place/repeated.h5" --negatives "$place/held_out.h5" "${drawn[@]}"
+  audit check-picture "check_$run" --model "${!run}" --prompts "$place/repeated.h5" --held-out "$place/held_out.h5" \
+    --held-out-drawn 8 "${drawn[@]}"
+done
+audit explain explain --model "$off" --prompts "$place/repeated.h5" "${drawn[@]}"
+# A magnitude that is low enough is one that held-out captions have.
+target=$("$PYTHON" tools/audit_overview.py --ordinary-magnitude "$place/detect_off")
+audit mitigate mitigate --model "$off" --prompts "$place/repeated.h5" --target "$target" --methods dynamic_guidance \
+  --methods embedding --methods random_tokens --methods attention "${drawn[@]}"
+# The published share of inputs, 0.01, does nothing to a model so small.
+audit prune prune --model "$off" --prompts "$place/repeated.h5" --ratio 0.4 --held-out "$place/held_out.h5" --held-out-drawn 8 \
+  "${drawn[@]}"
+
+# Canaries: a short run on the demo's data with some planted, and the demo's own run, which has not seen them.
+canaries=$place/canaries
+if [ ! -f "$canaries/manifest.json" ]; then
+  rm -rf "$canaries"
+  mkdir "$canaries"
+  "$PYTHON" tools/plant_canaries.py plant --originals data/demo/validation.h5 --into data/demo/mix.h5 --out "$canaries/planted.h5" \
+    --all "$canaries/all.h5" --manifest "$canaries/manifest.json" --canaries 8 --variants 32 --copies 10 --seed 1
+fi
+if [ ! -d "$canaries/run/checkpoints" ]; then
+  rm -rf "$canaries/run"
+  say "audit: a short run with the canaries, $processes processes"
+  "$VENV/bin/torchrun" --standalone --no-python --nproc_per_node "$processes" build/release/trainer/memsieve-train \
+    --config configs/demo.yaml --set filter=off --set "data.train=$canaries/planted.h5" --set "output_dir=$canaries/run" \
+    --set "train_batch_size=$((32 / processes))" --set max_train_steps=220 --set validation.every=0 --set sampling.every=0 ||
+    fail "the run with the canaries failed"
+  took "training with canaries"
+fi
+planted=$(find "$canaries/run/checkpoints" -maxdepth 1 -name 'step-*' | sort | tail -n 1)
+audit canary canary --model "$planted" --prompts "$canaries/all.h5" --manifest "$canaries/manifest.json" --reference models/demo_base \
+  --scheduler "$planted/scheduler"
+audit canary canary_without --model "$off" --prompts "$canaries/all.h5" --manifest "$canaries/manifest.json" --reference models/demo_base \
+  --scheduler "$planted/scheduler"
+
+"$PYTHON" tools/audit_overview.py --audits "$place" --out "$demo"
+took "overview" ", everything $SECONDS s"

@@ -1,0 +1,73 @@
+"""tools/demo/make_audit_prompts.py: prompts for memsieve-audit from a file of the demo's data."""
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT
+from prepared import read
+
+sys.path.insert(0, str(ROOT / "tools" / "demo"))
+
+import demo_sources as sources
+import make_audit_prompts as tool
+from fake_sources import fake_encode
+from hdf5_rows import store_texts
+
+WIDTH = 8
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Three captions, of which one stands twice; the first is repeated."""
+    monkeypatch.setattr(sources, "encode", fake_encode(WIDTH))
+    monkeypatch.setattr(sources, "words_of", lambda captions: (
+        [(["[CLS] "] + [word + " " for word in c.split()] + ["[SEP] "] + ["[PAD] "] * 12)[:12] for c in captions],
+        [len(c.split()) + 1 for c in captions]))
+    captions = ["an emoji of cat", "a stamp of dog", "an emoji of cat", "a moon"]
+    states, _ = sources.encode(captions)
+    path = tmp_path / "mix.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs.update(format="memsieve-dataset", version=1)
+        images = file.create_dataset("images", data=np.random.default_rng(1).integers(0, 256, (4, 3, 32, 32)).astype(np.uint8))
+        images.attrs.update(mean=np.full(3, 0.5), std=np.full(3, 0.25), pixel_unshuffle=np.int64(2))
+        text = file.create_dataset("text", data=((states - 0.5) / 2).astype(np.float16))
+        text.attrs.update(mean=np.full(WIDTH, 0.5), std=np.full(WIDTH, 2.0))
+        file["null_text"] = np.zeros((12, WIDTH), np.float16)
+        store_texts(file, "caption", captions)
+        file["repeated"] = np.array([1, 0, 1, 0], np.uint8)
+    return path
+
+
+def make(data, *more):
+    out = data.parent / "out.h5"
+    assert tool.main(["--data", str(data), "--out", str(out), *more]) == 0
+    return read(out)
+
+
+def test_every_caption_comes_once_with_its_picture_and_tokens(data):
+    found, whole = make(data), read(data)
+    assert found["caption"] == ["an emoji of cat", "a stamp of dog", "a moon"]
+    assert (found["images"] == whole["images"][[0, 1, 3]]).all() and (found["text"] == whole["text"][[0, 1, 3]]).all()
+    assert found["end_token"].tolist() == [5, 5, 3] and found["token"][:2] == ["[CLS] ", "an "]
+    assert found["encoder"] == [sources.ENCODER] and found["variant_of"].tolist() == [-1] * 3
+
+
+def test_which_and_limit_choose(data):
+    assert make(data, "--which", "repeated")["caption"] == ["an emoji of cat"]
+    assert make(data, "--which", "ordinary", "--limit", "1")["caption"] == ["a stamp of dog"]
+
+
+def test_variants_are_encoded_like_the_set_itself(data):
+    found = make(data, "--leave-out", "--random-tokens", "2", "--which", "repeated")
+    assert found["variant_of"].tolist() == [-1] + [0] * 5
+    states, _ = sources.encode(found["caption"])
+    assert np.array_equal(found["text"], ((states - 0.5) / 2).astype(np.float16))
+    assert all((picture == found["images"][0]).all() for picture in found["images"])
+
+
+def test_a_file_that_is_none_of_the_demo_is_refused(data, capsys):
+    with h5py.File(data, "a") as file:
+        del file["text"].attrs["mean"]
+    assert tool.main(["--data", str(data), "--out", str(data.parent / "o.h5")]) == 3
+    assert "mix.h5" in capsys.readouterr().err

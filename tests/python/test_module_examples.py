@@ -1,0 +1,137 @@
+"""The example programs in Python run and show what they say; README shows the first."""
+import importlib.util
+import os
+import re
+import sys
+import textwrap
+
+import pytest
+from conftest import BUILD, ROOT, run, run_ok, torchrun
+
+EXAMPLES = ROOT / "examples" / "python"
+PATH = {"PYTHONPATH": os.pathsep.join([str(BUILD / "python"), os.environ.get("PYTHONPATH", "")])}
+
+
+def dropped(out):
+    """Shares of the visits of the repeated picture and of the others, in percent."""
+    return [int(share) for share in re.search(r"dropped: (\d+)% of the visits of the repeated\s+picture, (\d+)% of the others", out).groups()]
+
+
+def test_toy_loop():
+    repeated, others = dropped(run_ok(sys.executable, EXAMPLES / "1_toy_loop.py", **PATH))
+    assert repeated >= 40 and others <= 8
+
+
+def test_accelerate_on_two_ranks_resumed_in_the_middle():
+    result = torchrun(2, sys.executable, EXAMPLES / "2_accelerate.py", **PATH)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("384 steps on 2 ranks; ")
+    repeated, others = dropped(result.stdout)
+    assert repeated >= 35 and others <= 8
+
+
+def test_lora_compares_with_the_model_without_adapters():
+    out = run_ok(sys.executable, EXAMPLES / "3_lora_diffusers_peft.py", **PATH)
+    probed, rows = map(int, re.match(r"(\d+) of (\d+) rows compared with the starting model", out).groups())
+    assert probed == rows / 2 > 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="lightning is not installed")
+def test_lightning():
+    out = run_ok(sys.executable, EXAMPLES / "4_lightning.py", **PATH)
+    assert "384 steps; " in out
+    repeated, others = dropped(out)
+    assert repeated >= 35 and others <= 8
+
+
+def test_a_filter_in_python():
+    repeated, others = dropped(run_ok(sys.executable, EXAMPLES / "5_filter_in_python.py", **PATH))
+    assert repeated >= 15 and others <= 3
+
+
+def test_readme_shows_the_example():
+    region = re.search(r"# \[readme\]\n(.*?)\n *# \[/readme\]", (EXAMPLES / "1_toy_loop.py").read_text(), re.S)[1]
+    assert textwrap.dedent(region) in (ROOT / "README.md").read_text()
+
+
+def test_the_lines_of_the_documentation_are_python():
+    for page in ("python.md", "integrations.md"):
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
+        assert blocks
+        for block in blocks:
+            compile(block, page, "exec")
+
+
+def test_command_line(tmp_path):
+    memsieve = (sys.executable, "-m", "memsieve")
+    assert run_ok(*memsieve, "--version", **PATH).startswith("memsieve ")
+    assert "abi         fits: a step of two rows came out right" in run_ok(*memsieve, "check", **PATH)
+    for command in ("prepare", "view", "report"):
+        assert "usage:" in run_ok(*memsieve, command, "--help", **PATH)
+    for command, folder in (("train", "trainer"), ("audit", "audit")):
+        result = run(*memsieve, command, MEMSIEVE_BUILD=str(tmp_path), PATH=str(tmp_path), **PATH)
+        assert result.returncode == 2 and f"the program memsieve-{command} was not found" in result.stderr, result.stderr
+        assert result.stderr.count("\n") == 1, result.stderr
+        program = tmp_path / folder / f"memsieve-{command}"
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\necho \"got $*\"; exit 7\n")
+        program.chmod(0o755)
+        result = run(*memsieve, command, "--config", "run.yaml", MEMSIEVE_BUILD=str(tmp_path), **PATH)
+        assert (result.returncode, result.stdout) == (7, "got --config run.yaml\n")
+    result = run(*memsieve, "nothing", **PATH)
+    assert result.returncode == 2 and "unknown command 'nothing'" in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    result = run(*memsieve, "view", tmp_path, **PATH)
+    assert result.returncode == 3, result.stderr
+    assert "ledger.h5" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_ledgers_as_frames(tmp_path):
+    """Worked out by hand from what the plans of a run said."""
+    import module_toy as toy
+    import torch
+    from memsieve import ledger
+    model, sieve = toy.Model(), toy.published_sieve(ledger=tmp_path / "ledger.h5")
+    visits, lost = torch.zeros(toy.SAMPLES), torch.zeros(toy.SAMPLES)
+    for number in range(toy.STEPS):
+        step = toy.Step(number)
+        plan, loss = toy.inspect(sieve, model, toy.rows_of(step, 0, toy.ROWS))
+        plan.loss(loss).backward()
+        sieve.step(torch.optim.SGD(model.parameters(), 0.1))
+        visits.index_add_(0, step.ids, torch.ones(toy.ROWS))
+        lost.index_add_(0, step.ids, plan.weights.eq(0).float())
+    sieve.flush()
+    frame = ledger.frame(tmp_path)
+    assert len(frame) == toy.STEPS * toy.ROWS and set(frame["kind"]) == {"training"} and (frame["weight"] == 0).sum() == lost.sum()
+    samples = ledger.samples(tmp_path / "ledger.h5")
+    assert samples["dropped"].is_monotonic_decreasing
+    for sample, line in samples.iterrows():
+        assert line["visits"] == visits[sample] and line["dropped"] == lost[sample]
+    (tmp_path / "other.h5").write_bytes(b"no ledger")
+    import memsieve
+    for path in (tmp_path / "other.h5", tmp_path / "nowhere.h5"):
+        with pytest.raises(memsieve.DataError, match="cannot be read as a ledger"):
+            ledger.visits(path)
+
+
+def test_adapters_off_leaves_what_was_frozen_frozen():
+    """PEFT models, diffusers models with adapters, either wrapped; the prediction is the base model's, whatever happens inside."""
+    import module_toy  # noqa: F401
+    import torch
+    from memsieve.integrations.peft import adapters_off, without_adapters
+    from peft import LoraConfig, get_peft_model
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    x = torch.randn(3, 4)
+    plain = base(x)
+    model = get_peft_model(base, LoraConfig(target_modules=["0", "1"], init_lora_weights=False))
+    frozen = next(p for name, p in model.named_parameters() if "1.lora_A" in name)
+    frozen.requires_grad_(False)
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    wrapped = torch.nn.DataParallel(model)
+    torch.testing.assert_close(adapters_off(wrapped, lambda rows: model(x)[rows])(torch.tensor([1])), plain[[1]])
+    with pytest.raises(KeyError), without_adapters(model):
+        raise KeyError
+    assert before == {name: p.requires_grad for name, p in model.named_parameters()}
+    assert not torch.allclose(model(x), plain)
+    with pytest.raises(TypeError, match="Linear has no adapters"), without_adapters(torch.nn.Linear(1, 1)):
+        pass
