@@ -40,8 +40,8 @@ struct DrawingStart {
 DrawingStart start_of(const Prompts& prompts, const std::vector<Drawing>& batch, uint64_t seed, Stream stream,
                       c10::Device device);
 
-/// [B] float32, differentiable: the text-conditional magnitude, by the very function that training measures with
-/// (builtin_signals).
+/// [B] float32, differentiable: the text-conditional magnitude, by the function that training measures with, too
+/// (that of builtin_signals).
 at::Tensor magnitude(const at::Tensor& captioned, const at::Tensor& null);
 
 /// Throws NonFiniteError, naming the prompt and `what`, unless all of `values` [B, ...] are finite.

@@ -6,8 +6,8 @@
 
 namespace memsieve::trainer {
 
-/// CRC-32 (zlib's) of a file's bytes, as eight hexadecimal digits; read by as many threads as torch has. Throws
-/// std::system_error.
+/// CRC-32 (zlib's) of a file's bytes, as eight hexadecimal digits; read by as many threads as torch has.
+/// Throws std::system_error.
 std::string content_hash(const std::string& path);
 
 /// The same of a text.
