@@ -177,13 +177,7 @@ def resolve(arguments):
     """Fills in what `auto` stands for. OptionError for options that contradict one another or the pipeline."""
     if not arguments.images and not arguments.prompts:
         raise OptionError("name a folder with --images, a file with --prompts, or both")
-    encode.kind_of(arguments.pipeline)
-    factor = encode.factor_of(encode.vae_config(arguments.pipeline))
-    if arguments.resolution % factor:
-        raise OptionError(f"--resolution {arguments.resolution} cannot be divided by {factor}, as the pipeline's VAE needs")
-    arguments.device, cpu = encode.device_of(arguments.device)
-    if arguments.dtype == "auto":
-        arguments.dtype = "float32" if cpu else "float16"
+    encode.resolve(arguments)
 
 
 def report_skipped(skipped, path):

@@ -46,19 +46,8 @@ def random_token(tokenizer):
     return lambda draw: tokenizer.decode([draw.randrange(limit)]).replace("\0", " ").strip() or "0"
 
 
-def resolve(arguments):
-    encode.kind_of(arguments.pipeline)
-    factor = encode.factor_of(encode.vae_config(arguments.pipeline))
-    if arguments.resolution % factor:
-        raise OptionError(f"--resolution {arguments.resolution} cannot be divided by {factor}, as the pipeline's VAE needs")
-    arguments.device, cpu = encode.device_of(arguments.device)
-    if arguments.dtype == "auto":
-        arguments.dtype = "float32" if cpu else "float16"
-    return arguments.resolution // factor
-
-
 def make(arguments):
-    side = resolve(arguments)
+    side = encode.resolve(arguments)
     found = prompts.read(arguments.prompts, arguments.format, arguments.column)[:arguments.limit or None]
     encoder = encode.Encoder(arguments.pipeline, arguments.device, arguments.dtype, arguments.variant)
     tokenizer = encoder.pipeline.tokenizer or encoder.pipeline.tokenizer_2

@@ -131,3 +131,15 @@ class Encoder:
             x = self.torch.from_numpy(pictures).to(self.device).permute(0, 3, 1, 2).to(self.torch.float32) / 127.5 - 1
             answer = vae.encode(x.to(vae.dtype)).latent_dist
             return self.stored(answer.mean), self.stored(answer.std)
+
+
+def resolve(arguments):
+    """Fills in what `auto` stands for; -> latent pixels of --resolution. OptionError for what contradicts the pipeline."""
+    kind_of(arguments.pipeline)
+    factor = factor_of(vae_config(arguments.pipeline))
+    if arguments.resolution % factor:
+        raise OptionError(f"--resolution {arguments.resolution} cannot be divided by {factor}, as the pipeline's VAE needs")
+    arguments.device, cpu = device_of(arguments.device)
+    if arguments.dtype == "auto":
+        arguments.dtype = "float32" if cpu else "float16"
+    return arguments.resolution // factor
