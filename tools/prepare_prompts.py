@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from prepare import encode, prompts
-from prepare.pictures import OptionError, PrepareError, one_line
+from prepare.pictures import PrepareError, one_line
 
 TEXT_BATCH = 64
 

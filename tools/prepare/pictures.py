@@ -77,18 +77,24 @@ def checked(folder, where, entry, column):
     return source_of(inside.as_posix(), caption)
 
 
+def json_objects(lines, path, no_object):
+    """("PATH:LINE", dict) of every line that is not empty; `no_object`: what is said of one that holds something else."""
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise PrepareError(f"{path}:{number}: is not JSON ({one_line(error)})") from None
+        if not isinstance(entry, dict):
+            raise PrepareError(f"{path}:{number}: {no_object}")
+        yield f"{path}:{number}", entry
+
+
 def from_jsonl(folder, path, column):
     with open(path, encoding=UTF8) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except ValueError as error:
-                raise PrepareError(f"{path}:{number}: is not JSON ({one_line(error)})") from None
-            if not isinstance(entry, dict):
-                raise PrepareError(f"{path}:{number}: is not an object with 'file_name' and '{column}'")
-            yield checked(folder, f"{path}:{number}", entry, column)
+        for where, entry in json_objects(lines, path, f"is not an object with 'file_name' and '{column}'"):
+            yield checked(folder, where, entry, column)
 
 
 def from_csv(folder, path, column):

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from hdf5_rows import store, store_texts
-from prepare.pictures import UTF8, PrepareError, key, one_line, storable
+from prepare.pictures import UTF8, PrepareError, json_objects, key, one_line, storable
 
 COLUMNS = ("prompt", "caption", "text", "Prompt", "TEXT", "Caption")  # as the published sets call it
 NUMBER_LIMIT, TOKEN_LIMIT = 100_000, 49_400  # of the published random tokens
@@ -37,18 +37,10 @@ def from_lines(text, path, column):
 
 def from_jsonl(text, path, column):
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise PrepareError(f"{path}:{number}: is not JSON ({one_line(error)})") from None
-        if not isinstance(entry, dict):
-            raise PrepareError(f"{path}:{number}: is not a JSON object")
-        value = entry[column_of(list(entry), column, f"{path}:{number}")]
+    for where, entry in json_objects(text.splitlines(), path, "is not a JSON object"):
+        value = entry[column_of(list(entry), column, where)]
         if not isinstance(value, str):
-            raise PrepareError(f"{path}:{number}: the prompt is not text")
+            raise PrepareError(f"{where}: the prompt is not text")
         found.append(value)
     return found
 
