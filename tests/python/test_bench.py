@@ -128,6 +128,14 @@ def test_ours_and_python_make_the_same_step(tmp_path, precision):
     assert loop.steps(True, 2)["wall_ms"] > 0
 
 
+def test_the_first_rows_where_samples_are_passed_over(tmp_path):
+    """They are asked for before a step has run."""
+    tiny.write_run(tmp_path)
+    settings = "--config run.yaml --set sieve.action.pass_over=true --set sieve.revisit.rows=2"
+    out = run_ok("bash", "-c", f"echo 2 | '{STEP}' {settings} --serve rows.safetensors", cwd=tmp_path)
+    assert json.loads(out.splitlines()[-1])["loss"] > 0 and (tmp_path / "rows.safetensors").exists()
+
+
 def test_documented_commands_are_the_scripts():
     """Every form of scripts/bench.sh in docs/performance.md is one that the script knows."""
     forms = set(re.findall(r"scripts/bench\.sh ([a-z-]+)", (ROOT / "docs" / "performance.md").read_text()))

@@ -113,6 +113,7 @@ NoisyRows TrainStep::nothing(const std::vector<int64_t>& ids) const {
 }
 
 NoisyRows TrainStep::rows(int64_t step, int64_t micro) {
+  if (plan_) plan(step);
   if (data_.forget) forget_.at(micro).reset();
   try {
     HostBatch batch = next_rows(step, micro);
