@@ -177,10 +177,11 @@ Verdicts Judge::judge(const Past& past, const RawScores& s, int64_t step) const 
   return v;
 }
 
-at::Tensor Judge::bulk_of(const LineView& training) const {
-  const auto unflagged = training.sound() & training.flagged().logical_not();
-  // Rows with copies are probed before others, whatever they have shown.
-  return options_.evidence.discounts() ? unflagged & (training.alike() == 0) : unflagged;
+at::Tensor Judge::population_of(const LineView& training) const {
+  // Rows with copies are probed before others, whatever they have shown. Flagged ones stay where the level is of the
+  // others' own making: without them the rest would seem narrower, and more and more would be flagged.
+  if (options_.evidence.discounts()) return training.sound() & (training.alike() == 0);
+  return training.sound() & training.flagged().logical_not();
 }
 
 void Judge::fold_population(const LineView& line, const at::Tensor& picture, const at::Tensor& valid) {
@@ -199,7 +200,7 @@ void Judge::fold(const Gathered& gathered, int64_t step) {
   if (options_.standardise.from_held_out()) {
     if (observed) fold_population(held_out, slots_.picture(held_out.id(), true), held_out.sound());
   } else if (options_.standardise.by_timestep()) {
-    fold_population(training, training.id(), bulk_of(training));
+    fold_population(training, training.id(), population_of(training));
   } else if (options_.standardise.by_running_mean()) {
     fold_population(training, training.id(), training.sound());
   }
@@ -219,7 +220,8 @@ void Judge::fold(const Gathered& gathered, int64_t step) {
 }
 
 void Judge::fold_discounted(const LineView& training, const LineView& visits, bool observed) {
-  evidence_.fold_bulk(slots_.of(training.id(), false), bulk_of(training), threshold_.flagged_share());
+  evidence_.fold_bulk(slots_.of(training.id(), false), population_of(training) & training.flagged().logical_not(),
+                      threshold_.flagged_share());
   if (observed) evidence_.refresh_precision(slots_.training(), options_.standardise.min_count);
   if (options_.probe.likeness == 0) return;
   likeness_.fold_seen(training.likeness(), training.id(), training.sound());

@@ -90,7 +90,7 @@ class Judge {
   at::Tensor adjusted(const RawScores& scores, const at::Tensor& picture) const;
   void fold_population(const LineView& line, const at::Tensor& picture, const at::Tensor& valid);
   /// [R] bool: training rows that show where the bulk of the set lies.
-  at::Tensor bulk_of(const LineView& training) const;
+  at::Tensor population_of(const LineView& training) const;
   void refresh_levels();
   /// `visits`: the training rows and, behind them, the looks of this step.
   void fold_discounted(const LineView& training, const LineView& visits, bool observed);
