@@ -32,7 +32,7 @@ mkdir -p "$place"
 
 # What was done is not done again: an audit that is asked the same goes on where it was.
 prompts() { # NAME ARGUMENT...
-  "$PYTHON" tools/demo/make_audit_prompts.py --out "$place/$1.h5" "${@:2}"
+  "$PYTHON" examples/demo/make_audit_prompts.py --out "$place/$1.h5" "${@:2}"
 }
 audit() { # COMMAND FOLDER ARGUMENT...
   local what=$1 folder=$place/$2
@@ -51,7 +51,7 @@ for run in off on; do
 done
 audit explain explain --model "$off" --prompts "$place/repeated.h5" "${drawn[@]}"
 # A magnitude that is low enough is one that held-out captions have.
-target=$("$PYTHON" tools/audit_overview.py --ordinary-magnitude "$place/detect_off")
+target=$("$PYTHON" -m memsieve audit-overview --ordinary-magnitude "$place/detect_off")
 audit mitigate mitigate --model "$off" --prompts "$place/repeated.h5" --target "$target" --methods dynamic_guidance \
   --methods embedding --methods random_tokens --methods attention "${drawn[@]}"
 # The published share of inputs, 0.01, does nothing to a model so small.
@@ -63,7 +63,7 @@ canaries=$place/canaries
 if [ ! -f "$canaries/manifest.json" ]; then
   rm -rf "$canaries"
   mkdir "$canaries"
-  "$PYTHON" tools/plant_canaries.py plant --originals data/demo/validation.h5 --into data/demo/mix.h5 --out "$canaries/planted.h5" \
+  "$PYTHON" -m memsieve canaries plant --originals data/demo/validation.h5 --into data/demo/mix.h5 --out "$canaries/planted.h5" \
     --all "$canaries/all.h5" --manifest "$canaries/manifest.json" --canaries 8 --variants 32 --copies 10 --seed 1
 fi
 if [ ! -d "$canaries/run/checkpoints" ]; then
@@ -81,5 +81,5 @@ audit canary canary --model "$planted" --prompts "$canaries/all.h5" --manifest "
 audit canary canary_without --model "$off" --prompts "$canaries/all.h5" --manifest "$canaries/manifest.json" --reference models/demo_base \
   --scheduler "$planted/scheduler"
 
-"$PYTHON" tools/audit_overview.py --audits "$place" --out "$demo"
+"$PYTHON" -m memsieve audit-overview --audits "$place" --out "$demo"
 took "overview" ", everything $SECONDS s"

@@ -22,7 +22,7 @@ usage() { sed -n '3,17s/^# *//p' "$0" >&2; exit 2; }
 prepare() {
   scripts/setup.sh ${2:+--demo}
   scripts/build.sh release "$1"
-  [ -z "${2:-}" ] || "$PYTHON" tools/demo/make_demo_data.py --out data/demo
+  [ -z "${2:-}" ] || "$PYTHON" examples/demo/make_demo_data.py --out data/demo
 }
 
 overhead() {
@@ -86,7 +86,7 @@ detection() {
     esac
   done
   if [ -n "$build" ]; then prepare memsieve-train demo; else scripts/setup.sh; fi
-  PYTHONPATH=bench:tools:tools/demo exec "$PYTHON" -m detection --processes "$(processes)" --cores "$(cores)" "${given[@]}"
+  PYTHONPATH=bench:examples/demo:$PYTHONPATH exec "$PYTHON" -m detection --processes "$(processes)" --cores "$(cores)" "${given[@]}"
 }
 
 case ${1:-} in

@@ -4,7 +4,8 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${MEMSIEVE_VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/memsieve/venv}
 PYTHON=$VENV/bin/python
-export PATH="$VENV/bin:$PATH" MEMSIEVE_VENV="$VENV"
+# The package's sources: its commands need no compiled module.
+export PATH="$VENV/bin:$PATH" MEMSIEVE_VENV="$VENV" PYTHONPATH="$ROOT/python${PYTHONPATH:+:$PYTHONPATH}"
 
 say() { printf '%s\n' "$*"; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }

@@ -37,7 +37,7 @@ mkdir -p "$out" || fail "cannot make the folder $out"
 # The data need nothing of ours that is compiled, so they are made meanwhile.
 making=$(mktemp -t memsieve-data.XXXXXX)
 trap 'rm -f "$making"' EXIT
-"$PYTHON" tools/demo/make_demo_data.py --out data/demo >"$making" 2>&1 &
+"$PYTHON" examples/demo/make_demo_data.py --out data/demo >"$making" 2>&1 &
 data=$!
 scripts/build.sh release memsieve-train || { kill "$data" 2>/dev/null || true; fail "the build failed"; }
 took "build"
@@ -69,5 +69,5 @@ train on --config configs/demo.yaml
 [ $published = no ] || train published --config configs/demo_published.yaml
 report=(--off "$out/off" --on "$out/on" --data data/demo --out "$out")
 [ $published = no ] || report+=(--published "$out/published")
-"$PYTHON" tools/report.py "${report[@]}"
+"$PYTHON" -m memsieve report "${report[@]}"
 took "report" ", everything $SECONDS s"

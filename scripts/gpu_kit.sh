@@ -21,5 +21,5 @@ done
 cd "$ROOT"
 scripts/setup.sh --demo
 scripts/build.sh release memsieve-train memsieve-unet memsieve-bench-train-step memsieve-bench-overhead test_runtime
-"$PYTHON" tools/demo/make_demo_data.py --out data/demo
+"$PYTHON" examples/demo/make_demo_data.py --out data/demo
 exec "$PYTHON" bench/gpu_kit/make.py --out "$out" --python-version "$version"

@@ -27,7 +27,7 @@ site=$("$WORK/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()
   fail "installing the wheel failed: $(tail -n 1 "$WORK/log")"
 cd "$WORK"
 # Alone it says what it lacks; with torch it works.
-if "$WORK/venv/bin/python" -c 'import memsieve' 2>"$WORK/log"; then fail "import memsieve worked without torch"; fi
+if "$WORK/venv/bin/python" -c 'from memsieve import Sieve' 2>"$WORK/log"; then fail "memsieve.Sieve worked without torch"; fi
 grep -q 'ImportError: memsieve .* needs torch' "$WORK/log" || fail "without torch it should say so, but: $(tail -n 1 "$WORK/log")"
 "$PYTHON" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' >"$site/torch.pth"
 "$WORK/venv/bin/memsieve" check

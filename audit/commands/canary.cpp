@@ -33,7 +33,7 @@ class CanaryAudit {
       const std::string& manifest = config.settings.text("manifest");
       if (manifest.empty())
         throw ConfigError(config.settings.where("manifest") +
-                          ": is missing; name the file that tools/plant_canaries.py wrote");
+                          ": is missing; name the file that `memsieve canaries` wrote");
       canaries_ = read_canaries(manifest, config.prompts);
     });
     open_reference();
@@ -149,7 +149,7 @@ class CanaryAudit {
 }  // namespace
 
 void add_canary_options(Options& options) {
-  options.text("manifest", "", "what tools/plant_canaries.py wrote; --prompts is the data set of all variants")
+  options.text("manifest", "", "what `memsieve canaries` wrote; --prompts is the data set of all variants")
       .incidental()
       .integer("draws", 16, 1, 1 << 16, "noises under which each variant is predicted, at timesteps spread evenly")
       .text("reference", "",

@@ -28,7 +28,7 @@ void require_pictures(const Prompts& prompts) {
   if (prompts.has_pictures()) return;
   throw DataError(prompts.data().path() +
                   ": holds no pictures; name a data set of the pictures with their captions "
-                  "(tools/prepare_dataset.py), whose rows are the pictures to be checked");
+                  "(`memsieve prepare`), whose rows are the pictures to be checked");
 }
 
 void require_different(const std::string& path, const std::vector<uint64_t>& pictures, const std::string& held_out,

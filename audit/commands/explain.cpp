@@ -30,7 +30,7 @@ std::vector<Omission> omissions_of(const AuditConfig& config, const Prompts& pro
         found.push_back({.word = word, .prompt = prompt, .row = variant.row});
     if (found.size() > before) continue;
     throw DataError(config.prompts + ": has no prompt without '" + word +
-                    "' beside one with it; make them with tools/prepare_prompts.py --leave-out");
+                    "' beside one with it; make them with `memsieve prompts --leave-out`");
   }
   return found;
 }

@@ -29,7 +29,7 @@ std::optional<Prompts> open_prompts(const AuditConfig& config, AuditedModel& mod
     log_warning(config.prompts + ": has latents of " + size_text(size) + ", but the model was made for " +
                 size_text(model.sample_size) +
                 "; it may draw badly, and magnitudes of two sizes do not compare "
-                "(prepare_prompts.py --resolution)");
+                "(`memsieve prompts --resolution`)");
   return prompts;
 }
 

@@ -19,7 +19,7 @@ namespace {
   throw ConfigError(settings.where(key) + ": " + what);
 }
 
-/// What `tools/coat_pictures.py measure` wrote.
+/// What `memsieve coating measure` wrote.
 struct Measured {
   /// of the secret field, then of the others, over all drawings
   std::vector<double> sums;
@@ -31,7 +31,7 @@ Measured read_measured(const std::string& text, const std::string& path) {
   const Json content = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!content.is_object() || content.value("format", Json()) != "memsieve-coating-scores" ||
       content.value("version", Json()) != 1)
-    throw DataError(path + ": holds no scores of version 1 by tools/coat_pictures.py");
+    throw DataError(path + ": holds no scores of version 1 by `memsieve coating`");
   Measured measured;
   try {
     measured.sums = content.at("sums").get<std::vector<double>>();
@@ -92,7 +92,7 @@ Json count_test(const Settings& s) {
 }  // namespace
 
 void add_unauthorised_options(Options& options) {
-  options.text("measured", "", "what `tools/coat_pictures.py measure` wrote of the drawings")
+  options.text("measured", "", "what `memsieve coating measure` wrote of the drawings")
       .incidental()
       .integer("coated", 0, 0, 1 << 28, "of a classifier: drawings that it calls coated")
       .integer("drawings", 0, 0, 1 << 28, "of a classifier: drawings that it was shown")
@@ -117,7 +117,7 @@ ExitCode unauthorised(const AuditConfig& config, Group& group) {
     if (asks_count_test(s)) tests.push_back(count_test(s));
     if (tests.empty())
       refuse(s, "measured",
-             "is missing; name what `tools/coat_pictures.py measure` wrote, or give `drawings` and `coated`");
+             "is missing; name what `memsieve coating measure` wrote, or give `drawings` and `coated`");
   });
   const std::string identity = std::to_string(detail::fnv1a(text.data(), text.size()));
   Measurements measurements(config.out, {config.command, s, {{"measured", identity}}}, group);

@@ -9,7 +9,7 @@ namespace memsieve::audit {
 
 void add_unauthorised_options(Options& options);
 
-/// COLLECTIVE. Asks no model: it tests what was measured in its drawings, by tools/coat_pictures.py or by a classifier
+/// COLLECTIVE. Asks no model: it tests what was measured in its drawings, by `memsieve coating` or by a classifier
 /// that somebody else ran. Throws ConfigError, DataError.
 ExitCode unauthorised(const AuditConfig& config, Group& group);
 

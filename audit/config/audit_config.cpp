@@ -22,7 +22,7 @@ void add_model_options(Options& options) {
       .incidental()
       .text("scheduler", "", "scheduler_config.json or its folder; empty = scheduler/ beside the model")
       .incidental()
-      .text("prompts", "", "HDF5 file of prompts (tools/prepare_prompts.py)")
+      .text("prompts", "", "HDF5 file of prompts (`memsieve prompts`)")
       .incidental()
       .integer("seed", 0, 0, std::numeric_limits<int64_t>::max(), "keys all noise, with the number of the prompt")
       .integer("batch_size", 4, 1, 1 << 16,
@@ -75,7 +75,7 @@ AuditConfig audit_config(const std::string& command, const Settings& s, Asks ask
   c.batch_size = s.integer("batch_size");
   if (s.text("mixed_precision") == "fp16") c.autocast = at::kHalf;
   if (s.text("mixed_precision") == "bf16") c.autocast = at::kBFloat16;
-  if (c.prompts.empty()) missing(s, "prompts", "an HDF5 file made by tools/prepare_prompts.py");
+  if (c.prompts.empty()) missing(s, "prompts", "an HDF5 file made by `memsieve prompts`");
   if (asks == Asks::predictions) return c;
   c.vae = s.text("vae");
   c.pictures = s.integer("num_images_per_prompt");

@@ -16,10 +16,10 @@ constexpr const char* kForm = "memsieve-canaries";
 nlohmann::json manifest_of(const std::string& path) {
   const nlohmann::json manifest = nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
   const bool ours = manifest.is_object() && manifest.value("format", nlohmann::json()) == kForm;
-  if (!ours) throw DataError(path + ": is no manifest of canaries; name the one that tools/plant_canaries.py wrote");
+  if (!ours) throw DataError(path + ": is no manifest of canaries; name the one that `memsieve canaries` wrote");
   if (manifest.value("version", nlohmann::json()) != 1)
     throw DataError(path +
-                    ": was written by another version of tools/plant_canaries.py; use that one's memsieve-audit");
+                    ": was written by another version of `memsieve canaries`; use that one's memsieve-audit");
   return manifest;
 }
 
@@ -28,8 +28,8 @@ std::map<std::string, int64_t> rows_by_name(const std::string& path) {
   const Hdf5File file(path);
   if (!file.has("/file_name_offsets") && !file.has("/file_name"))
     throw DataError(path +
-                    ": has no /file_name, by which canaries are found; make it with tools/prepare_dataset.py or "
-                    "tools/plant_canaries.py");
+                    ": has no /file_name, by which canaries are found; make it with `memsieve prepare` or "
+                    "`memsieve canaries`");
   const Hdf5Strings names = file.strings("/file_name");
   std::vector<int64_t> ids(static_cast<size_t>(names.size()));
   std::iota(ids.begin(), ids.end(), int64_t{0});

@@ -1,5 +1,5 @@
 #pragma once
-// What tools/plant_canaries.py planted: of each canary K variants, of which one went into the training data.
+// What `memsieve canaries` planted: of each canary K variants, of which one went into the training data.
 
 #include <audit/rooms.h>
 

@@ -11,7 +11,7 @@ namespace memsieve::audit {
 
 namespace {
 
-constexpr const char* kRemedy = "; make it with tools/prepare_prompts.py";
+constexpr const char* kRemedy = "; make it with `memsieve prompts`";
 /// Rows whose states are hashed at once.
 constexpr int64_t kRowsAtOnce = 256;
 /// Rows, evenly over all, in which pictures are looked for.

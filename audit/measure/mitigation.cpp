@@ -134,7 +134,7 @@ Mitigated draw_with_random_tokens(const std::vector<Drawing>& batch, const Promp
     const auto variants = prompts.variants(drawing.prompt, "random tokens");
     if (variants.empty())
       throw DataError(prompts.data().path() + ": prompt " + std::to_string(drawing.prompt) +
-                      " has no variant with random tokens; make them with tools/prepare_prompts.py --random-tokens 4, "
+                      " has no variant with random tokens; make them with `memsieve prompts --random-tokens 4`, "
                       "or leave the method out");
     drawing.row = variants[static_cast<size_t>(drawing.picture) % variants.size()].row;
     notes.push_back({{"caption", prompts.data().captions({drawing.row}).front()}});

@@ -48,7 +48,7 @@ Mitigated draw_with_dynamic_guidance(const std::vector<Drawing>& batch, const Pr
 Mitigated draw_with_moved_states(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
                                  const MitigationOptions& options);
 
-/// Somepalli et al., 2023: the prompt with random tokens, of which prepare_prompts.py made variants; picture i takes
+/// Somepalli et al., 2023: the prompt with random tokens, of which `memsieve prompts` made variants; picture i takes
 /// variant i, counted round. notes: {"caption": the variant}. Throws DataError for a prompt without variants.
 Mitigated draw_with_random_tokens(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
                                   const MitigationOptions& options);

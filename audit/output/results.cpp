@@ -37,12 +37,13 @@ bool ran(std::vector<std::string> words) {
 }
 
 void render_page(const std::string& folder) {
-  const std::string tool = MEMSIEVE_PAGE_TOOL, python = MEMSIEVE_PAGE_PYTHON;
+  const std::string package = MEMSIEVE_PACKAGE;
   std::error_code error;
-  if (fs::exists(tool, error) && ran({python, tool, folder}))
+  if (fs::exists(package, error) &&
+      ran({"env", "PYTHONPATH=" + package, MEMSIEVE_PAGE_PYTHON, "-m", "memsieve", "audit-page", folder}))
     log_info("page: " + folder + "/page.html");
   else
-    log_info("for the page: python tools/audit_page.py " + folder);
+    log_info("for the page: python -m memsieve audit-page " + folder);
 }
 
 }  // namespace

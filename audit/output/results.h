@@ -19,7 +19,7 @@ Json summary_head(const AuditConfig& config, const AuditedModel& model);
 /// {"estimate", "low", "high"}.
 Json as_json(const Interval& interval);
 
-/// Writes FOLDER/summary.json whole, then FOLDER/page.html by tools/audit_page.py where that and its Python can be run,
+/// Writes FOLDER/summary.json whole, then FOLDER/page.html by `memsieve audit-page` where that and its Python can be run,
 /// else says how to. COLLECTIVE: rank 0 writes. DataError.
 void write_results(const std::string& folder, const Json& summary, Group& group);
 

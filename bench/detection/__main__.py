@@ -9,9 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
-from reports import program
-from reports.files import replace_file
-from reports.program import InputError
+from memsieve.reports import program
+from memsieve.reports.files import replace_file
+from memsieve.reports.program import InputError
 
 from . import bases, book, line, plan, rules, runs
 from .scenarios import BASES

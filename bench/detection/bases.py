@@ -6,8 +6,8 @@ from pathlib import Path
 
 import make_demo_data as maker
 import yaml
-from reports.files import replace_file
-from reports.program import InputError
+from memsieve.reports.files import replace_file
+from memsieve.reports.program import InputError
 
 from . import runs
 from .checkpoints import latest_checkpoint
@@ -29,7 +29,7 @@ def make(place, name):
         print(f"detection: {target.relative_to(place.root)}: there already")
         return
     if not all((place.root / "data/demo" / file).exists() for file in maker.FILES):
-        raise InputError("data/demo: not made yet: tools/demo/make_demo_data.py --out data/demo")
+        raise InputError("data/demo: not made yet: examples/demo/make_demo_data.py --out data/demo")
     folder = place.root / place.runs / "bases" / name
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "run.yaml", yaml.safe_dump(config_of(place, name), sort_keys=False).encode())

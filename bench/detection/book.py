@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from reports.program import InputError
+from memsieve.reports.program import InputError
 
 from . import shares
 from .scenarios import BATCH, SCENARIOS

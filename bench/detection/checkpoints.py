@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from reports.program import InputError
+from memsieve.reports.program import InputError
 
 
 def latest_checkpoint(run):

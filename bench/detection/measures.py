@@ -1,18 +1,17 @@
 """The figures of one finished run, from its ledger, metrics, drawings and checkpoint, as one object for JSON."""
 
 import numpy as np
-from reports import figures
-from reports.dataset import DataSet
-from reports.files import open_h5
-from reports.ledger import TRAINING, completed
-from reports.program import InputError
-from reports.run import Run
+from memsieve.ledger import PASSED_OVER, completed, of_training_rows
+from memsieve.reports import figures
+from memsieve.reports.dataset import DataSet
+from memsieve.reports.files import open_h5
+from memsieve.reports.program import InputError
+from memsieve.reports.run import Run
 
 from . import runs
 from .scenarios import BATCH
 from .shares import share
 
-PASSED_OVER = 2     # the ledger's column `kind`: a sample that the sampler filled the place of
 ROUNDS = 10         # of cyclic denoising
 
 
@@ -58,7 +57,7 @@ def drawing_figures(run, targets):
 
 def training_visits(ledger):
     """Visits of training rows; those passed over by the sampler count as visits that were dropped."""
-    visits = ledger[np.isin(ledger["kind"], (TRAINING, PASSED_OVER))].copy()
+    visits = of_training_rows(ledger).copy()
     visits["weight"][visits["kind"] == PASSED_OVER] = 0
     return visits
 

@@ -1,6 +1,6 @@
 """Which runs the table is made of, and how long they take."""
 
-from reports.program import InputError
+from memsieve.reports.program import InputError
 
 from . import rules
 from .runs import Job

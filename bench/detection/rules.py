@@ -3,7 +3,7 @@
 from copy import deepcopy
 
 import yaml
-from reports.program import InputError
+from memsieve.reports.program import InputError
 
 # Names of rules and the files that hold their `sieve:` mapping.
 FILES = {"default": "default", "evidence2026": "evidence2026", "published": "demo_published", "iet_agc": "iet_agc",

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 
 import yaml
-from reports.files import replace_file
-from reports.program import InputError
+from memsieve.reports.files import replace_file
+from memsieve.reports.program import InputError
 
 from . import rules
 from .scenarios import BATCH, Scenario

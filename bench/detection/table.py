@@ -2,7 +2,7 @@
 
 import re
 
-from reports.program import InputError
+from memsieve.reports.program import InputError
 
 from . import book, rules, shares
 from .scenarios import SCENARIOS

@@ -22,7 +22,8 @@ import parts
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_MIB = 60
 PROGRAMS = ("trainer/memsieve-train", "diffusion/memsieve-unet", "bench/memsieve-bench-train-step", "bench/memsieve-bench-overhead")
-FILES = ("configs/*.yaml", "configs/*.json", "models/demo_base/*", "tools/hdf5_rows.py", "tools/reports/*.py", "bench/*.py")
+FILES = ("configs/*.yaml", "configs/*.json", "models/demo_base/*", "python/memsieve/*.py", "python/memsieve/reports/*.py",
+         "bench/*.py")
 DATA = ("mix.h5", "held_out.h5", "validation.h5", "prompts.h5")
 # Come with every Linux that runs torch's wheels, or with torch itself.
 SYSTEM = re.compile(r"(ld-linux-x86-64|lib(c|m|dl|rt|pthread|util|resolv|gcc_s|stdc\+\+|gomp))\.so[.\d]*")
@@ -100,7 +101,7 @@ def add_files(stage):
     data = [ROOT / "data" / "demo" / name for name in DATA]
     for path in [*(path for pattern in FILES for path in ROOT.glob(pattern)), *data]:
         if not path.exists():
-            fail(f"{path} is missing: tools/demo/make_demo_data.py makes it")
+            fail(f"{path} is missing: examples/demo/make_demo_data.py makes it")
         target = stage / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)

@@ -119,9 +119,8 @@ def demo(quick):
         call(BUILD / "trainer" / "memsieve-train", "--config", "configs/demo.yaml",
              *settings(f"output_dir={runs[name]}", "train_batch_size=32", *more, *(few if quick else [])))
         report(**{f"seconds_{name}": round(time.monotonic() - began, 1)})
-    sys.path.insert(0, str(ROOT / "tools"))
-    from reports.comparison import Comparison, clean
-    from reports.run import Run
+    from memsieve.reports.comparison import Comparison, clean
+    from memsieve.reports.run import Run
     comparison = Comparison(*(Run.read(runs[name]) for name in ("off", "on")), str(ROOT / "data" / "demo"))
     report(**clean(comparison.summary()))
 

@@ -31,9 +31,9 @@ def library_path(work):
 
 
 def python_path(work):
-    """The kit's packages that this Python lacks."""
+    """Our own package's sources, and the kit's packages that this Python lacks."""
     missing = [folder for folder in sorted((work / "packages").iterdir()) if importlib.util.find_spec(folder.name) is None]
-    return [str(folder) for folder in missing]
+    return [str(work / "python"), *map(str, missing)]
 
 
 def environment(work, quick):

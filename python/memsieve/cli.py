@@ -1,22 +1,32 @@
 """The command `memsieve`.
 
-    memsieve check                    what was found: torch, CUDA, HDF5, how the module was built
     memsieve prepare --images ...     pictures and captions to a data set
+    memsieve train --config ...       the C++ program memsieve-train, if it is installed
     memsieve view RUN                 what a run dropped: a page, and a CSV file
     memsieve report --off A --on B    a run without the filter beside one with it
+
+    memsieve prompts --prompts ...    prompts for an audit
     memsieve audit ...                the C++ program memsieve-audit, if it is installed
-    memsieve train --config ...       the C++ program memsieve-train, if it is installed
+    memsieve audit-page FOLDER        the page of an audit, where memsieve-audit could not make it
+    memsieve audit-overview ...       one page of the audits of scripts/audit.sh
+    memsieve canaries plant|check     canaries in training data
+    memsieve coating coat|measure     a mark in pictures
+
+    memsieve check                    what was found: torch, CUDA, HDF5, how the module was built
+    memsieve --version
 
 `memsieve COMMAND --help` shows what a command takes. Exit codes are the commands' own; 2 = wrong usage.
 """
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-TOOLS = Path(__file__).parent / "tools"
-SCRIPTS = {"prepare": "prepare_dataset.py", "view": "ledger_view.py", "report": "report.py"}
-PROGRAMS = {"audit": "memsieve-audit", "train": "memsieve-train"}
+MODULES = {"prepare": "prepare_dataset", "view": "ledger_view", "report": "report", "prompts": "prepare_prompts",
+           "audit-page": "audit_page", "audit-overview": "audit_overview", "canaries": "plant_canaries", "coating": "coat_pictures",
+           "check": "check"}
+PROGRAMS = {"train": "memsieve-train", "audit": "memsieve-audit"}
 
 
 def program(name):
@@ -32,22 +42,28 @@ def refuse(line):
     return 2
 
 
-def run(command):
+def run_module(command, words):
     try:
-        return subprocess.run([str(word) for word in command], check=False).returncode
-    except KeyboardInterrupt:
-        return 130
+        return importlib.import_module(f"memsieve.commands.{MODULES[command]}").main(words)
+    except ImportError as error:
+        return refuse(f"{command}: {error}" + ("; pip install 'memsieve[tools]'" if isinstance(error, ModuleNotFoundError) else ""))
 
 
-def start(command, words):
-    if command in SCRIPTS:
-        script = TOOLS / SCRIPTS[command]
-        return run([sys.executable, script, *words]) if script.exists() else refuse(f"{script} is missing; install the package again")
+def run_program(command, words):
     path = program(PROGRAMS[command])
     if path is None:
         return refuse(f"the program {PROGRAMS[command]} was not found; build it (scripts/build.sh) and name the build folder in "
                       "MEMSIEVE_BUILD, or put it on the PATH")
-    return run([path, *words])
+    return subprocess.run([str(path), *words], check=False).returncode
+
+
+def version():
+    from memsieve import _abi
+    try:
+        print(f"memsieve {_abi.build().VERSION}")
+    except ImportError as error:
+        return refuse(str(error))
+    return 0
 
 
 def main(argv=None):
@@ -56,13 +72,11 @@ def main(argv=None):
     if command in ("-h", "--help"):
         print(__doc__.strip())
         return 0 if words else 2
-    if command in SCRIPTS or command in PROGRAMS:
-        return start(command, words[1:])
     if command == "--version":
-        from memsieve._build import VERSION
-        print(f"memsieve {VERSION}")
-        return 0
-    if command == "check":
-        from memsieve.check import main as check
-        return check()
-    return refuse(f"unknown command '{command}'; there are check, {', '.join((*SCRIPTS, *PROGRAMS))}")
+        return version()
+    if command not in MODULES and command not in PROGRAMS:
+        return refuse(f"unknown command '{command}'; there are {', '.join((*MODULES, *PROGRAMS))}")
+    try:
+        return (run_module if command in MODULES else run_program)(command, words[1:])
+    except KeyboardInterrupt:
+        return 130

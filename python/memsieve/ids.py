@@ -34,7 +34,15 @@ class WithIds(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int):
-        sample = self.dataset[index]
+        return self._with_id(self.dataset[index], index)
+
+    def __getitems__(self, indices: list):
+        """A batch at once, which torch's loader asks for where there is such a method: datasets' Dataset has one."""
+        several = getattr(self.dataset, "__getitems__", None)
+        samples = several(indices) if several is not None else [self.dataset[index] for index in indices]
+        return [self._with_id(sample, index) for sample, index in zip(samples, indices)]
+
+    def _with_id(self, sample, index):
         index = int(index) % len(self.dataset)  # -1 is the last sample, like the data set's own
         if isinstance(sample, dict):
             return {**sample, KEY: index}

@@ -1,6 +1,5 @@
 """What the tests of memsieve-audit share: a tiny pipeline with prompts, the program, and drawing again in Python."""
 import json
-import sys
 
 import h5py
 import keyed_noise
@@ -8,13 +7,10 @@ import numpy as np
 import pytest
 import tiny_pipeline
 import torch
-from conftest import BUILD, ROOT, run, run_ok
+from conftest import BUILD, run, run_ok
 from diffusers import DDIMScheduler, UNet2DConditionModel
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import hdf5_rows
-import prepare_prompts
+from memsieve import hdf5_rows
+from memsieve.commands import prepare_prompts
 
 PROGRAM = BUILD / "audit" / "memsieve-audit"
 PROMPTS = ["a cat", "dog on the moon", "the cat and a dog"]

@@ -9,6 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("MEMSIEVE_BUILD", ROOT / "build" / "release"))
+# The Python package: with the module, where that is built; without it, everything but the sieve works.
+PACKAGE = BUILD / "python" if any((BUILD / "python" / "memsieve").glob("_core*.so")) else ROOT / "python"
+sys.path.insert(0, str(PACKAGE))
 # Variables of a launcher that may be around the tests must not reach the programs under test.
 LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
             "TORCHELASTIC_USE_AGENT_STORE")
@@ -17,6 +20,7 @@ LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 def clean_environment(**more):
     environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER and not k.startswith("SLURM_")}
     environment.setdefault("OMP_NUM_THREADS", "1")
+    environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE), *filter(None, [environment.get("PYTHONPATH")])])
     environment.update(more)
     return environment
 

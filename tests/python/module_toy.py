@@ -1,13 +1,8 @@
 """The toy of the Python module's tests: a denoiser with one weight matrix, in float64, so that a row's signals do not depend on the rows
-beside it. Imports memsieve from the build tree."""
-import sys
+beside it."""
 
-from conftest import BUILD
-
-sys.path.insert(0, str(BUILD / "python"))
-
-import memsieve  # noqa: E402
-import torch  # noqa: E402
+import memsieve
+import torch
 
 DIM, ROWS, STEPS, MICRO, SAMPLES = 6, 24, 6, 2, 50
 LEVEL = 2.0

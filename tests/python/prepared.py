@@ -1,17 +1,12 @@
-"""What the tests of tools/prepare_dataset.py share: tiny pipelines, pictures, a call of the tool and what it wrote."""
+"""What the tests of memsieve prepare share: tiny pipelines, pictures, a call of the tool and what it wrote."""
 import json
 import shutil
-import sys
 
 import h5py
 import pytest
 import tiny_pipeline
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import hdf5_rows
-import prepare_dataset as tool
+from memsieve import hdf5_rows
+from memsieve.commands import prepare_dataset as tool
 
 SIDE = 16
 
@@ -39,7 +34,7 @@ def prepare(pipeline, images, out, *more, code=0):
 def refused(capsys, code, *words):
     """The last line on stderr holds all the words; returns nothing."""
     said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and said[0].startswith("prepare_dataset: "), said
+    assert len(said) == 1 and said[0].startswith("memsieve prepare: "), said
     for word in words:
         assert str(word) in said[0], said[0]
 

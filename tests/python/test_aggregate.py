@@ -1,10 +1,6 @@
-"""tools/demo/aggregate.py: the table over seeds, against figures worked out by hand."""
+"""examples/demo/aggregate.py: the table over seeds, against figures worked out by hand."""
 
 import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "demo"))
 
 import aggregate
 

@@ -1,7 +1,6 @@
 """memsieve-audit canary and unauthorised: figures against Python, what training on a canary does, and false alarms."""
 import json
 import shutil
-import sys
 from fractions import Fraction
 
 import h5py
@@ -13,11 +12,8 @@ import torch
 from audited import Found
 from conftest import BUILD, ROOT, assert_refused, run, run_ok, torchrun
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from memsieve.commands import plant_canaries
 from scipy.stats import binomtest, fisher_exact
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import plant_canaries
 
 PROGRAM, TRAIN = BUILD / "audit" / "memsieve-audit", BUILD / "trainer" / "memsieve-train"
 CANARIES, VARIANTS, DRAWS, SEED = 3, 8, 6, 5
@@ -142,7 +138,7 @@ def test_a_reference_is_not_left_out_of_measurements_that_have_one(world, found,
 
 
 @pytest.mark.parametrize("change, code, words", [
-    (lambda w: ["--manifest", ""], 2, ["manifest", "plant_canaries.py"]),
+    (lambda w: ["--manifest", ""], 2, ["manifest", "memsieve canaries"]),
     (lambda w: ["--manifest", w.folder / "run.yaml"], 3, ["run.yaml", "no manifest"]),
     (lambda w: ["--prompts", w.folder / "planted.h5"], 3, ["planted.h5", "variant"]),
     (lambda w: ["--prompts", w.folder / "train.h5"], 3, ["train.h5", "/file_name"]),
@@ -203,7 +199,7 @@ def test_damaged_scores_are_refused(tmp_path):
     (["--clean-rate", 0.1], 2, ["drawings", "is missing"]),
     (["--coated", 1, "--drawings", 2, "--clean-rate", 0.1, "--clean-drawings", 5], 2, ["not both"]),
     (["--measured", "none.json"], 2, ["none.json"]),
-    (["--measured", str(ROOT / "CMakePresets.json")], 3, ["CMakePresets.json", "coat_pictures.py"]),
+    (["--measured", str(ROOT / "CMakePresets.json")], 3, ["CMakePresets.json", "memsieve coating"]),
 ])
 def test_unauthorised_refuses_in_a_line(tmp_path, more, code, words):
     assert_refused(run(*unauthorised(tmp_path / "out", *more)), code, *words)

@@ -192,7 +192,7 @@ def test_refusals(epsilon_world, tmp_path):
     assert_refused(run(*case.command(tmp_path / "out", "--held-out", epsilon_world.negatives)), 3, "negatives.h5", "no pictures")
     command = case.command(tmp_path / "out")
     command[command.index("--prompts") + 1] = epsilon_world.prompts
-    assert_refused(run(*command), 3, "prompts.h5", "holds no pictures", "prepare_dataset")
+    assert_refused(run(*command), 3, "prompts.h5", "holds no pictures", "memsieve prepare")
     assert_refused(run(*case.command(tmp_path / "out", "--held-out", case.pictures)), 3, "pictures.h5", "row 0", "must be others")
     with h5py.File(case.held_out, "a") as file:
         file["encoder_bytes"][:] = file["encoder_bytes"][:][::-1]

@@ -1,18 +1,13 @@
-"""tools/demo/make_audit_prompts.py: prompts for memsieve-audit from a file of the demo's data."""
-import sys
-
-import h5py
-import numpy as np
-import pytest
-from conftest import ROOT
-from prepared import read
-
-sys.path.insert(0, str(ROOT / "tools" / "demo"))
+"""examples/demo/make_audit_prompts.py: prompts for memsieve-audit from a file of the demo's data."""
 
 import demo_sources as sources
+import h5py
 import make_audit_prompts as tool
+import numpy as np
+import pytest
 from fake_sources import fake_encode
-from hdf5_rows import store_texts
+from memsieve.hdf5_rows import store_texts
+from prepared import read
 
 WIDTH = 8
 

@@ -177,7 +177,7 @@ def test_what_is_wrong_is_said_in_one_line(epsilon_world, tmp_path, change, code
 def test_no_prompts_no_command_no_gpu(epsilon_world, tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
-    import prepare_prompts
+    from memsieve.commands import prepare_prompts
     words = ["--prompts", empty, "--pipeline", epsilon_world.pipeline, "--resolution", 16, "--device", "cpu", "--out",
              tmp_path / "p.h5"]
     assert prepare_prompts.main([str(word) for word in words]) == 3

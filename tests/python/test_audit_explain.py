@@ -89,7 +89,7 @@ def test_prompts_without_tokens_are_refused(epsilon_world, tmp_path):
         del file["end_token"]
     command = epsilon_world.command("explain", tmp_path / "out")
     command[command.index("--prompts") + 1] = bare
-    assert_refused(run(*command), 3, "bare.h5", "/end_token", "explain", "prepare_prompts")
+    assert_refused(run(*command), 3, "bare.h5", "/end_token", "explain", "memsieve prompts")
 
 
 def test_a_word_that_no_prompt_has_is_refused(epsilon_world, tmp_path):

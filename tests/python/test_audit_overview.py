@@ -1,15 +1,10 @@
-"""tools/audit_overview.py: the figures that scripts/audit.sh gathers."""
+"""memsieve audit-overview: the figures that scripts/audit.sh gathers."""
 import json
-import sys
-
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
 
 
 def test_an_overview_of_audits_that_measured_less_is_refused_in_a_line(tmp_path, capsys):
-    import audit_overview
-    from reports.audit_overview import AUDITS, Overview
+    from memsieve.commands import audit_overview
+    from memsieve.reports.audit_overview import AUDITS, Overview
     entry = {"estimate": 0.5, "low": 0.4, "high": 0.6}
     summary = {"command": "any", "scores": {"magnitude_first": {"auc": entry}}, "copied": entry, "prompts": [],
                "methods": [{"method": "none", "copies": entry}, {"method": "embedding", "copies": entry}],

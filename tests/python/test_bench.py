@@ -4,15 +4,13 @@ import re
 import shutil
 import sys
 
+import compare_python
+import make_case
 import pytest
 import stub_gpu
 import tiny
 import yaml
 from conftest import BUILD, ROOT, assert_refused, run, run_ok, torchrun
-
-sys.path.insert(0, str(ROOT / "bench"))
-import compare_python  # noqa: E402
-import make_case  # noqa: E402
 
 STEP = BUILD / "bench" / "memsieve-bench-train-step"
 PUBLISHED = {"filters": {"magnitude": {"norm": "l2", "scale": "linear"}}, "standardise": {"by": "none"}, "evidence": {"kind": "visit"},

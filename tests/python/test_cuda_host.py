@@ -33,7 +33,7 @@ pytestmark = stub_gpu.needed
 
 
 def write_latents(path, rows, sdxl):
-    """A set of distributions, as tools/prepare_dataset.py makes for the tiny pipelines."""
+    """A set of distributions, as memsieve prepare makes for the tiny pipelines."""
     write_data(path, rows, 20 if sdxl else 8, rows, sdxl)
     with h5py.File(path, "r+") as file:
         file["latent_std"] = np.random.default_rng(rows).random(file["latents"].shape, np.float32)

@@ -8,24 +8,20 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import demo_sources as sources
+import fake_sources
+import h5py
+import make_demo_data as maker
 import numpy as np
 import pytest
 import tiny
 from conftest import BUILD, ROOT, clean_environment
-
-h5py = pytest.importorskip("h5py")
-PATHS = [str(ROOT / "bench"), str(ROOT / "tools"), str(ROOT / "tools" / "demo")]
-sys.path[:0] = PATHS
-
-import demo_sources as sources  # noqa: E402
-import fake_sources  # noqa: E402
-import hdf5_rows  # noqa: E402
-import make_demo_data as maker  # noqa: E402
-from detection import __main__ as program  # noqa: E402
-from detection import pictures, plan, rules, runs, scenarios  # noqa: E402
-from detection.pictures import Recipe  # noqa: E402
-from detection.scenarios import Scenario  # noqa: E402
-from reports.program import InputError  # noqa: E402
+from detection import __main__ as program
+from detection import pictures, plan, rules, runs, scenarios
+from detection.pictures import Recipe
+from detection.scenarios import Scenario
+from memsieve import hdf5_rows
+from memsieve.reports.program import InputError
 
 # ---- the data sets -----------------------------------------------------------------------------------------------------
 
@@ -172,7 +168,7 @@ def test_a_run_is_made_once_measured_and_gone_on_with(world, capsys):
     words = ["--scenario", "a", "--rule", "default", "--seed", "5"]
     run = world / "runs/detection/a/default/seed-5/run"
     process = subprocess.Popen([sys.executable, driver, "--processes", "1", "--cores", "1", *words], text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, env=clean_environment(PYTHONPATH=os.pathsep.join(PATHS)))
+                               stderr=subprocess.PIPE, env=clean_environment(PYTHONPATH=os.pathsep.join(sys.path)))
     until = time.monotonic() + 60
     while not list((run / "checkpoints").glob("step-*")) and time.monotonic() < until and process.poll() is None:
         time.sleep(0.02)

@@ -1,18 +1,14 @@
 """The detection benchmark's figures against ones worked out by hand, and the page made of them."""
 import json
-import sys
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
+import scipy.stats as scipy_stats
 from conftest import ROOT
-
-h5py = pytest.importorskip("h5py")
-scipy_stats = pytest.importorskip("scipy.stats")
-sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tools"), str(ROOT / "tools" / "demo")]
-
-from detection import book, measures, shares, table  # noqa: E402
-from reports.program import InputError  # noqa: E402
+from detection import book, measures, shares, table
+from memsieve.reports.program import InputError
 
 # ---- figures -----------------------------------------------------------------------------------------------------------
 

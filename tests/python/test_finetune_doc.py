@@ -63,7 +63,7 @@ def small(block, gpus):
             continue
         if command.startswith("export PATH="):
             continue
-        if "prepare_dataset.py" in command:
+        if "memsieve prepare" in command:
             command = re.sub(r"--resolution \d+", "--resolution 16", command) + " --held-out 4 --validation 4" + ("" if gpus else " --device cpu")
         if re.search(r"memsieve-train|sbatch", command):
             command += settings(command, gpus)
@@ -83,7 +83,7 @@ def small_python(block):
 
 def make_place(folder):
     """A folder that looks like the repository's, with models/sd15, models/sdxl, pictures and a SLURM of our own."""
-    for name in ("configs", "tools", "examples", "docs"):
+    for name in ("configs", "examples", "docs"):
         (folder / name).symlink_to(ROOT / name)
     tiny_pipeline.stable_diffusion(folder / "models" / "sd15")
     tiny_pipeline.stable_diffusion(folder / "models" / "sd21", "v_prediction")
@@ -139,7 +139,7 @@ def test_every_command_works(tmp_path, gpus):
 def test_configurations_are_complete(place, model, config):
     """With the sizes that they name themselves, but for the resolution and a batch that the few pictures can fill."""
     out = place / "data" / f"check_{model}"
-    made = run(sys.executable, "tools/prepare_dataset.py", "--images", "pictures", "--pipeline", f"models/{model}", "--out", out,
+    made = run(sys.executable, "-m", "memsieve", "prepare", "--images", "pictures", "--pipeline", f"models/{model}", "--out", out,
                "--resolution", 16, "--held-out", 4, "--validation", 4, "--device", "cpu", "--prompts", "prompts.txt", cwd=place)
     assert made.returncode == 0, made.stderr
     words = [f"data.{part}={out}/{part}.h5" for part in ("train", "held_out", "validation", "prompts")]

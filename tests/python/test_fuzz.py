@@ -8,7 +8,6 @@ import sys
 import pytest
 from conftest import ROOT, run
 
-sys.path.append(str(ROOT / "tests" / "fuzz"))
 spec = importlib.util.spec_from_file_location("fuzz_run", ROOT / "tests" / "fuzz" / "run.py")
 fuzz_run = importlib.util.module_from_spec(spec)
 sys.modules["fuzz_run"] = fuzz_run

@@ -7,11 +7,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import make
 import pytest
 from conftest import BUILD, ROOT, assert_refused, run, run_ok
-
-sys.path.insert(0, str(ROOT / "bench" / "gpu_kit"))
-import make  # noqa: E402
 
 DATA = ROOT / "data" / "demo"
 SITE = Path(sysconfig.get_paths()["purelib"])
@@ -41,7 +39,7 @@ def bare_python(tmp_path_factory):
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory):
     if not all((DATA / name).exists() for name in make.DATA):
-        run_ok(sys.executable, ROOT / "tools" / "demo" / "make_demo_data.py", "--out", DATA)
+        run_ok(sys.executable, ROOT / "examples" / "demo" / "make_demo_data.py", "--out", DATA)
     out = tmp_path_factory.mktemp("made") / "kit"
     said = run_ok(sys.executable, ROOT / "bench" / "gpu_kit" / "make.py", "--out", out, "--build", BUILD, "--python-version", HERE)
     assert "MiB" in said

@@ -73,14 +73,14 @@ def test_a_killed_run_leaves_a_readable_ledger(tmp_path):
         while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 40):
             time.sleep(0.05)
         _, meanwhile = visits(tmp_path / "run" / "ledger.h5")
-        assert len(read_by_tools(tmp_path / "run").stdout.split()) >= len(meanwhile)
+        assert len(read_by_package(tmp_path / "run").stdout.split()) >= len(meanwhile)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
     _, rows = visits(tmp_path / "run" / "ledger.h5")
     assert len(rows) >= len(meanwhile) > 0
-    assert len(read_by_tools(tmp_path / "run").stdout.split()) == len(rows)
+    assert len(read_by_package(tmp_path / "run").stdout.split()) == len(rows)
     assert len(rows) % (5 * 6) == 0  # whole flushes of five steps with four training and two held-out rows
     assert (rows["step"] == np.repeat(np.arange(len(rows) // 6), 6)).all()
 
@@ -118,19 +118,16 @@ def test_a_ledger_that_lost_rows_or_is_gone_strands_no_checkpoint(tmp_path):
     assert set(visits(ledger)[1]["step"]) == {9}
 
 
-READ = """import sys
-sys.path.insert(0, sys.argv[1])
-from reports.ledger import read_ledger
-from reports.program import InputError
+READ = """from memsieve import errors, ledger
 try:
-    print(*read_ledger("ledger.h5")["step"])
-except InputError as error:
+    print(*ledger.visits("ledger.h5")["step"])
+except errors.DataError as error:
     print(error)
 """
 
 
-def read_by_tools(folder):
-    return run(sys.executable, "-c", READ, ROOT / "tools", cwd=folder, timeout=60)
+def read_by_package(folder):
+    return run(sys.executable, "-c", READ, cwd=folder, timeout=60)
 
 
 def write_ledger(path):
@@ -149,16 +146,16 @@ def damage(path, at):
     path.write_bytes(data)
 
 
-def test_tools_read_what_is_left_of_a_damaged_ledger(tmp_path):
+def test_what_is_left_of_a_damaged_ledger(tmp_path):
     offset, size = write_ledger(tmp_path / "ledger.h5")
     damage(tmp_path / "ledger.h5", offset + size // 2)
-    result = read_by_tools(tmp_path)
+    result = read_by_package(tmp_path)
     assert [int(word) for word in result.stdout.split()] == [*range(100), *range(200, 400)]
     assert "100 of 400 visits are damaged" in result.stderr
 
 
 @pytest.mark.parametrize("at, words", [(20, "cannot be read as HDF5"), (100, "is damaged"), (150, "is damaged"), (200, "is damaged")])
-def test_tools_do_not_wait_for_a_damaged_ledger_to_become_sound(tmp_path, at, words):
+def test_reading_does_not_wait_for_a_damaged_ledger_to_become_sound(tmp_path, at, words):
     write_ledger(tmp_path / "ledger.h5")
     damage(tmp_path / "ledger.h5", at)
-    assert f"ledger.h5: {words}" in read_by_tools(tmp_path).stdout
+    assert f"ledger.h5: {words}" in read_by_package(tmp_path).stdout

@@ -1,21 +1,18 @@
-"""tools/ledger_view.py: against figures worked out by hand, and on a run of the trainer."""
+"""memsieve view: against figures worked out by hand, and on a run of the trainer."""
 
 import base64
 import csv
 import io
 import re
-import sys
 
 import h5py
 import numpy as np
 import pytest
 import tiny
-from conftest import BUILD, ROOT, run_ok
 from PIL import Image
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import ledger_view as view
+from conftest import BUILD, run_ok
+from memsieve import ledger
+from memsieve.commands import ledger_view as view
 
 VISIT = [("step", "u8"), ("sample", "i8"), ("group", "i8"), ("kind", "u1"), ("flagged", "u1"), ("weight", "f4"), ("score", "f4"),
          ("threshold", "f4"), ("z_magnitude", "f4")]
@@ -69,6 +66,50 @@ def test_visits_that_were_passed_over_are_lost_and_looks_are_no_visits(tmp_path)
     assert (lost["highest_score"], lost["z_magnitude_when_flagged"]) == ("2.0", "")
 
 
+def test_of_any_trainer_with_its_pictures_or_without(tmp_path, monkeypatch):
+    run = write(tmp_path)
+    (run / "config.yaml").unlink()
+    monkeypatch.chdir(run)
+    assert view.main(["ledger.h5"]) == 0
+    assert [row["caption"] + row["file_name"] for row in table(run)] == ["", "", ""] and "<img" not in (run / "dropped.html").read_text()
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.new("RGB", (300, 200), (0, 0, 40 * number)).save(tmp_path / f"pictures/{number}.png")
+    (tmp_path / "pictures/2.txt").write_text("the <third>\n")
+    for lines in (["pictures/0.png", "", "pictures/2.png", "pictures/gone.png"],
+                  [f"{sample}\tpictures/{sample}.png" for sample in (2, 0)] + ["3\tpictures/gone.png"]):
+        (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
+        assert view.main([str(run), "--data", str(tmp_path / "list.txt")]) == 0
+        assert [(row["id"], row["caption"], row["file_name"]) for row in table(run)] == [
+            ("7", "", "0.png"), ("9", "the <third>", "2.png"), ("8", "", "gone.png")]
+        html = (run / "dropped.html").read_text()
+        assert "the &lt;third&gt;" in html
+        pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r"data:image/png;base64,([^\"]+)", html)]
+        assert [(picture.size, picture.getpixel((5, 5))) for picture in pictures] == [((64, 43), (0, 0, 0)), ((64, 43), (0, 0, 80))]
+
+
+def test_the_page_is_opened(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    run = write(tmp_path)
+    assert view.main([str(run)]) == 0 and not opened
+    assert view.main([str(run), "--open"]) == 0 and opened == [(run / "dropped.html").as_uri()]
+
+
+def test_frames(tmp_path):
+    """By hand, of the visits above."""
+    run = write(tmp_path, [*VISITS, (7, 3, 8, 2, 1, 0, np.nan, np.nan, np.nan), (8, 3, 8, 3, 1, 0, 9, 4, 9)])
+    assert len(ledger.frame(run)) == len(VISITS) + 2 and ledger.frame(run)["kind"].tolist()[-3:] == ["held_out", "passed_over", "look"]
+    assert ledger.training(run)["step"].tolist() == [0, 1, 2, 3, 4, 5, 7]
+    lines = ledger.samples(run / "ledger.h5")
+    assert lines.index.tolist() == [1, 0, 3, 2] and lines["group"].tolist() == [7, 7, 8, 9] and (lines["sample"] == lines.index).all()
+    assert lines["dropped_share"].tolist() == [1, 0.5, 0.5, 0] and lines["weight_lost"].tolist() == [1, 1, 1, 0.75]
+    assert lines["first_dropped_step"].tolist()[:3] == [1, 3, 7] and lines["last_dropped_step"].isna().tolist() == [False] * 3 + [True]
+    assert lines["last_score"].tolist() == [5, 6, 2, 4.5] and lines["z_magnitude_when_flagged"].tolist()[:2] == [3, 2]
+    groups = ledger.samples(ledger.frame(run), by="group")
+    assert groups.index.tolist() == [7, 8, 9] and groups["sample"].tolist() == [0, 3, 2] and groups["rows"].tolist() == [2, 1, 1]
+
+
 def test_samples_by_themselves_and_only_so_many(tmp_path):
     run = write(tmp_path)
     assert view.main([str(run), "--by", "sample", "--top", "1", "--out", str(tmp_path / "there")]) == 0
@@ -97,10 +138,12 @@ def test_latents_without_thumbnails_and_a_run_that_dropped_nothing(tmp_path):
 
 @pytest.mark.parametrize("break_it, words", [
     (lambda folder: (folder / "run/ledger.h5").unlink(), ["ledger.h5", "no such file"]),
-    (lambda folder: (folder / "run/config.yaml").unlink(), ["config.yaml", "--data"]),
     (lambda folder: (folder / "run/config.yaml").write_text("data:\n  train: [\n"), ["config.yaml:", "YAML"]),
     (lambda folder: (folder / "run/config.yaml").write_text("data:\n  held_out: x\n"), ["config.yaml", "data.train", "--data"]),
     (lambda folder: (folder / "train.h5").unlink(), ["train.h5", "no such file"]),
+    (lambda folder: (folder / "train.h5").write_bytes(b"\xff"), ["train.h5", "no text"]),
+    (lambda folder: (folder / "train.h5").write_text("0\ta.png\nx\tb.png\n"), ["train.h5:2", "'x'", "no sample's id"]),
+    (lambda folder: (folder / "train.h5").write_text("a.png\n"), ["train.h5", "1 rows", "sample 3", "--data"]),
     (lambda folder: write_visits(folder, VISITS[-1:]), ["ledger.h5", "no visit"]),
     (lambda folder: write_visits(folder, [(0, 4, 4, 0, 0, 1, 1, 4, 0)]), ["train.h5", "4 rows", "sample 4", "--data"]),
 ])

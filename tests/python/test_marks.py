@@ -1,26 +1,20 @@
-"""tools/plant_canaries.py and tools/coat_pictures.py: what they write, that secrets decide it, and that the mark can be found."""
+"""memsieve canaries and coating: what they write, that secrets decide it, and that the mark can be found."""
 import hashlib
 import json
 import stat
-import sys
 
 import h5py
 import numpy as np
 import pytest
+import tiny
 import tiny_pipeline
 import torch
-from conftest import ROOT
 from PIL import Image
+from memsieve import hdf5_rows
+from memsieve.commands import coat_pictures, plant_canaries
+from memsieve.marks import coating, variants
+from memsieve.prepare.pictures import find
 from scipy.stats import chisquare, kstest
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import coat_pictures
-import hdf5_rows
-import plant_canaries
-import tiny
-from marks import coating, variants
-from prepare.pictures import find
 
 
 def words(*parts):
@@ -149,7 +143,7 @@ def test_latents_are_refused(tmp_path, capsys):
     tiny.write_data(tmp_path / "train.h5", 6, 1, latents=True)
     plant("--originals", tmp_path / "train.h5", "--into", tmp_path / "train.h5", "--out", tmp_path / "o.h5", "--all", tmp_path / "a.h5",
           "--manifest", tmp_path / "s.json", "--canaries", 2, "--variants", 3, code=3)
-    assert "before tools/prepare_dataset.py" in capsys.readouterr().err
+    assert "before memsieve prepare" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", [{"copies": None}, {"canaries": 3}, {"canaries": [{"planted": 0}]}, {"canaries": [[]]},

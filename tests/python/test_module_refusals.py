@@ -5,7 +5,7 @@ import sys
 import module_toy as toy
 import pytest
 import torch
-from conftest import BUILD, clean_environment
+from conftest import clean_environment
 from module_toy import memsieve
 
 
@@ -207,7 +207,7 @@ def test_python_filters_that_cannot_be():
 
 def python(code, **environment):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
-                          env=clean_environment(PYTHONPATH=str(BUILD / "python"), **environment))
+                          env=clean_environment(**environment))
 
 
 def test_another_torch_is_told_before_anything_is_loaded():
@@ -221,7 +221,7 @@ def version(name):
     return {found!r} if name == "torch" else real(name)
 m.version = version
 try:
-    import memsieve
+    from memsieve import Sieve
 except ImportError as error:
     import sys
     print(error, "torch" in sys.modules)

@@ -157,12 +157,17 @@ def test_ids():
         def __getitem__(self, index):
             return {"x": torch.tensor(float(index))}
 
+    class Batches(Dicts):
+        def __getitems__(self, indices):  # what the loader prefers: datasets' Dataset has it
+            return [self[index] for index in indices]
+
     data = memsieve.WithIds(Dicts())
     assert data.size == "big" and len(data) == 5 and data[-1] == {"x": torch.tensor(-1.0), "sample_id": 4}
-    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=1, shuffle=True,
-                                         collate_fn=memsieve.with_ids(lambda samples: {"x": torch.stack([s["x"] for s in samples])}))
-    for batch in loader:
-        assert batch["sample_id"].dtype == torch.int64 and torch.equal(batch["x"], batch["sample_id"].float())
+    for data in (data, memsieve.WithIds(Batches())):
+        loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=1, shuffle=True,
+                                             collate_fn=memsieve.with_ids(lambda samples: {"x": torch.stack([s["x"] for s in samples])}))
+        for batch in loader:
+            assert batch["sample_id"].dtype == torch.int64 and torch.equal(batch["x"], batch["sample_id"].float())
     assert memsieve.WithIds([(1, 2), (3, 4)])[1] == (3, 4, 1) and memsieve.WithIds(torch.arange(3))[2] == (torch.tensor(2), 2)
 
 

@@ -1,4 +1,4 @@
-"""tools/prepare_dataset.py against diffusers' own pieces, on random pipelines of a few kilobytes."""
+"""memsieve prepare against diffusers' own pieces, on random pipelines of a few kilobytes."""
 import json
 import shutil
 
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import tiny_pipeline
 import torch
+from PIL import Image
 from conftest import BUILD, ROOT, run
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from PIL import Image
+from memsieve.prepare import encode as prepare_encode
+from memsieve.prepare import pictures as prepare_pictures
 from prepared import SIDE, images, pipelines, prepare, read, refused, tool  # noqa: F401 (fixtures among them)
-from prepare import encode as prepare_encode  # after prepared, which makes tools/ known
-from prepare import pictures as prepare_pictures
 
 
 def near(stored, value):

@@ -1,4 +1,4 @@
-"""tools/prepare_prompts.py: every kind of file, tokens, variants, and what is refused."""
+"""memsieve prompts: every kind of file, tokens, variants, and what is refused."""
 import json
 
 import h5py
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import tiny_pipeline
 import torch
+from memsieve.commands import prepare_prompts as tool
+from memsieve.prepare import prompts
 from prepared import pipelines, read  # noqa: F401
-
-import prepare_prompts as tool
-from prepare import prompts
 
 
 def make(pipeline, source, out, *more, code=0):

@@ -1,8 +1,8 @@
-"""tools/prepare_dataset.py: what it refuses, in one line."""
+"""memsieve prepare: what it refuses, in one line."""
 import numpy as np
 import pytest
+from memsieve.prepare import encode as prepare_encode
 from prepared import broken, images, pipelines, prepare, refused, tool  # noqa: F401 (fixtures among them)
-from prepare import encode as prepare_encode  # after prepared, which makes tools/ known
 
 
 @pytest.mark.parametrize("name, change, words", [

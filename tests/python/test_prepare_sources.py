@@ -1,20 +1,15 @@
-"""The first pass of tools/prepare_dataset.py: which pictures and captions a folder holds, what is skipped, what are copies, and
+"""The first pass of memsieve prepare: which pictures and captions a folder holds, what is skipped, what are copies, and
 which picture goes to which file."""
 import json
-import sys
 
 import numpy as np
 import pytest
 import tiny_pipeline
-from conftest import ROOT
-from diffusers import StableDiffusionPipeline
 from PIL import Image
-
-sys.path.insert(0, str(ROOT / "tools"))
-
-import prepare_dataset as tool
-from prepare import pictures as prepare_pictures
-from prepare import plan as prepare_plan
+from diffusers import StableDiffusionPipeline
+from memsieve.commands import prepare_dataset as tool
+from memsieve.prepare import pictures as prepare_pictures
+from memsieve.prepare import plan as prepare_plan
 from prepared import images, pipelines, prepare, read, refused  # noqa: F401 (fixtures among them)
 from test_prepare_dataset import check_latents
 

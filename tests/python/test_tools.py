@@ -1,26 +1,20 @@
-"""tools/: the maker of the demo data and the report, against figures worked out by hand."""
+"""The maker of the demo data and the report, against figures worked out by hand."""
 
 import json
 import re
-import sys
 from pathlib import Path
 
-import pytest
-
-h5py = pytest.importorskip("h5py")
-np = pytest.importorskip("numpy")
-Image = pytest.importorskip("PIL.Image")
-pytest.importorskip("matplotlib")
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-sys.path[:0] = [str(TOOLS), str(TOOLS / "demo")]
-
 import demo_sources as sources
-import hdf5_rows
+import h5py
 import make_demo_data as maker
-import report
+import numpy as np
+import pytest
+from conftest import ROOT
 from fake_sources import clear_picture, fake_encode
-from reports import figures, ledger, run
+from memsieve import hdf5_rows, ledger
+from memsieve.commands import report
+from memsieve.reports import figures, run
+from PIL import Image
 
 # ---- the maker of the demo data ----------------------------------------------------------------------------------------
 
@@ -179,7 +173,7 @@ def test_real_font_gives_named_pictures():
 
 
 def test_the_example_in_the_documentation_makes_a_valid_set(tmp_path, monkeypatch):
-    page = (TOOLS.parent / "docs/data_format.md").read_text()
+    page = (ROOT / "docs/data_format.md").read_text()
     monkeypatch.chdir(tmp_path)
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), {})
     with h5py.File("mine.h5") as file:

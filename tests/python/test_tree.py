@@ -114,7 +114,7 @@ def test_links_in_the_documentation_lead_somewhere():
 
 def test_paths_in_the_documentation_exist():
     """What looks like a path of this tree; FILE, NAME and the like stand for something, and build/ is made."""
-    folders = "|".join((*ROOMS, "tools", "scripts", "cmake", "docs"))
+    folders = "|".join((*ROOMS, "scripts", "cmake", "docs"))
     for page in PAGES:
         for path in re.findall(rf"(?<![\w./-])((?:{folders})/[\w./-]*\w)", page.read_text()):
             if not re.search(r"[A-Z]{4}", path):

@@ -1,0 +1,1 @@
+"""Reads what runs and audits leave, works out figures, and makes pages of them."""
