@@ -10,13 +10,15 @@
 #   scripts/bench.sh compare-python [--cases demo,sd15_quarter] [--rounds N] [--compile none|demo|all] [--precision no|bf16]
 #       [--batch N] [--apart]
 #     our step against the same step in Python (torch, diffusers): `speedup` = images/s of ours over Python's
+#   scripts/bench.sh python-overhead [--rounds N] [--steps N] [--whole-steps N]
+#     what the Python module costs beside the same calls from C++: `overhead` = the difference over a step of the quarter-width SD 1.5
 #   scripts/bench.sh detection [--quick] [--scenario S] [--rule R] [--seed N] [--pictures N] [--plan | --table | --base epsilon|flow]
 #       [--again]
 #     what the rules find and spare: makes the runs of docs/detection.md that are not done yet, goes on with one that was stopped,
 #     and writes the page; --plan tells what is done and how long the rest takes, --quick tries it on two scenarios in ten minutes
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
-usage() { sed -n '3,17s/^# *//p' "$0" >&2; exit 2; }
+usage() { sed -n '3,19s/^# *//p' "$0" >&2; exit 2; }
 
 # prepare PROGRAM [demo]: builds it, and makes the demo's data if they are wanted
 prepare() {
@@ -37,6 +39,13 @@ compare_python() {
   prepare memsieve-bench-train-step $demo
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(cores)}
   exec "$PYTHON" bench/compare_python.py "$@"
+}
+
+python_overhead() {
+  prepare memsieve-bench-sieve-steps
+  scripts/build.sh release memsieve_python
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(cores)}
+  exec "$PYTHON" bench/python_overhead.py "$@"
 }
 
 train_step() {
@@ -93,6 +102,7 @@ case ${1:-} in
   overhead) shift; overhead "$@" ;;
   train-step) shift; train_step "$@" ;;
   compare-python) shift; compare_python "$@" ;;
+  python-overhead) shift; python_overhead "$@" ;;
   detection) shift; detection "$@" ;;
   *) usage ;;
 esac

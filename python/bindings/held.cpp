@@ -8,12 +8,37 @@
 
 namespace memsieve::python {
 
-Held::Held(py::object object)
-    : object_(new py::object(std::move(object)), [](py::object* held) {
-        if (!Py_IsInitialized()) return;  // the interpreter has taken it down already
-        const py::gil_scoped_acquire gil;
-        delete held;
-      }) {}
+namespace {
+
+/// Whether this thread holds the GIL; unlike PyGILState_Check() also right while the interpreter is taken down, and
+/// after.
+bool has_gil() {
+  PyThreadState* holder = py::detail::get_thread_state_unchecked();
+  return holder != nullptr && holder == PyGILState_GetThisThreadState();
+}
+
+bool is_finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
+/// Lets go of the object. While the interpreter is taken down Python ends every other thread that asks for the GIL,
+/// where it stands; in a destructor that would end the process. Such an object is left to the process's end.
+void release(py::object* held) {
+  if (has_gil()) {
+    delete held;
+  } else if (Py_IsInitialized() != 0 && !is_finalizing()) {
+    const py::gil_scoped_acquire gil;
+    delete held;
+  }
+}
+
+}  // namespace
+
+Held::Held(py::object object) : object_(new py::object(std::move(object)), release) {}
 
 bool is_tensor(const py::handle& object) {
   return THPVariable_Check(object.ptr());

@@ -134,9 +134,18 @@ def test_the_first_rows_where_samples_are_passed_over(tmp_path):
     assert json.loads(out.splitlines()[-1])["loss"] > 0 and (tmp_path / "rows.safetensors").exists()
 
 
+def test_python_overhead():
+    """The loops in Python and C++ make the same calls, which the program checks; with a narrow UNet, so the shares say nothing here."""
+    words = ["--rounds", "2", "--steps", "32", "--whole-steps", "1", "--channels", "16"]
+    out = json.loads(run_ok(sys.executable, ROOT / "bench" / "python_overhead.py", *words).splitlines()[-1])
+    assert out["gradients"] == 686 and out["rounds"] == 2 and out["range"][0] <= out["overhead"] <= out["range"][1]
+    assert 0 < out["cpp_ms"] < out["step_ms"] and 0 < out["python_ms"] < out["step_ms"]
+    assert_refused(run(BUILD / "bench" / "memsieve-bench-sieve-steps"), 2, "usage: memsieve-bench-sieve-steps RULE.yaml GRADIENTS")
+
+
 def test_documented_commands_are_the_scripts():
     """Every form of scripts/bench.sh in docs/performance.md is one that the script knows."""
     forms = set(re.findall(r"scripts/bench\.sh ([a-z-]+)", (ROOT / "docs" / "performance.md").read_text()))
     script = (ROOT / "scripts" / "bench.sh").read_text()
-    assert forms == {"overhead", "train-step", "compare-python"}
+    assert forms == {"overhead", "train-step", "compare-python", "python-overhead"}
     assert all(re.search(rf"^  {form}\) shift", script, re.MULTILINE) for form in forms)

@@ -210,6 +210,26 @@ def python(code, **environment):
                           env=clean_environment(**environment))
 
 
+def test_what_a_sieve_holds_is_released_at_exit():
+    """A sieve that lives as long as the process is taken down with the interpreter, and lets go of its Python objects then."""
+    result = python(f"""
+import os, sys, torch
+import memsieve
+class Score:
+    def __call__(self, view):
+        return view.prediction_error
+    def __del__(self, write=os.write):
+        write(1, b"released\\n")
+rule = {{**{toy.PUBLISHED!r}, "filters": {{"mine": {{}}}}}}
+sieve = memsieve.Sieve(rule, dataset_size=5, batch_size=2, device="cpu", filters=[memsieve.filter("mine")(Score())])
+sieve.inspect(torch.arange(2), torch.arange(2), torch.ones(2, 3), torch.zeros(2, 3), null=lambda rows: torch.ones(len(rows), 3))
+sys.kept = sieve._core
+del sieve
+print("end", flush=True)
+""")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "end\nreleased\n", "")
+
+
 def test_another_torch_is_told_before_anything_is_loaded():
     for found, words in ((("2.99.0"), "built with torch 2.11.0, but this environment has torch 2.99.0; build memsieve again"),
                          (None, "needs torch 2.11.0, but there is none in this environment; pip install torch==2.11.0")):
