@@ -40,7 +40,8 @@ audit() { # COMMAND FOLDER ARGUMENT...
     --out "$folder" "${@:3}" || fail "memsieve-audit $what failed"
   took "$what ($2)"
 }
-drawn=(--guidance-scale 2 --num-inference-steps 25 --num-images-per-prompt 2 --batch-size 16)
+steps=(--guidance-scale 2 --num-inference-steps 25)
+drawn=("${steps[@]}" --num-images-per-prompt 2 --batch-size 16)
 
 prompts repeated --data data/demo/mix.h5 --which repeated --random-tokens 2
 prompts held_out --data data/demo/held_out.h5 --limit 32
@@ -54,6 +55,14 @@ audit explain explain --model "$off" --prompts "$place/repeated.h5" "${drawn[@]}
 target=$("$PYTHON" -m memsieve audit-overview --ordinary-magnitude "$place/detect_off")
 audit mitigate mitigate --model "$off" --prompts "$place/repeated.h5" --target "$target" --methods dynamic_guidance \
   --methods embedding --methods random_tokens --methods attention "${drawn[@]}"
+# Both models, plain and mitigated, on repeated captions and on others.
+prompts trigger --data data/demo/mix.h5 --which repeated --random-tokens 2 --limit 8
+prompts general --data data/demo/held_out.h5 --random-tokens 2 --limit 16
+tower=$place/caption_tower.pt
+[ -f "$tower" ] || "$PYTHON" examples/demo/make_caption_tower.py --out "$tower"
+audit benchmark benchmark --model "$off" --compare "$on" --prompts "$place/trigger.h5" --general "$place/general.h5" --clip "$tower" \
+  --target "$target" --methods dynamic_guidance --methods embedding --methods random_tokens --methods attention "${steps[@]}" \
+  --num-images-per-prompt 3 --batch-size 12
 # The published share of inputs, 0.01, does nothing to a model so small.
 audit prune prune --model "$off" --prompts "$place/repeated.h5" --ratio 0.4 --held-out "$place/held_out.h5" --held-out-drawn 8 \
   "${drawn[@]}"

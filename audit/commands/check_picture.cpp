@@ -12,17 +12,10 @@
 
 #include <algorithm>
 #include <charconv>
-#include <numeric>
 
 namespace memsieve::audit {
 
 namespace {
-
-std::vector<int64_t> first_rows(int64_t count) {
-  std::vector<int64_t> rows(static_cast<size_t>(count));
-  std::iota(rows.begin(), rows.end(), 0);
-  return rows;
-}
 
 void require_pictures(const Prompts& prompts) {
   if (prompts.has_pictures()) return;

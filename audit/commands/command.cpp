@@ -1,3 +1,4 @@
+#include <audit/commands/benchmark.h>
 #include <audit/commands/canary.h>
 #include <audit/commands/check_picture.h>
 #include <audit/commands/command.h>
@@ -20,6 +21,8 @@ const std::vector<Command>& commands() {
        add_check_picture_options, check_picture},
       {"prune", "zero the weights that memorised prompts need, and see whether the pictures come back",
        add_prune_options, prune},
+      {"benchmark", "checkpoints and mitigations compared on trigger and general prompts, as MemBench does",
+       add_benchmark_options, benchmark},
       {"canary", "whether it was trained on canaries: the exact test of the planted ones' ranks", add_canary_options,
        canary, Asks::predictions},
       {"unauthorised", "whether coated pictures were trained on: exact tests of what its drawings show",

@@ -1,11 +1,10 @@
-#include <audit/commands/inputs.h>
 #include <ATen/ATen.h>
+#include <audit/commands/inputs.h>
+#include <audit/measure/drawing.h>
 #include <diffusion/data/rows.h>
 #include <memsieve/detail/hash.h>
 #include <runtime/agreement.h>
 #include <runtime/log.h>
-
-#include <numeric>
 
 namespace memsieve::audit {
 
@@ -58,9 +57,7 @@ at::Tensor own_pictures(const Prompts& prompts, const std::vector<int64_t>& rows
 }
 
 std::vector<std::string> captions_of(const Prompts& prompts) {
-  std::vector<int64_t> ids(static_cast<size_t>(prompts.size()));
-  std::iota(ids.begin(), ids.end(), 0);
-  return prompts.data().captions(ids);
+  return prompts.data().captions(first_rows(prompts.size()));
 }
 
 }  // namespace memsieve::audit

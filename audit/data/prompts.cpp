@@ -41,6 +41,7 @@ Prompts Prompts::open(const std::string& path) {
   }
   prompts.read_tokens(file);
   prompts.read_variants(file);
+  prompts.read_clip_text(file);
   prompts.look_for_pictures();
   file.require_unchanged();
   return prompts;
@@ -60,6 +61,14 @@ void Prompts::read_tokens(const Hdf5File& file) {
     if (end < 0 || end > length)
       throw DataError(file.path() + ": /end_token: " + std::to_string(end) + " is no place among " +
                       std::to_string(length) + " tokens" + kRemedy);
+}
+
+void Prompts::read_clip_text(const Hdf5File& file) {
+  if (!file.has("/clip_text")) return;
+  clip_text_ = file.array("/clip_text", 2, {at::kHalf, at::kFloat}).read().to(at::kFloat);
+  if (clip_text_.size(0) != data_.size() || !clip_text_.isfinite().all().item<bool>())
+    throw DataError(file.path() + ": /clip_text must have a row of finite numbers for each prompt" + kRemedy +
+                    " --clip FOLDER");
 }
 
 void Prompts::look_for_pictures() {

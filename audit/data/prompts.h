@@ -40,6 +40,10 @@ class Prompts {
   /// Place of the first end token, from which on there is nothing of the caption; at most L. Only if has_tokens().
   int64_t end_token(int64_t row) const { return end_token_.at(static_cast<size_t>(row)); }
 
+  /// [N, D] float32 with variants: what a CLIP model's text tower answers to each caption; undefined where the file has
+  /// none.
+  const at::Tensor& clip_text() const { return clip_text_; }
+
   /// Of all captions and their states.
   std::string identity() const;
   /// DataError unless `other` comes from the same text encoder and has the same shapes and the same empty caption.
@@ -50,6 +54,7 @@ class Prompts {
   Dataset data_;
   void read_tokens(const Hdf5File& file);
   void read_variants(const Hdf5File& file);
+  void read_clip_text(const Hdf5File& file);
   void look_for_pictures();
 
   int64_t size_ = 0;
@@ -57,6 +62,7 @@ class Prompts {
   std::vector<int64_t> variant_of_;
   std::vector<std::string> variant_kinds_;
   std::vector<int64_t> end_token_;
+  at::Tensor clip_text_;
   /// what the text encoder was, "" if the file does not say
   std::string encoder_;
   bool has_pictures_ = false;

@@ -5,18 +5,29 @@
 #include <memsieve/signal.h>
 
 #include <algorithm>
+#include <numeric>
 
 namespace memsieve::audit {
 
-std::vector<std::vector<Drawing>> drawings(int64_t prompts, int64_t pictures, int64_t rows) {
+std::vector<int64_t> first_rows(int64_t count) {
+  std::vector<int64_t> rows(static_cast<size_t>(count));
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
+
+std::vector<std::vector<Drawing>> drawings(const std::vector<int64_t>& prompts, int64_t pictures, int64_t rows) {
   std::vector<std::vector<Drawing>> batches;
-  const int64_t total = prompts * pictures;
+  const int64_t total = static_cast<int64_t>(prompts.size()) * pictures;
   for (int64_t begin = 0; begin < total; begin += rows) {
     auto& batch = batches.emplace_back();
     for (int64_t i = begin; i < std::min(total, begin + rows); ++i)
-      batch.push_back({.prompt = i / pictures, .picture = i % pictures});
+      batch.push_back({.prompt = prompts[static_cast<size_t>(i / pictures)], .picture = i % pictures});
   }
   return batches;
+}
+
+std::vector<std::vector<Drawing>> drawings(int64_t prompts, int64_t pictures, int64_t rows) {
+  return drawings(first_rows(prompts), pictures, rows);
 }
 
 std::string unit_name(const std::string& set, const Drawing& drawing) {

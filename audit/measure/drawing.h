@@ -19,7 +19,12 @@ struct Drawing {
   int64_t row = -1;
 };
 
-/// Pictures 0 .. pictures - 1 of each prompt, `rows` at a time; the last batch may be smaller.
+/// 0 .. count - 1.
+std::vector<int64_t> first_rows(int64_t count);
+
+/// Pictures 0 .. pictures - 1 of each of `prompts`, `rows` at a time; the last batch may be smaller.
+std::vector<std::vector<Drawing>> drawings(const std::vector<int64_t>& prompts, int64_t pictures, int64_t rows);
+/// The same of prompts 0 .. prompts - 1.
 std::vector<std::vector<Drawing>> drawings(int64_t prompts, int64_t pictures, int64_t rows);
 
 /// "prompts/3/0".

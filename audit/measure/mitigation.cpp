@@ -72,12 +72,20 @@ class MovedStates {
   std::vector<std::vector<double>> losses_;
 };
 
+std::vector<Variant> random_variants(const Prompts& prompts, int64_t prompt) {
+  auto variants = prompts.variants(prompt, "random tokens");
+  if (variants.empty())
+    throw DataError(prompts.data().path() + ": prompt " + std::to_string(prompt) +
+                    " has no variant with random tokens; make them with `memsieve prompts --random-tokens 4`, "
+                    "or leave the method out");
+  return variants;
+}
+
 }  // namespace
 
 Mitigated draw_plainly(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
                        const MitigationOptions& options) {
-  return draw(start_of(prompts, batch, options.seed, Stream::draw_noise, model.model.device()), model,
-              plain_guide(model));
+  return draw(start_of(prompts, batch, options.seed, options.stream, model.model.device()), model, plain_guide(model));
 }
 
 Mitigated draw_with_dynamic_guidance(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
@@ -93,7 +101,7 @@ Mitigated draw_with_dynamic_guidance(const std::vector<Drawing>& batch, const Pr
         at::where(on, at::full_like(d, model.sampling.guidance), at::ones_like(d)).view({-1, 1, 1, 1});
     return step.null + guidance * (step.captioned - step.null);
   };
-  Mitigated made = draw(start_of(prompts, batch, options.seed, Stream::draw_noise, model.model.device()), model, guide);
+  Mitigated made = draw(start_of(prompts, batch, options.seed, options.stream, model.model.device()), model, guide);
   const at::Tensor on = at::stack(guided_rows, 1).cpu();
   const int64_t steps = on.size(1);
   for (int64_t i = 0; i < on.size(0); ++i) {
@@ -105,7 +113,7 @@ Mitigated draw_with_dynamic_guidance(const std::vector<Drawing>& batch, const Pr
 
 Mitigated draw_with_moved_states(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
                                  const MitigationOptions& options) {
-  DrawingStart start = start_of(prompts, batch, options.seed, Stream::draw_noise, model.model.device());
+  DrawingStart start = start_of(prompts, batch, options.seed, options.stream, model.model.device());
   MovedStates states(start.condition.text, options);
   bool moving = options.updates > 0;
   for (int64_t update = 0; moving && update < options.updates; ++update) {
@@ -131,11 +139,7 @@ Mitigated draw_with_random_tokens(const std::vector<Drawing>& batch, const Promp
   std::vector<Drawing> varied = batch;
   std::vector<Json> notes;
   for (Drawing& drawing : varied) {
-    const auto variants = prompts.variants(drawing.prompt, "random tokens");
-    if (variants.empty())
-      throw DataError(prompts.data().path() + ": prompt " + std::to_string(drawing.prompt) +
-                      " has no variant with random tokens; make them with `memsieve prompts --random-tokens 4`, "
-                      "or leave the method out");
+    const auto variants = random_variants(prompts, drawing.prompt);
     drawing.row = variants[static_cast<size_t>(drawing.picture) % variants.size()].row;
     notes.push_back({{"caption", prompts.data().captions({drawing.row}).front()}});
   }
@@ -177,13 +181,23 @@ const std::vector<Mitigation>& mitigations() {
   return all;
 }
 
+void require_drawable(const std::vector<const Mitigation*>& methods, const Prompts& prompts,
+                      const std::vector<int64_t>& rows) {
+  for (const Mitigation* method : methods) {
+    if (method->name == "attention") prompts.require_tokens("the method 'attention'");
+    if (method->name != "random_tokens") continue;
+    for (const int64_t row : rows) random_variants(prompts, row);
+  }
+}
+
+at::Tensor unit_pixels(const at::Tensor& pictures) {
+  const at::Tensor flat = pictures.to(at::kFloat).flatten(1);
+  const at::Tensor centred = flat - flat.mean(1, true);
+  return centred / centred.norm(2, {1}, true).clamp_min(1e-6);
+}
+
 at::Tensor correlation(const at::Tensor& pictures, const at::Tensor& others) {
-  const auto units = [](const at::Tensor& x) {
-    const at::Tensor flat = x.to(at::kFloat).flatten(1);
-    const at::Tensor centred = flat - flat.mean(1, true);
-    return centred / centred.norm(2, {1}, true).clamp_min(1e-6);
-  };
-  return (units(pictures) * units(others)).sum(1);
+  return (unit_pixels(pictures) * unit_pixels(others)).sum(1);
 }
 
 }  // namespace memsieve::audit

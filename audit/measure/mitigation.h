@@ -24,6 +24,8 @@ struct Mitigated {
 
 struct MitigationOptions {
   uint64_t seed = 0;
+  /// of the noise
+  Stream stream = Stream::draw_noise;
   /// of `embedding`: magnitude of one picture at which it stops, learning rate, updates at most
   double target = 1.5, learning_rate = 0.05;
   int64_t updates = 10;
@@ -70,6 +72,14 @@ struct Mitigation {
 
 /// By name; "none" first.
 const std::vector<Mitigation>& mitigations();
+
+/// Throws DataError, as drawing would, unless prompts `rows` have what all of the methods need.
+void require_drawable(const std::vector<const Mitigation*>& methods, const Prompts& prompts,
+                      const std::vector<int64_t>& rows);
+
+/// [B, D] float32: values of pictures [B, ...], any dtype, less their mean and scaled to length 1: products of such
+/// rows are Pearson's correlations.
+at::Tensor unit_pixels(const at::Tensor& pictures);
 
 /// [B] float32: Pearson's correlation of the pixels of pictures [B, 3, H, W] with others of the same shape, any dtype.
 at::Tensor correlation(const at::Tensor& pictures, const at::Tensor& others);

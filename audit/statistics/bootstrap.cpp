@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 #include <string>
 
@@ -27,6 +28,10 @@ void require(const BootstrapOptions& options, size_t values, const std::string& 
 Interval percentiles(double estimate, const std::vector<double>& drawn, double level) {
   const double tail = (1 - level) / 2;
   return {.estimate = estimate, .low = quantile(drawn, tail), .high = quantile(drawn, 1 - tail)};
+}
+
+double mean(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
 }  // namespace
@@ -55,6 +60,18 @@ Interval bootstrap(const Scores& scores, const std::function<double(const Scores
     drawn.push_back(measure(anew));
   }
   return percentiles(measure(scores), drawn, options.level);
+}
+
+Interval bootstrap_mean(const std::vector<double>& values, const BootstrapOptions& options) {
+  require(options, values.size(), "values");
+  const auto wrong = std::find_if(values.begin(), values.end(), [](double v) { return !std::isfinite(v); });
+  if (wrong != values.end())
+    throw DataError("value " + std::to_string(wrong - values.begin()) +
+                    " is NaN or Inf; find out why it was measured so, or leave it out");
+  std::mt19937_64 bits(options.seed);
+  std::vector<double> drawn;
+  for (int64_t i = 0; i < options.resamples; ++i) drawn.push_back(mean(resample(values, bits)));
+  return percentiles(mean(values), drawn, options.level);
 }
 
 }  // namespace memsieve::audit

@@ -25,6 +25,10 @@ struct BootstrapOptions {
 Interval bootstrap(const Scores& scores, const std::function<double(const Scores&)>& measure,
                    const BootstrapOptions& options = {});
 
+/// The percentile interval of the mean of `values`, drawn anew: one value per prompt, as above. Of one value it has no
+/// width. Throws DataError for none, for a NaN or Inf, and for such options.
+Interval bootstrap_mean(const std::vector<double>& values, const BootstrapOptions& options = {});
+
 /// The value below which `fraction` of the values lie, linear between neighbours (numpy.quantile's default). Sorts.
 double quantile(std::vector<double> values, double fraction);
 

@@ -153,6 +153,11 @@ def encode(captions, batch=64):
     return np.concatenate(states), np.asarray(lengths)
 
 
+def mean_states(states):
+    """[N, L, D] as a data set holds them -> float32 [N, D], the mean over tokens."""
+    return np.asarray(states, np.float32).mean(axis=1)
+
+
 def words_of(captions):
     """(TOKENS words of each caption, place of its first end token): pieces of one word have no space between them."""
     tokenizer, _ = read_encoder()

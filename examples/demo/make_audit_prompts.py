@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Makes prompts for memsieve-audit (docs/audit.md) from a file of the demo's data set: its captions, each once, with their
-pictures, their tokens and, if asked for, variants."""
+pictures, their tokens, what make_caption_tower.py predicts from a picture and, if asked for, variants."""
 
 import argparse
 import sys
@@ -47,7 +47,8 @@ def make(arguments):
     captions += [variant.caption for variant in variants]
     words, ends = sources.words_of(captions)
     prompts.PromptsFile(captions=captions, text=text, null_text=null_text, tokens=words, ends=ends, encoder=sources.ENCODER,
-                        variants=variants, images=images, attributes=attributes).write(arguments.out)
+                        variants=variants, images=images, attributes=attributes,
+                        clip_text=sources.mean_states(text)).write(arguments.out)
     print(f"{arguments.out}: {len(rows)} prompts" + (f" and {len(variants)} variants" if variants else ""))
 
 

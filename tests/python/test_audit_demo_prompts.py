@@ -3,8 +3,10 @@
 import demo_sources as sources
 import h5py
 import make_audit_prompts as tool
+import make_caption_tower
 import numpy as np
 import pytest
+import torch
 from fake_sources import fake_encode
 from memsieve.hdf5_rows import store_texts
 from prepared import read
@@ -45,6 +47,7 @@ def test_every_caption_comes_once_with_its_picture_and_tokens(data):
     assert found["caption"] == ["an emoji of cat", "a stamp of dog", "a moon"]
     assert (found["images"] == whole["images"][[0, 1, 3]]).all() and (found["text"] == whole["text"][[0, 1, 3]]).all()
     assert found["end_token"].tolist() == [5, 5, 3] and found["token"][:2] == ["[CLS] ", "an "]
+    assert np.allclose(found["clip_text"], found["text"].astype(np.float32).mean(1))
     assert found["encoder"] == [sources.ENCODER] and found["variant_of"].tolist() == [-1] * 3
 
 
@@ -66,3 +69,30 @@ def test_a_file_that_is_none_of_the_demo_is_refused(data, capsys):
         del file["text"].attrs["mean"]
     assert tool.main(["--data", str(data), "--out", str(data.parent / "o.h5")]) == 3
     assert "mix.h5" in capsys.readouterr().err
+
+
+def colours(path, seed, count):
+    """Squares of one colour on white, whose captions' states say the colour."""
+    random = np.random.default_rng(seed)
+    values, tokens = random.uniform(0, 0.9, (count, 3)), np.random.default_rng(9).standard_normal((3, 12, WIDTH))
+    images = np.full((count, 3, 32, 32), 255, np.uint8)
+    images[:, :, 6:26, 6:26] = (values * 255)[:, :, None, None]
+    with h5py.File(path, "w") as file:
+        file["images"] = images
+        file["text"] = np.einsum("nc,ctd->ntd", values - 0.45, tokens).astype(np.float16)
+    return path
+
+
+def test_the_caption_tower_tells_pictures_that_it_was_not_fitted_on(tmp_path, capsys):
+    fitted, others = colours(tmp_path / "base.h5", 1, 80), colours(tmp_path / "held_out.h5", 2, 30)
+    words = ["--data", str(fitted), "--held-out", str(others), "--out", str(tmp_path / "tower.pt")]
+    assert make_caption_tower.main(words) == 0
+    assert float(capsys.readouterr().out.split("another's ")[1].split()[0]) > 0.9
+    tower = torch.jit.load(tmp_path / "tower.pt")
+    pixels = torch.randn(5, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(tower(pixels)[3:4], tower(pixels[3:4]), atol=1e-5) and tower(pixels).shape == (5, WIDTH)
+    with h5py.File(fitted, "a") as file:
+        del file["images"]
+    assert make_caption_tower.main(words) == 3
+    assert "base.h5: is no file of the demo" in capsys.readouterr().err

@@ -103,3 +103,12 @@ def test_options_out_of_range_are_refused(pipelines, tmp_path, capsys):
         make(pipelines / "sd", source, tmp_path / "o.h5", "--random-tokens", 1000)
     make(pipelines / "sd", source, tmp_path / "o.h5", "--resolution", 17, code=2)
     assert "--resolution 17" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_clip_model_is_said_in_one_line(pipelines, tmp_path, capsys):
+    source = write(tmp_path / "a.txt", "a cat\n")
+    for folder in (tmp_path / "nowhere", pipelines / "sd" / "unet"):
+        make(pipelines / "sd", source, tmp_path / "out.h5", "--clip", folder, code=3)
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1 and str(folder) in said[0], said
+    assert not (tmp_path / "out.h5").exists()

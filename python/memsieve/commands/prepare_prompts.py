@@ -9,10 +9,9 @@ import sys
 
 import numpy as np
 
-from memsieve.prepare import encode, prompts
+from memsieve.prepare import clip_text, encode, prompts
+from memsieve.prepare.encode import TEXT_BATCH
 from memsieve.prepare.pictures import PrepareError, one_line
-
-TEXT_BATCH = 64
 
 
 def words_of(tokenizer, captions):
@@ -63,6 +62,8 @@ def make(arguments):
                 "time_ids": np.array([[resolution, resolution, 0, 0, resolution, resolution]] * len(captions), np.float32)}
     if not np.isfinite(states).all():
         raise PrepareError(f"the states are NaN or Inf with --dtype {arguments.dtype}; use --dtype float32")
+    if arguments.clip:
+        more["clip_text"] = clip_text.features(arguments.clip, captions, encoder.device)
     prompts.PromptsFile(
         captions=captions, text=states, null_text=null_text[0], tokens=words, ends=ends, variants=variants,
         encoder=encode.digest(arguments.pipeline), latents=(encoder.pipeline.vae.config.latent_channels, side, side),
@@ -89,6 +90,8 @@ def options():
     add("--random-variants", type=int, default=1, help="how many of those for each prompt (default: %(default)s)")
     add("--leave-out", action="store_true", help="also make, of each prompt, a variant without each of its words, for "
         "`explain --without`")
+    add("--clip", metavar="FOLDER", help="also store what the text tower of this CLIP model answers (a folder in transformers' "
+        "format), for `benchmark --clip`")
     add("--seed", type=int, default=0, help="of the random tokens (default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto = a GPU if there is one")
     add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="of the encoders; auto = float16 on a "

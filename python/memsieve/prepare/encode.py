@@ -10,6 +10,7 @@ import numpy as np
 from memsieve.prepare.pictures import OptionError, PrepareError, one_line
 
 KINDS = {"StableDiffusionPipeline": False, "StableDiffusionXLPipeline": True}  # name: is it XL?
+TEXT_BATCH = 64  # captions that are encoded at once
 PARTS = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 

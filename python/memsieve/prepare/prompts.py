@@ -152,6 +152,7 @@ class PromptsFile:
     pooled: np.ndarray = None
     null_pooled: np.ndarray = None
     time_ids: np.ndarray = None
+    clip_text: np.ndarray = None   # [N, D]: a CLIP model's text features
 
     def write(self, path, prepared_with=None):
         """Whole or not at all."""
@@ -177,7 +178,7 @@ class PromptsFile:
         held.attrs.update(self.attributes)
         store(file, "text", self.text)
         store(file, "null_text", self.null_text)
-        for name in ("pooled", "null_pooled", "time_ids"):
+        for name in ("pooled", "null_pooled", "time_ids", "clip_text"):
             if getattr(self, name) is not None:
                 store(file, name, getattr(self, name))
         store_texts(file, "caption", self.captions)

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from memsieve.reports import audit_pictures, page
+from memsieve.reports import audit_benchmark, audit_pictures, page
 from memsieve.reports.program import InputError
 
 
@@ -113,8 +113,8 @@ def unauthorised(audit, top):
     return {"shown": sorted(audit.rows, key=lambda row: row["rank"])[:top]}
 
 
-PAGES = {"detect": detect, "explain": explain, "mitigate": mitigate, "canary": canary, "unauthorised": unauthorised,
-         **audit_pictures.pages(Audit)}
+PAGES = {"detect": detect, "explain": explain, "mitigate": mitigate, "benchmark": audit_benchmark.benchmark, "canary": canary,
+         "unauthorised": unauthorised, **audit_pictures.pages(Audit)}
 
 
 def render(audit, top):

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from memsieve.reports import page
+from memsieve.reports import audit_benchmark, page
 from memsieve.reports.audit import Audit, interval
 from memsieve.reports.audit_pictures import drawings, share
 from memsieve.reports.program import InputError
 
-AUDITS = ("detect_off", "detect_on", "check_off", "check_on", "explain", "mitigate", "prune", "canary", "canary_without")
+AUDITS = ("detect_off", "detect_on", "check_off", "check_on", "explain", "mitigate", "benchmark", "prune", "canary", "canary_without")
 # Of detect: the score that the filter trains with, too.
 SCORE = "magnitude_first"
 
@@ -28,6 +28,16 @@ class Overview:
     def methods(self):
         return {entry["method"]: entry for entry in self.summary("mitigate")["methods"]}
 
+    def benchmark(self):
+        """Figures of the benchmark by run and method; scripts/audit.sh names the model without the filter first."""
+        found = {"off": {}, "on": {}}
+        for entry in self.summary("benchmark")["table"]:
+            trigger, general = entry["prompts"], entry["general"]
+            found["on" if entry["model"] else "off"][entry["method"]] = {
+                **{name: trigger[name]["estimate"] for name in ("similarity_max", "similarity_top3", "similarity_share")},
+                **{f"general_{name}": general[name]["estimate"] for name in ("similarity_max", "similarity_to_plain", "clip")}}
+        return found
+
     def figures(self):
         """What audit.json holds; docs/audit.md says what each is. Raises InputError for an audit that measured less."""
         try:
@@ -44,6 +54,7 @@ class Overview:
             "copies_unmitigated": self.methods()["none"]["copies"]["estimate"],
             "copies_mitigated": self.methods()["embedding"]["copies"]["estimate"],
             "copies_by_method": {name: entry["copies"]["estimate"] for name, entry in self.methods().items()},
+            "benchmark": self.benchmark(),
             "copies_pruned": pruned["with_caption"]["share"]["estimate"],
             "copies_after_recovery": pruned["with_optimised_states"]["share"]["estimate"],
             "canary_p": self.summary("canary")["p_value"],
@@ -59,4 +70,5 @@ class Overview:
     def page(self):
         return page.render("audit_overview.html.j2", title="What the demo's models have memorised", figures=self.figures(),
                            summary=self.summary, methods=self.methods(), pictures={run: self.pictures(f"check_{run}") for run in ("off", "on")},
-                           score=SCORE, audits=AUDITS, interval=interval, share=share)
+                           score=SCORE, audits=AUDITS, interval=interval, share=share,
+                           benchmark_plot=audit_benchmark.plot(self.summary("benchmark"), "general"))

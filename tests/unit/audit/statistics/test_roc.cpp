@@ -160,6 +160,19 @@ TEST_CASE("a bootstrap interval is reproducible, and about as wide as theory say
   REQUIRE(narrow.high - narrow.low < 0.5 * (once.high - once.low));
 }
 
+TEST_CASE("the bootstrap of a mean is about as wide as Student's interval") {
+  std::vector<double> values;
+  for (int i = 0; i < 400; ++i) values.push_back(std::sin(1.0 + 3.7 * i));
+  const Interval found = bootstrap_mean(values, {.seed = 3}), student = mean_interval(values);
+  REQUIRE(found.estimate == Approx(student.estimate));
+  REQUIRE(found.low == Approx(student.low).margin(0.1 * (student.high - student.low)));
+  REQUIRE(found.high == Approx(student.high).margin(0.1 * (student.high - student.low)));
+  const Interval one = bootstrap_mean({2.5});
+  REQUIRE((one.low == 2.5 && one.high == 2.5));
+  REQUIRE_THROWS_AS(bootstrap_mean({}), DataError);
+  REQUIRE_THROWS_AS(bootstrap_mean({1, std::nan("")}), DataError);
+}
+
 TEST_CASE("the bootstrap of the area agrees with Hanley and McNeil's standard error") {
   // "The meaning and use of the area under a ROC curve", Radiology 1982, with Q1 and Q2 counted.
   const Scores scores = example();

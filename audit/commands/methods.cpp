@@ -1,0 +1,50 @@
+#include <audit/commands/methods.h>
+#include <memsieve/error.h>
+
+#include <algorithm>
+
+namespace memsieve::audit {
+
+void add_method_options(Options& options) {
+  options
+      .texts("methods", {"dynamic_guidance", "embedding"},
+             "how to draw besides as it is: dynamic_guidance, embedding, random_tokens (prompts prepared with "
+             "--random-tokens), attention (default: dynamic_guidance and embedding)")
+      .real("target", 1.5, 0, 1e9,
+            "of embedding: the magnitude of one picture at the first step that is low enough. Published: about 1.5 for "
+            "Stable Diffusion 1 (3 for four pictures together); it means nothing for a model of another size or that "
+            "predicts v or flow: there take one from `detect` on negatives")
+      .real("learning_rate", 0.05, 1e-9, 1e3, "of embedding")
+      .integer("updates", 10, 0, 1 << 20, "of embedding, at most")
+      .real("first_token_scale", 1.25, 0, 1e3, "of attention: factor of the first token's logits; MemBench takes 1.1")
+      .real("copy_similarity", 0.8, -1, 1,
+            "correlation of pixels with the prompt's own picture from which a drawing counts as a copy")
+      .incidental();
+}
+
+std::vector<const Mitigation*> methods_of(const Settings& settings) {
+  const auto asked = settings.texts("methods");
+  std::vector<const Mitigation*> methods;
+  std::string known;
+  for (const Mitigation& method : mitigations()) {
+    if (method.name != "none") known += (known.empty() ? "" : ", ") + method.name;
+    if (method.name == "none" || std::count(asked.begin(), asked.end(), method.name) > 0) methods.push_back(&method);
+  }
+  for (const std::string& name : asked) {
+    const auto has_name = [&](const Mitigation& method) { return method.name == name; };
+    if (std::none_of(mitigations().begin(), mitigations().end(), has_name))
+      throw ConfigError(settings.where("methods") + ": '" + name + "' is no method; known are: " + known);
+  }
+  return methods;
+}
+
+MitigationOptions mitigation_options(const AuditConfig& config) {
+  const Settings& s = config.settings;
+  return {.seed = config.seed,
+          .target = s.real("target"),
+          .learning_rate = s.real("learning_rate"),
+          .updates = s.integer("updates"),
+          .first_token_scale = s.real("first_token_scale")};
+}
+
+}  // namespace memsieve::audit
