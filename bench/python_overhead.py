@@ -10,13 +10,15 @@ steps: diffusers' UNet with random weights, 4 rows of 32x32 latents, the same ru
 """
 import argparse
 import json
+import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / "release"
+BUILD = Path(os.environ.get("MEMSIEVE_BUILD", ROOT / "build" / "release"))
 sys.path[:0] = [str(Path(__file__).parent), str(BUILD / "python")]
 
 import torch  # noqa: E402
@@ -134,6 +136,26 @@ def whole_steps(rule, config):
     return lambda count: loop.steps(count, optimizer.zero_grad), len(optimizer.param_groups[0]["params"])
 
 
+def measure(python, worker, whole, args):
+    """Milliseconds a step of the three, a dictionary for each round."""
+    times = []
+    try:
+        worker.answer()
+        for warm_up in (python, worker.ask):
+            warm_up(2 * args.steps)
+        whole(1)
+        for number in range(args.rounds):
+            found = {"python": python(args.steps), "cpp": worker.ask(args.steps)}
+            if found["python"]["probed"] != found["cpp"]["probed"]:
+                raise SystemExit(f"python-overhead: the loops differ: {found}")
+            found["step"] = whole(args.whole_steps)
+            times.append({name: one["wall_ms"] for name, one in found.items()})
+            print(f"round {number + 1}: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in times[-1].items()), flush=True)
+    finally:
+        worker.end()
+    return times
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
@@ -146,28 +168,13 @@ def main():
     config = make_case.UNETS["sd15_quarter"]
     if args.channels:
         config = config | {"block_out_channels": [args.channels * times for times in (1, 2, 4, 4)]}
-    rule = ROOT / "data" / "bench" / "python_overhead.yaml"
-    rule.parent.mkdir(parents=True, exist_ok=True)
-    rule.write_text(yaml.safe_dump({"sieve": make_case.sieve("default", ROWS)}))
-    whole, gradients = whole_steps(rule, config)
-    python = sieve_alone(rule, gradients)
-    worker = Worker(BUILD / "bench" / "memsieve-bench-sieve-steps", rule, gradients)
-    try:
-        worker.answer()
-        cpp = worker.ask
-        for warm_up in (python, cpp):
-            warm_up(2 * args.steps)
-        whole(1)
-        times = []
-        for number in range(args.rounds):
-            found = {"python": python(args.steps), "cpp": cpp(args.steps)}
-            if found["python"]["probed"] != found["cpp"]["probed"]:
-                raise SystemExit(f"python-overhead: the loops differ: {found}")
-            found["step"] = whole(args.whole_steps)
-            times.append({name: one["wall_ms"] for name, one in found.items()})
-            print(f"round {number + 1}: " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in times[-1].items()), flush=True)
-    finally:
-        worker.end()
+    with tempfile.TemporaryDirectory() as folder:
+        rule = Path(folder) / "rule.yaml"
+        rule.write_text(yaml.safe_dump({"sieve": make_case.sieve("default", ROWS)}))
+        whole, gradients = whole_steps(rule, config)
+        python = sieve_alone(rule, gradients)
+        worker = Worker(BUILD / "bench" / "memsieve-bench-sieve-steps", rule, gradients)
+        times = measure(python, worker, whole, args)
     shares = [(one["python"] - one["cpp"]) / one["step"] for one in times]
     middle = {f"{name}_ms": round(statistics.median(one[name] for one in times), 3) for name in times[0]}
     print(json.dumps({"overhead": round(statistics.median(shares), 6), "range": [round(f(shares), 6) for f in (min, max)], **middle,

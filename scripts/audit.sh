@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Audits the demo's two models, without and with the filter: which prompts and pictures each has memorised, what helps against it, and
-# whether canaries are found (docs/audit.md explains the numbers).
+# whether marks in training data are found, canaries and a coat (docs/audit.md explains the numbers).
 #   scripts/audit.sh [--demo DIR]
 #     --demo DIR   what scripts/demo.sh made (default runs/demo); writes DIR/audit.html, DIR/audit.json, and each audit to DIR/audit/
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -67,28 +67,40 @@ audit benchmark benchmark --model "$off" --compare "$on" --prompts "$place/trigg
 audit prune prune --model "$off" --prompts "$place/repeated.h5" --ratio 0.4 --held-out "$place/held_out.h5" --held-out-drawn 8 \
   "${drawn[@]}"
 
-# Canaries: a short run on the demo's data with some planted, and the demo's own run, which has not seen them.
-canaries=$place/canaries
-if [ ! -f "$canaries/manifest.json" ]; then
-  rm -rf "$canaries"
-  mkdir "$canaries"
-  "$PYTHON" -m memsieve canaries plant --originals data/demo/validation.h5 --into data/demo/mix.h5 --out "$canaries/planted.h5" \
-    --all "$canaries/all.h5" --manifest "$canaries/manifest.json" --canaries 8 --variants 32 --copies 10 --seed 1
+# Marked data: a short run on the demo's data, coated and with canaries, and the demo's own run, which has seen neither. A coat that a
+# picture of 32 pixels can show is coarser and stronger than the published one.
+marked=$place/marked
+if [ ! -f "$marked/canaries.json" ]; then
+  rm -rf "$marked" "$place"/{canary,unauthorised,drawn}{,_without}
+  mkdir "$marked"
+  "$PYTHON" -m memsieve coating coat --images data/demo/mix.h5 --out "$marked/coated.h5" --manifest "$marked/coat.json" \
+    --grid 16 --strength 80 --seed 1
+  "$PYTHON" -m memsieve canaries plant --originals data/demo/validation.h5 --into "$marked/coated.h5" --out "$marked/planted.h5" \
+    --all "$marked/canaries.h5" --manifest "$marked/canaries.json" --canaries 8 --variants 32 --copies 10 --seed 1
 fi
-if [ ! -d "$canaries/run/checkpoints" ]; then
-  rm -rf "$canaries/run"
-  say "audit: a short run with the canaries, $processes processes"
+if [ ! -d "$marked/run/checkpoints" ]; then
+  rm -rf "$marked/run"
+  say "audit: a short run on marked data, $processes processes"
   "$VENV/bin/torchrun" --standalone --no-python --nproc_per_node "$processes" build/release/trainer/memsieve-train \
-    --config configs/demo.yaml --set filter=off --set "data.train=$canaries/planted.h5" --set "output_dir=$canaries/run" \
+    --config configs/demo.yaml --set filter=off --set "data.train=$marked/planted.h5" --set "output_dir=$marked/run" \
     --set "train_batch_size=$((32 / processes))" --set max_train_steps=220 --set validation.every=0 --set sampling.every=0 ||
-    fail "the run with the canaries failed"
-  took "training with canaries"
+    fail "the run on marked data failed"
+  took "training on marked data"
 fi
-planted=$(find "$canaries/run/checkpoints" -maxdepth 1 -name 'step-*' | sort | tail -n 1)
-audit canary canary --model "$planted" --prompts "$canaries/all.h5" --manifest "$canaries/manifest.json" --reference models/demo_base \
-  --scheduler "$planted/scheduler"
-audit canary canary_without --model "$off" --prompts "$canaries/all.h5" --manifest "$canaries/manifest.json" --reference models/demo_base \
-  --scheduler "$planted/scheduler"
+planted=$(find "$marked/run/checkpoints" -maxdepth 1 -name 'step-*' | sort | tail -n 1)
+scheduler=$planted/scheduler
+ask_for_marks() { # MODEL SUFFIX
+  audit canary "canary$2" --model "$1" --prompts "$marked/canaries.h5" --manifest "$marked/canaries.json" --reference models/demo_base \
+    --scheduler "$scheduler"
+  # With the captions of the coated pictures, as whoever coated them would.
+  audit detect "drawn$2" --model "$1" --prompts "$place/repeated.h5" --cosine false --attention false --caption-gain-draws 0 \
+    "${drawn[@]}" --set num_images_per_prompt=8
+  "$PYTHON" -m memsieve coating measure --manifest "$marked/coat.json" --drawings "$place/drawn$2/pictures" \
+    --out "$place/drawn$2/coat.json"
+  audit unauthorised "unauthorised$2" --measured "$place/drawn$2/coat.json"
+}
+ask_for_marks "$planted" ""
+ask_for_marks "$off" _without
 
 "$PYTHON" -m memsieve audit-overview --audits "$place" --out "$demo"
 took "overview" ", everything $SECONDS s"

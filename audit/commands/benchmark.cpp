@@ -171,18 +171,24 @@ class Benchmark {
     return {.similarity = config_.settings.real("copy_similarity"), .sscd = config_.settings.real("sscd_copy")};
   }
 
-  /// One row of the table, and each prompt's numbers to `prompts`.
-  Json entry(size_t candidate, const std::string& method, const std::vector<Json>& rows, Json& prompts) const {
+  /// One row of the table, and each prompt's numbers to `prompts`. `first`: the numbers of the first row, by set, which
+  /// the first call sets.
+  Json entry(size_t candidate, const std::string& method, const std::vector<Json>& rows, Json& prompts,
+             std::map<std::string, PromptNumbers>& first) const {
     Json entry{{"model", candidate}, {"method", method}};
     for (const DrawnSet& set : sets_) {
       std::vector<const Json*> of_set;
-      for (const Json& row : rows)
+      read_rows(rows, [&](const Json& row) {
         if (row.at("model") == candidates_[candidate].key && row.at("method") == method && row.at("set") == set.name)
           of_set.push_back(&row);
-      const auto values = by_prompt(of_set, set.rows, levels());
-      entry[set.name] = benchmark_means(values, static_cast<int64_t>(of_set.size()));
-      for (const auto& [column, numbers] : values)
-        for (size_t i = 0; i < numbers.size(); ++i) prompts[set.name][i][column].push_back(numbers[i]);
+      });
+      const PromptNumbers numbers = by_prompt(of_set, set.rows, levels());
+      const auto before = first.find(set.name);
+      entry[set.name] = benchmark_means(numbers, static_cast<int64_t>(of_set.size()),
+                                        before == first.end() ? nullptr : &before->second);
+      first.emplace(set.name, numbers);
+      for (const auto& [column, values] : numbers)
+        for (size_t i = 0; i < values.size(); ++i) prompts[set.name][i][column].push_back(values[i]);
     }
     return entry;
   }
@@ -218,9 +224,10 @@ class Benchmark {
                                    {"prediction_type", candidate.prediction_type}});
     for (const BenchmarkColumn& column : benchmark_columns()) summary["columns"][column.name] = column.doc;
     Json of_prompts = prompts();
+    std::map<std::string, PromptNumbers> first;
     for (size_t candidate = 0; candidate < candidates_.size(); ++candidate)
       for (const Mitigation* method : drawn_.methods)
-        summary["table"].push_back(entry(candidate, method->name, rows, of_prompts));
+        summary["table"].push_back(entry(candidate, method->name, rows, of_prompts, first));
     for (const DrawnSet& set : sets_) summary[set.name] = of_prompts[set.name];
     return summary;
   }

@@ -10,6 +10,7 @@
 #include <runtime/log.h>
 
 #include <algorithm>
+#include <numeric>
 
 namespace memsieve::audit {
 
@@ -28,7 +29,7 @@ class CanaryAudit {
         group_(group),
         model_(load_audited_model(config, group)),
         prompts_(open_prompts(config, model_, group)),
-        options_{.seed = config.seed, .draws = config.settings.integer("draws"), .stream = Stream::canary_noise} {
+        draws_{.seed = config.seed, .draws = config.settings.integer("draws")} {
     on_all_ranks(group, [&] {
       const std::string& manifest = config.settings.text("manifest");
       if (manifest.empty())
@@ -81,14 +82,20 @@ class CanaryAudit {
   std::vector<Json> measure(const Asked& asked, size_t canary, int64_t begin, int64_t end) {
     const auto& all = canaries_[canary].rows;
     const std::vector<int64_t> rows(all.begin() + begin, all.begin() + end);
-    const auto errors = prediction_errors(prompts_->data(), rows, static_cast<int64_t>(canary), asked.model, options_);
+    NoiseDraws draws = draws_;
+    draws.key = static_cast<int64_t>(canary);
+    draws.rows = end - begin;
+    const auto errors = prediction_errors(prompts_->data(), rows, draws, asked.model);
     std::vector<Json> out;
-    for (int64_t v = begin; v < end; ++v)
-      out.push_back({{"set", asked.name},
-                     {"canary", canary},
-                     {"variant", v},
-                     {"row", rows[static_cast<size_t>(v - begin)]},
-                     {"error", errors[static_cast<size_t>(v - begin)]}});
+    for (int64_t v = begin; v < end; ++v) {
+      const auto& of_draws = errors[static_cast<size_t>(v - begin)];
+      out.push_back(
+          {{"set", asked.name},
+           {"canary", canary},
+           {"variant", v},
+           {"row", rows[static_cast<size_t>(v - begin)]},
+           {"error", std::accumulate(of_draws.begin(), of_draws.end(), 0.0) / static_cast<double>(of_draws.size())}});
+    }
     return out;
   }
 
@@ -96,9 +103,10 @@ class CanaryAudit {
   std::vector<std::vector<double>> scores(const std::vector<Json>& rows) const {
     std::vector<std::vector<double>> out;
     for (const Canary& canary : canaries_) out.emplace_back(canary.rows.size(), 0.0);
-    for (const Json& row : rows)
+    read_rows(rows, [&](const Json& row) {
       out.at(row.at("canary")).at(row.at("variant")) +=
           (row.at("set") == "reference" ? -1 : 1) * row.at("error").get<double>();
+    });
     return out;
   }
 
@@ -109,7 +117,7 @@ class CanaryAudit {
                  {"ema", config_.ema},
                  {"reference", config_.settings.text("reference")},
                  {"prompts_file", config_.prompts},
-                 {"draws", options_.draws},
+                 {"draws", draws_.draws},
                  {"seed", config_.seed}};
     const auto all = scores(rows);
     std::vector<Rank> ranks;
@@ -141,7 +149,7 @@ class CanaryAudit {
   Group& group_;
   AuditedModel model_;
   std::optional<Prompts> prompts_;
-  PredictionErrorOptions options_;
+  NoiseDraws draws_;
   std::vector<Canary> canaries_;
   std::optional<AuditedModel> reference_;
 };

@@ -1,7 +1,8 @@
 #include <ATen/ATen.h>
 #include <audit/commands/check_picture.h>
-#include <audit/measure/check_summary.h>
 #include <audit/commands/inputs.h>
+#include <audit/measure/check_summary.h>
+#include <audit/measure/inversion.h>
 #include <audit/measure/known_picture.h>
 #include <audit/measure/mitigation.h>
 #include <audit/measure/prediction_error.h>
@@ -69,6 +70,10 @@ class PictureCheck {
                                {"batch", s.integer("optimisation_batch")},
                                {"learning_rate", s.real("learning_rate")},
                                {"start", s.text("start")}};
+    summary["inversion"] = {{"steps", optimise_ ? s.integer("inversion_steps") : 0},
+                            {"similarity", s.real("inversion_similarity")},
+                            {"drawings", s.integer("inversion_drawings")},
+                            {"guidance", s.integer("inversion_guidance")}};
     const auto captions = captions_of(*prompts_);
     for (const int64_t row : sets_.front().rows)
       summary["prompts"].push_back({{"prompt", row}, {"caption", captions[static_cast<size_t>(row)]}});
@@ -123,17 +128,24 @@ class PictureCheck {
           all.push_back({{unit(row, "errors")}, [this, &set, row] { return std::vector<Json>{errors(set, row)}; }});
       for (const int64_t row : set.drawn)
         all.push_back({{unit(row, "drawings")}, [this, &set, row] { return std::vector<Json>{drawings(set, row)}; }});
+      if (!optimise_ || config_.settings.integer("inversion_steps") == 0) continue;
+      for (const int64_t row : set.drawn)
+        all.push_back({{unit(row, "inversion")}, [this, &set, row] { return std::vector<Json>{inversion(set, row)}; }});
     }
     return all;
   }
 
   Json errors(const CheckedSet& set, int64_t row) {
     const int64_t draws = config_.settings.integer("error_draws");
-    const auto found = picture_errors(row, set.set, model_, config_.seed, draws, 2 * config_.batch_size);
+    // One key for all pictures of all sets, so that they are treated alike.
+    const auto found = prediction_errors(
+        set.set.prompts.data(), {row},
+        {.seed = config_.seed, .stream = Stream::picture_error_noise, .draws = draws, .rows = 2 * config_.batch_size},
+        model_);
     return {{"set", set.set.name},
             {"prompt", row},
             {"timesteps", middle_timesteps(model_.schedule.num_timesteps(), draws)},
-            {"errors", found}};
+            {"errors", found.front()}};
   }
 
   Json drawings(const CheckedSet& set, int64_t row) {
@@ -157,6 +169,38 @@ class PictureCheck {
     return found;
   }
 
+  Json inversion(const CheckedSet& set, int64_t row) {
+    const Settings& s = config_.settings;
+    const InversionOptions options{.seed = config_.seed,
+                                   .steps = s.integer("inversion_steps"),
+                                   .batch = s.integer("inversion_batch"),
+                                   .learning_rate = s.real("learning_rate"),
+                                   .every = s.integer("inversion_every"),
+                                   .drawings = s.integer("inversion_drawings"),
+                                   .guidance = s.integer("inversion_guidance"),
+                                   .similarity = s.real("inversion_similarity"),
+                                   .empty = s.text("start") == "empty",
+                                   .rows = 2 * config_.batch_size,
+                                   .key = set.key(row)};
+    const at::Tensor own = shown(set, row, set.set.prompts.data().load({row}).latents);
+    const auto similarity = [&](const at::Tensor& drawn) { return similarity_to(own, pictures_of(drawn)); };
+    const InvertedNoise found = invert_noise(row, set.set, model_, options, similarity);
+    Json told{
+        {"errors", found.errors},          {"divergences", found.divergences},
+        {"weights", found.weights},        {"divergence", found.divergence ? Json(*found.divergence) : Json(nullptr)},
+        {"drawings", found.drawings},      {"guidance", found.guidance},
+        {"similarity", found.similarities}};
+    if (found.drawn.defined()) add_pictures(told, set, row, "inverted", pictures_of(found.drawn));
+    return {{"set", set.set.name}, {"prompt", row}, {"inversion", std::move(told)}};
+  }
+
+  /// Drawings as they are compared: pixels, or latents where there is no VAE.
+  at::Tensor pictures_of(const at::Tensor& drawn) { return (decoder_ ? decoder_->decode(drawn) : drawn).cpu(); }
+
+  static std::vector<double> similarity_to(const at::Tensor& own, const at::Tensor& pictures) {
+    return numbers(correlation(pictures, own.expand_as(pictures)));
+  }
+
   /// [1, ...]: the picture itself as drawings are compared with it.
   at::Tensor shown(const CheckedSet& set, int64_t row, const at::Tensor& latents) {
     if (!decoder_) return latents;
@@ -165,12 +209,16 @@ class PictureCheck {
 
   Json compared(const CheckedSet& set, int64_t row, const std::string& how, const Conditioning& condition,
                 const at::Tensor& own) {
-    at::Tensor drawn = draw_with(condition, row, config_.pictures, set.set, model_, config_.seed, config_.batch_size);
-    drawn = (decoder_ ? decoder_->decode(drawn) : drawn).cpu();
-    Json found{{"similarity", numbers(correlation(drawn, own.expand_as(drawn)))}};
+    const at::Tensor drawn =
+        pictures_of(draw_with(condition, row, config_.pictures, set.set, model_, config_.seed, config_.batch_size));
+    Json found{{"similarity", similarity_to(own, drawn)}};
+    add_pictures(found, set, row, how, drawn);
+    return found;
+  }
+
+  void add_pictures(Json& found, const CheckedSet& set, int64_t row, const std::string& how, const at::Tensor& drawn) {
     for (int64_t i = 0; decoder_ && i < drawn.size(0); ++i)
       found["pictures"].push_back(picture(set, row, how + "_" + std::to_string(i), drawn[i]));
-    return found;
   }
 
   std::string picture(const CheckedSet& set, int64_t row, const std::string& what, const at::Tensor& pixels) {
@@ -223,8 +271,18 @@ void add_check_picture_options(Options& options) {
                "updates of the caption's states on the picture's own loss; published: 50, and more than 500 for "
                "pictures that are not memorised; 0 = none")
       .integer("optimisation_batch", 8, 1, 1 << 16, "noises and timesteps of each of those updates")
-      .real("learning_rate", 0.1, 1e-9, 1e3, "of those updates, by Adam")
-      .choice("start", "caption", {"caption", "empty"}, "the states that they start from")
+      .real("learning_rate", 0.1, 1e-9, 1e3, "of those updates, and of those below, by Adam")
+      .choice("start", "caption", {"caption", "empty"},
+              "the states that they start from, and that noise is inverted with")
+      .integer("inversion_steps", 0, 0, 1 << 20,
+               "updates at most by which noise is sought that draws the picture (Ma et al.; costly); published: 2000; "
+               "0 = not at all")
+      .integer("inversion_batch", 16, 1, 1 << 16, "noises and timesteps of each of those updates")
+      .integer("inversion_every", 50, 1, 1 << 20, "of those updates between two looks at what is drawn")
+      .integer("inversion_drawings", 8, 1, 1 << 16, "drawings of a look with each guidance")
+      .integer("inversion_guidance", 7, 1, 100, "it draws with guidance 1, 2 ... up to this")
+      .real("inversion_similarity", 0.8, -1, 1,
+            "similarity that all drawings of one guidance must reach to end the search; published: 0.5 by SSCD")
       .real("copy_similarity", 0.8, -1, 1,
             "correlation with the picture (of pixels; of latents where there is no VAE) from which a drawing counts as "
             "a copy")

@@ -47,6 +47,7 @@ class Detection {
     options_ = {.seed = config.seed,
                 .first_steps = first == 0 || first >= config.steps ? -1 : first,
                 .cosine = config.settings.boolean("cosine"),
+                .attention = config.settings.boolean("attention"),
                 .folder = config.out};
     sets_.push_back({"prompts", *inputs_.prompts, Stream::draw_noise});
     if (inputs_.negatives) sets_.push_back({"negatives", *inputs_.negatives, Stream::negative_noise});
@@ -131,6 +132,8 @@ void add_detect_options(Options& options) {
                "draw only this many steps, without pictures; 1 = the first step's magnitude, with --cosine false at a "
                "fiftieth of the cost; 0 = all")
       .boolean("cosine", true, "also measure the cosine term (Asthana et al.): one step's work more")
+      .boolean("attention", true,
+               "also look at the attention to text (Ren et al., Chen et al.), for prompts that come with tokens")
       .real("cosine_weight", 2, 0, 1e3,
             "weight of the cosine beside the norm; published: 2 for Stable Diffusion 1, 0.1 "
             "for 2")

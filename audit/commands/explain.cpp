@@ -92,15 +92,15 @@ class Explanation {
     std::vector<double> sum(static_cast<size_t>(prompts_->data().text_length()));
     double count = 0, pictures = 0;
     first_magnitude = 0;
-    for (const Json& row : rows) {
-      if (row.at("set") != "prompts" || row.at("prompt") != prompt) continue;
-      first_magnitude += row.at("magnitude").front().get<double>();
+    read_rows(rows, [&](const Json& row) {
+      if (row.at("set") != "prompts" || row.at("prompt") != prompt) return;
+      first_magnitude += row.at("magnitude").at(0).get<double>();
       pictures += 1;
       for (const Json& step : row.at("gradient")) {
         for (size_t i = 0; i < sum.size(); ++i) sum[i] += step.at(i).get<double>();
         count += 1;
       }
-    }
+    });
     for (double& value : sum) value /= count;
     first_magnitude /= pictures;
     return sum;
@@ -134,12 +134,11 @@ class Explanation {
 
   static double mean_without(const std::vector<Json>& rows, const Omission& omission) {
     double sum = 0, count = 0;
-    for (const Json& row : rows) {
-      if (row.at("set") != "without" || row.at("prompt") != omission.prompt || row.at("word") != omission.word)
-        continue;
+    read_rows(rows, [&](const Json& row) {
+      if (row.at("set") != "without" || row.at("prompt") != omission.prompt || row.at("word") != omission.word) return;
       sum += row.at("magnitude").get<double>();
       count += 1;
-    }
+    });
     return sum / count;
   }
 

@@ -70,17 +70,17 @@ class Comparison {
     std::vector<double> similarity;
     PromptMeans first(prompts_->size()), all_steps(prompts_->size()), to_plain(prompts_->size()),
         to_known(prompts_->size());
-    for (const Json& row : rows) {
-      if (row.at("method") != method) continue;
+    read_rows(rows, [&](const Json& row) {
+      if (row.at("method") != method) return;
       const auto prompt = row.at("prompt").get<int64_t>();
       const auto steps = row.at("magnitude").get<std::vector<double>>();
-      first.add(prompt, steps.front());
+      first.add(prompt, steps.at(0));
       all_steps.add(prompt, mean_interval(steps).estimate);
       to_plain.add(prompt, row.at("similarity_to_plain"));
-      if (!row.contains("similarity")) continue;
+      if (!row.contains("similarity")) return;
       to_known.add(prompt, row["similarity"]);
       similarity.push_back(row["similarity"]);
-    }
+    });
     const auto interval = [](const PromptMeans& means, const std::string& name) {
       return as_json(mean_interval(means.values(name)));
     };

@@ -36,19 +36,12 @@ void make_folder(const fs::path& folder) {
   if (error) throw DataError(folder.string() + ": cannot be made: " + error.message());
 }
 
-/// The configuration, if it names no adapters.
-const AuditConfig& without_adapters(const AuditConfig& config) {
-  if (config.lora.empty()) return config;
-  throw ConfigError(config.settings.where("lora") +
-                    ": prune writes one model without adapters; merge them into it first (diffusers: fuse_lora)");
-}
-
 class Pruning {
  public:
   Pruning(const AuditConfig& config, Group& group)
       : config_(config),
         group_(group),
-        model_(load_audited_model(without_adapters(config), group)),
+        model_(load_audited_model(config, group)),
         prompts_(open_prompts(config, model_, group)) {
     on_all_ranks(group, [&] { open_sets(); });
   }
@@ -78,6 +71,7 @@ class Pruning {
     c.out = config_.out + (pruned ? "/after" : "/before");
     if (!pruned) return c;
     c.model = pruned_folder();
+    c.lora = "";
     c.ema = false;
     c.scheduler = "";
     if (!prompts_->data().codec()) c.vae = model_.vae;
@@ -168,6 +162,8 @@ class Pruning {
     const FeedForwardSums target = total_of("target"), base = total_of("base");
     // Read again: under mixed precision the model in memory has lost digits.
     const std::unique_ptr<Denoiser> denoiser = load_denoiser(model_.weights);
+    if (!model_.adapters.empty())
+      Lora::load(denoiser->module(), model_.adapters, denoiser->component()).merge(denoiser->module());
     const auto weights = denoiser->module().named_parameters();
     int64_t pruned = 0, all = 0;
     for (const auto& item : weights) all += item.value().numel();

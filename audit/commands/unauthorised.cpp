@@ -116,8 +116,7 @@ ExitCode unauthorised(const AuditConfig& config, Group& group) {
     }
     if (asks_count_test(s)) tests.push_back(count_test(s));
     if (tests.empty())
-      refuse(s, "measured",
-             "is missing; name what `memsieve coating measure` wrote, or give `drawings` and `coated`");
+      refuse(s, "measured", "is missing; name what `memsieve coating measure` wrote, or give `drawings` and `coated`");
   });
   const std::string identity = std::to_string(detail::fnv1a(text.data(), text.size()));
   Measurements measurements(config.out, {config.command, s, {{"measured", identity}}}, group);

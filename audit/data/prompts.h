@@ -14,7 +14,7 @@ namespace memsieve::audit {
 /// Another wording of a prompt: a row behind the prompts themselves.
 struct Variant {
   int64_t row = 0;
-  /// "random tokens" or "without WORD"
+  /// "random tokens", "without WORD" or "rephrased"
   std::string kind;
 };
 

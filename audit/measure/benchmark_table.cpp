@@ -61,9 +61,9 @@ const std::vector<BenchmarkColumn>& benchmark_columns() {
   return all;
 }
 
-std::map<std::string, std::vector<double>> by_prompt(const std::vector<const Json*>& rows,
-                                                     const std::vector<int64_t>& prompts, const CopyLevels& levels) {
-  std::map<std::string, std::vector<double>> found;
+PromptNumbers by_prompt(const std::vector<const Json*>& rows, const std::vector<int64_t>& prompts,
+                        const CopyLevels& levels) {
+  PromptNumbers found;
   if (rows.empty()) return found;
   for (const BenchmarkColumn& column : benchmark_columns()) {
     if (!rows.front()->contains(column.field)) continue;
@@ -81,13 +81,20 @@ std::map<std::string, std::vector<double>> by_prompt(const std::vector<const Jso
   return found;
 }
 
-Json benchmark_means(const std::map<std::string, std::vector<double>>& by_prompt, int64_t drawings) {
-  if (by_prompt.empty()) return nullptr;
-  Json means{{"prompts", by_prompt.begin()->second.size()}, {"drawings", drawings}};
+Json benchmark_means(const PromptNumbers& numbers, int64_t drawings, const PromptNumbers* first) {
+  if (numbers.empty()) return nullptr;
+  Json means{{"prompts", numbers.begin()->second.size()}, {"drawings", drawings}};
+  Json differences = Json::object();
   for (const BenchmarkColumn& column : benchmark_columns()) {
-    const auto found = by_prompt.find(column.name);
-    if (found != by_prompt.end()) means[column.name] = as_json(bootstrap_mean(found->second));
+    const auto found = numbers.find(column.name);
+    if (found == numbers.end()) continue;
+    means[column.name] = as_json(bootstrap_mean(found->second));
+    if (first == nullptr || first->count(column.name) == 0) continue;
+    std::vector<double> difference = found->second;
+    for (size_t i = 0; i < difference.size(); ++i) difference[i] -= first->at(column.name).at(i);
+    differences[column.name] = as_json(bootstrap_mean(difference));
   }
+  if (first != nullptr) means["against_first"] = std::move(differences);
   return means;
 }
 

@@ -30,13 +30,17 @@ struct BenchmarkColumn {
 /// at `copy_level` or above for likenesses, the mean for all else.
 const std::vector<BenchmarkColumn>& benchmark_columns();
 
-/// Each column's number for every prompt, in the order of `prompts`. A column is there if the first of `rows` has its
-/// field. Throws DataError for a prompt or a field that is missing elsewhere.
-std::map<std::string, std::vector<double>> by_prompt(const std::vector<const Json*>& rows,
-                                                     const std::vector<int64_t>& prompts, const CopyLevels& levels);
+/// A number of every prompt, by column.
+using PromptNumbers = std::map<std::string, std::vector<double>>;
+
+/// In the order of `prompts`. A column is there if the first of `rows` has its field. Throws DataError for a prompt or
+/// a field that is missing elsewhere.
+PromptNumbers by_prompt(const std::vector<const Json*>& rows, const std::vector<int64_t>& prompts,
+                        const CopyLevels& levels);
 
 /// {"prompts", "drawings", then each column's mean over prompts with its bootstrap interval}, in the order of
-/// benchmark_columns(); null for no rows.
-Json benchmark_means(const std::map<std::string, std::vector<double>>& by_prompt, int64_t drawings);
+/// benchmark_columns(); null for no rows. With numbers of the same prompts, drawn otherwise, in `first` also
+/// "against_first": for each column that both have the mean of the prompts' differences from those.
+Json benchmark_means(const PromptNumbers& numbers, int64_t drawings, const PromptNumbers* first);
 
 }  // namespace memsieve::audit

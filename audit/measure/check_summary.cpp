@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <optional>
 
@@ -14,6 +15,8 @@ namespace memsieve::audit {
 namespace {
 
 constexpr int64_t kLossesAveraged = 10;
+/// Divergences are no evidence by themselves, so at least 19 held-out pictures must have been inverted, too.
+constexpr double kDivergenceLevel = 0.05;
 
 /// Drawings of one picture, or of many, in one way.
 struct DrawnCopies {
@@ -37,6 +40,9 @@ struct DrawnCopies {
 struct PictureFindings {
   std::optional<double> log_error, loss_begin, loss_end;
   DrawnCopies caption, optimised;
+  /// of inverted noise: infinite where no look succeeded; all that was drawn
+  std::optional<double> divergence;
+  int64_t inversion_drawings = 0;
 };
 
 double mean_of(const std::vector<double>& values, size_t begin, size_t end) {
@@ -62,6 +68,11 @@ void add_row(PictureFindings& found, const Json& row, double threshold) {
   }
   if (row.contains("caption")) found.caption = copies_of(row["caption"], threshold);
   if (row.contains("optimised")) found.optimised = copies_of(row["optimised"], threshold);
+  if (row.contains("inversion")) {
+    const Json& divergence = row["inversion"].at("divergence");
+    found.divergence = divergence.is_null() ? std::numeric_limits<double>::infinity() : divergence.get<double>();
+    found.inversion_drawings = row["inversion"].at("drawings").get<int64_t>();
+  }
   if (row.contains("losses") && !row["losses"].empty()) {
     const auto losses = row["losses"].get<std::vector<double>>();
     const size_t some = std::min<size_t>(kLossesAveraged, losses.size());
@@ -73,14 +84,15 @@ void add_row(PictureFindings& found, const Json& row, double threshold) {
 std::map<int64_t, PictureFindings> findings_of(const std::vector<Json>& rows, const std::string& set,
                                                double threshold) {
   std::map<int64_t, PictureFindings> found;
-  for (const Json& row : rows)
+  read_rows(rows, [&](const Json& row) {
     if (row.at("set") == set) add_row(found[row.at("prompt").get<int64_t>()], row, threshold);
+  });
   return found;
 }
 
 /// What held-out pictures, treated alike, gave.
 struct HeldOutFindings {
-  std::vector<double> neglog_errors, best;
+  std::vector<double> neglog_errors, best, negative_divergences;
   DrawnCopies caption, optimised;
   int64_t drawn = 0, copied = 0;
 
@@ -89,7 +101,15 @@ struct HeldOutFindings {
             {"drawn", drawn},
             {"copied", drawn > 0 ? as_json(clopper_pearson(copied, drawn)) : Json(nullptr)},
             {"with_caption", caption.json()},
-            {"with_optimised_states", optimised.json()}};
+            {"with_optimised_states", optimised.json()},
+            {"inverted", inverted()}};
+  }
+  /// How many of those whose noise was inverted were found.
+  Json inverted() const {
+    if (negative_divergences.empty()) return nullptr;
+    const auto found = [](double negative) { return std::isfinite(negative); };
+    return {{"pictures", negative_divergences.size()},
+            {"found", std::count_if(negative_divergences.begin(), negative_divergences.end(), found)}};
   }
 };
 
@@ -98,6 +118,7 @@ HeldOutFindings held_out_of(const std::map<int64_t, PictureFindings>& pictures) 
   for (const auto& [row, picture] : pictures) {
     if (picture.log_error) found.neglog_errors.push_back(-*picture.log_error);
     if (picture.optimised.drawings > 0) found.best.push_back(picture.optimised.best);
+    if (picture.divergence) found.negative_divergences.push_back(-*picture.divergence);
     if (picture.caption.drawings == 0) continue;
     found.caption.add(picture.caption);
     found.optimised.add(picture.optimised);
@@ -107,15 +128,21 @@ HeldOutFindings held_out_of(const std::map<int64_t, PictureFindings>& pictures) 
   return found;
 }
 
+/// Share of held-out pictures, this one among them, whose noise diverges as little; 1 where none was inverted.
+double p_divergence(const PictureFindings& picture, const HeldOutFindings& held_out) {
+  if (!picture.divergence || held_out.negative_divergences.empty()) return 1;
+  return p_values({-*picture.divergence}, held_out.negative_divergences).front();
+}
+
 bool is_copied(const PictureFindings& picture, const HeldOutFindings& held_out) {
-  if (picture.caption.copies > 0) return true;
+  if (picture.caption.copies > 0 || p_divergence(picture, held_out) <= kDivergenceLevel) return true;
   if (held_out.best.empty()) return false;
   const auto below = [&](double best) { return best < picture.optimised.best; };
   return picture.optimised.copies > 0 && std::all_of(held_out.best.begin(), held_out.best.end(), below);
 }
 
 Json described(const PictureFindings& picture, const HeldOutFindings& held_out) {
-  const auto drawings = picture.caption.drawings + picture.optimised.drawings;
+  const auto drawings = picture.caption.drawings + picture.optimised.drawings + picture.inversion_drawings;
   Json found;
   if (picture.log_error) {
     found["log_error"] = *picture.log_error;
@@ -128,6 +155,10 @@ Json described(const PictureFindings& picture, const HeldOutFindings& held_out) 
   found["with_optimised_states"] = picture.optimised.json();
   if (picture.optimised.drawings > 0 && !held_out.best.empty())
     found["p_similarity"] = p_values({picture.optimised.best}, held_out.best).front();
+  if (picture.divergence) {
+    found["divergence"] = std::isfinite(*picture.divergence) ? Json(*picture.divergence) : Json(nullptr);
+    if (!held_out.negative_divergences.empty()) found["p_divergence"] = p_divergence(picture, held_out);
+  }
   found["verdict"] = is_copied(picture, held_out) ? "copied" : "not shown by " + std::to_string(drawings) + " drawings";
   return found;
 }

@@ -14,8 +14,11 @@ namespace memsieve::audit {
 ///   with_caption,             {"drawings", "copies", "best", "share": Clopper-Pearson}
 ///   with_optimised_states
 ///   p_similarity              share of held-out pictures, itself among them, that come as close with states optimised
+///   divergence, p_divergence  of the noise that draws it, null if none was found; share of held-out pictures, itself
+///                             among them, with one as small
 ///   verdict                   "copied" or "not shown by N drawings". A copy by optimised states counts only if
-///                             held-out pictures were treated alike, and it is closer than any drawing of theirs
+///                             held-out pictures were treated alike, and it is closer than any drawing of theirs; and
+///                             inverted noise only if p_divergence is at most 0.05
 /// Of all: the same counts over all drawings, `copied` (share of pictures), `held_out` (the same of held-out pictures)
 /// and `error_separation` (audit/measure/scores.h).
 void add_verdicts(Json& summary, const std::vector<Json>& rows);

@@ -1,4 +1,5 @@
 #include <ATen/ATen.h>
+#include <audit/measure/attention_scores.h>
 #include <audit/measure/detection.h>
 #include <audit/measure/prediction_error.h>
 #include <audit/output/results.h>
@@ -38,6 +39,16 @@ double norm_factor(const NoiseSchedule& schedule, double timestep) {
   return std::sqrt(a) / (1 - a);
 }
 
+/// Adds what the attention told of drawing `i`.
+void add_attention(Json& row, const AttentionFindings& found, int64_t i, bool all_steps) {
+  row["entropy"] = numbers(found.entropy[i]);
+  row["end_entropy"] = numbers(found.end_entropy[i]);
+  if (found.first.defined()) row["attention_entropy_first"] = found.first[i].item<double>();
+  if (!all_steps) return;
+  row["attention_entropy"] = found.late[i].item<double>();
+  if (found.masked_magnitude.defined()) row["masked_magnitude"] = numbers(found.masked_magnitude[i]);
+}
+
 std::string picture_name(const std::string& set, const Drawing& drawing) {
   char text[64];
   std::snprintf(text, sizeof text, "%05lld_%02lld.png", static_cast<long long>(drawing.prompt),
@@ -51,14 +62,24 @@ std::vector<Json> measure_drawings(const std::vector<Drawing>& batch, const Prom
                                    PictureDecoder* decoder, const DetectionOptions& options) {
   const DrawingStart start = start_of(set.prompts, batch, options.seed, set.stream, model.model.device());
   std::vector<at::Tensor> steps;
+  std::optional<AttentionScores> attention;
+  if (options.attention && set.prompts.has_tokens())
+    attention.emplace(model.model.denoiser().module(), end_tokens(batch, set.prompts));
   const auto hook = [&](const DrawStep& step) {
     steps.push_back(magnitude(step.captioned, step.null));
+    if (attention) attention->end_step(step.captioned - step.null);
     return guided(step.null, step.captioned, model.sampling.guidance);
   };
   const at::Tensor drawn = ddim_sample(model.schedule, model.predict(), start.noise, start.condition, start.null,
                                        model.sampling, hook, {.first_steps = options.first_steps});
+  std::optional<AttentionFindings> looks;
+  if (attention) looks = attention->findings();
+  attention.reset();  // it would look at what follows, too
   const at::Tensor magnitudes = at::stack(steps, 1).cpu();
   require_finite_rows(magnitudes, "the magnitude", batch, set.prompts);
+  if (looks) require_finite_rows(looks->entropy, "the entropy of the attention to text", batch, set.prompts);
+  if (looks && looks->masked_magnitude.defined())
+    require_finite_rows(looks->masked_magnitude, "the magnitude where the end token is looked at", batch, set.prompts);
   const auto timesteps = draw_timesteps(model.schedule, model.sampling);
   at::Tensor cosine, pictures;
   if (options.cosine) {
@@ -75,6 +96,7 @@ std::vector<Json> measure_drawings(const std::vector<Drawing>& batch, const Prom
              {"magnitude", numbers(magnitudes[at])},
              {"norm", magnitudes[at][0].item<double>() * norm_factor(model.schedule, timesteps.front())}};
     if (options.cosine) row["cosine"] = cosine[at].item<double>();
+    if (looks) add_attention(row, *looks, at, options.first_steps < 0);
     if (pictures.defined()) {
       row["picture"] = picture_name(set.name, batch[i]);
       write_picture(options.folder, row["picture"], pictures[at]);
@@ -88,29 +110,25 @@ double caption_gain(int64_t prompt, const PromptSet& set, AuditedModel& model, u
                     int64_t rows) {
   static const SignalRegistry signals = builtin_signals();
   const c10::NoGradGuard no_grad;
-  const c10::Device device = model.model.device();
-  const at::Tensor timesteps = at::tensor(middle_timesteps(model.schedule.num_timesteps(), draws), at::kLong);
+  const Conditioning null = set.prompts.data().null().to(model.model.device());
+  const NoiseDraws noise{
+      .seed = seed, .stream = Stream::caption_gain_noise, .key = prompt, .draws = draws, .rows = rows};
   double sum = 0;
-  for (int64_t begin = 0; begin < draws; begin += rows) {
-    const int64_t size = std::min(rows, draws - begin);
-    const std::vector<int64_t> ids(static_cast<size_t>(size), prompt);
-    const Rows loaded = set.prompts.data().load(ids);
-    const Conditioning condition = loaded.condition.to(device);
-    const at::Tensor t = timesteps.narrow(0, begin, size).to(device), x0 = loaded.latents.to(device);
-    const at::Tensor noise = keyed_normal(seed, Stream::caption_gain_noise, place_keys(prompt, begin, size),
-                                          set.prompts.data().latent_shape())
-                                 .to(device);
-    const at::Tensor noisy = model.schedule.add_noise(x0, noise, t);
-    const Conditioning both = cat(condition.uncaptioned(set.prompts.data().null().to(device)), condition);
-    const at::Tensor answer = model.model.predict(at::cat({noisy, noisy}), at::cat({t, t}), both);
-    const at::Tensor gain = signals.find("caption_gain")
-                                ->measure({.timestep = t.to(at::kFloat),
-                                           .prediction = answer.narrow(0, size, size),
-                                           .target = model.schedule.target(x0, noise, t),
-                                           .counterfactual = answer.narrow(0, 0, size)});
-    require_finite_rows(gain, "the caption's gain", std::vector<Drawing>(ids.size(), {prompt, 0}), set.prompts);
-    sum += gain.to(at::kDouble).sum().item<double>();
-  }
+  for_noised(set.prompts.data(), {prompt}, noise, model,
+             [&](const NoisedPictures& part, const Conditioning& condition) {
+               const int64_t size = part.noisy.size(0);
+               const at::Tensor answer =
+                   model.model.predict(at::cat({part.noisy, part.noisy}), at::cat({part.timestep, part.timestep}),
+                                       cat(condition.uncaptioned(null), condition));
+               const at::Tensor gain = signals.find("caption_gain")
+                                           ->measure({.timestep = part.timestep.to(at::kFloat),
+                                                      .prediction = answer.narrow(0, size, size),
+                                                      .target = part.target,
+                                                      .counterfactual = answer.narrow(0, 0, size)});
+               require_finite_rows(gain, "the caption's gain",
+                                   std::vector<Drawing>(static_cast<size_t>(size), {prompt, 0}), set.prompts);
+               sum += gain.to(at::kDouble).sum().item<double>();
+             });
   return sum / static_cast<double>(draws);
 }
 

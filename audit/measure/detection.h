@@ -26,6 +26,8 @@ struct DetectionOptions {
   int64_t first_steps = -1;
   /// the cosine term: one forward of two rows more
   bool cosine = true;
+  /// scores of the attention to text, for prompts with tokens
+  bool attention = true;
   /// folder that pictures/ is written to
   std::string folder;
 };
@@ -37,6 +39,10 @@ struct DetectionOptions {
 ///              noise that drawing starts from (Asthana and others; constants from their code)
 ///   norm       their norm at the first timestep: the magnitude, for v_prediction times sqrt(a) / (1 - a)
 ///   picture    its file, where there is a decoder and all steps are drawn
+/// and of the attention to text what the model and the steps drawn can tell (audit/measure/attention_scores.h):
+///   entropy, end_entropy     [steps]
+///   attention_entropy_first  AttentionFindings::first
+///   attention_entropy, masked_magnitude   `late` and [steps], once all steps are drawn
 /// Throws NonFiniteError.
 std::vector<Json> measure_drawings(const std::vector<Drawing>& batch, const PromptSet& set, AuditedModel& model,
                                    PictureDecoder* decoder, const DetectionOptions& options);

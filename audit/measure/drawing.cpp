@@ -30,6 +30,12 @@ std::vector<std::vector<Drawing>> drawings(int64_t prompts, int64_t pictures, in
   return drawings(first_rows(prompts), pictures, rows);
 }
 
+std::vector<int64_t> end_tokens(const std::vector<Drawing>& batch, const Prompts& prompts) {
+  std::vector<int64_t> ends;
+  for (const Drawing& drawing : batch) ends.push_back(prompts.end_token(drawing.prompt));
+  return ends;
+}
+
 std::string unit_name(const std::string& set, const Drawing& drawing) {
   return set + "/" + std::to_string(drawing.prompt) + "/" + std::to_string(drawing.picture);
 }

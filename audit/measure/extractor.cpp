@@ -38,7 +38,7 @@ std::string last_line(const std::exception& error) {
 }  // namespace
 
 struct Extractor::Module {
-  mutable torch::jit::Module script;
+  torch::jit::Module script;
 };
 
 Extractor::Extractor(Extractor&&) noexcept = default;

@@ -9,56 +9,14 @@
 
 namespace memsieve::audit {
 
-namespace {
-
-/// One row as `rows`.
-Conditioning repeated(const Conditioning& one, int64_t rows) {
-  const auto expanded = [rows](const at::Tensor& part) {
-    if (!part.defined()) return part;
-    std::vector<int64_t> shape(part.sizes().begin(), part.sizes().end());
-    shape.front() = rows;
-    return part.expand(shape);
-  };
-  return {expanded(one.text), expanded(one.pooled), expanded(one.time_ids)};
-}
-
-/// Noised versions of one picture, on the device.
-struct NoisedPicture {
-  at::Tensor noisy, target, timestep;
-};
-
-NoisedPicture noised(const at::Tensor& x0, const at::Tensor& noise, const at::Tensor& timestep,
-                     const NoiseSchedule& schedule) {
-  const at::Tensor pictures = x0.expand(noise.sizes());
-  return {.noisy = schedule.add_noise(pictures, noise, timestep),
-          .target = schedule.target(pictures, noise, timestep),
-          .timestep = timestep};
-}
-
-}  // namespace
-
-std::vector<double> picture_errors(int64_t prompt, const PromptSet& set, AuditedModel& model, uint64_t seed,
-                                   int64_t draws, int64_t rows) {
-  const c10::NoGradGuard no_grad;
+void for_search_noise(const SearchNoise& search, int64_t step, at::IntArrayRef shape, const AuditedModel& model,
+                      const std::function<void(const at::Tensor& noise, const at::Tensor& timestep)>& show) {
   const c10::Device device = model.model.device();
-  const Rows loaded = set.prompts.data().load({prompt});
-  const at::Tensor x0 = loaded.latents.to(device);
-  const Conditioning condition = loaded.condition.to(device);
-  const at::Tensor timesteps = at::tensor(middle_timesteps(model.schedule.num_timesteps(), draws), at::kLong);
-  std::vector<double> errors;
-  for (int64_t begin = 0; begin < draws; begin += rows) {
-    const int64_t size = std::min(rows, draws - begin);
-    const at::Tensor noise =
-        keyed_normal(seed, Stream::picture_error_noise, place_keys(0, begin, size), set.prompts.data().latent_shape());
-    const NoisedPicture made =
-        noised(x0, noise.to(device), timesteps.narrow(0, begin, size).to(device), model.schedule);
-    const at::Tensor answer = model.model.predict(made.noisy, made.timestep, repeated(condition, size));
-    const at::Tensor error = row_losses(answer, made.target);
-    require_finite_rows(error, "the prediction's error", std::vector<Drawing>(static_cast<size_t>(size), {prompt, 0}),
-                        set.prompts);
-    for (const double value : numbers(error)) errors.push_back(value);
+  for (int64_t begin = 0; begin < search.batch; begin += search.rows) {
+    const auto keys = place_keys(search.key, step * search.batch + begin, std::min(search.rows, search.batch - begin));
+    show(keyed_normal(search.seed, search.noise, keys, shape).to(device),
+         keyed_timesteps(search.seed, search.timestep, keys, model.schedule.num_timesteps()).to(device));
   }
-  return errors;
 }
 
 OptimisedStates optimise_states(int64_t prompt, const PromptSet& set, AuditedModel& model,
@@ -75,20 +33,17 @@ OptimisedStates optimise_states(int64_t prompt, const PromptSet& set, AuditedMod
   for (int64_t step = 0; step < options.steps; ++step) {
     optimizer.zero_grad();
     double loss = 0;
-    for (int64_t begin = 0; begin < options.batch; begin += options.rows) {
-      const int64_t size = std::min(options.rows, options.batch - begin);
-      const auto keys = place_keys(options.key, step * options.batch + begin, size);
-      const at::Tensor noise =
-          keyed_normal(options.seed, Stream::optimisation_noise, keys, set.prompts.data().latent_shape());
-      const at::Tensor timestep =
-          keyed_timesteps(options.seed, Stream::optimisation_timestep, keys, model.schedule.num_timesteps());
-      const NoisedPicture made = noised(x0, noise.to(device), timestep.to(device), model.schedule);
-      const at::Tensor answer = model.model.predict(made.noisy, made.timestep, repeated(found.condition, size));
+    const auto take = [&](const at::Tensor& noise, const at::Tensor& timestep) {
+      const NoisedPictures made = noised(x0, noise, timestep, model.schedule);
+      const at::Tensor answer =
+          model.model.predict(made.noisy, made.timestep, repeated(found.condition, noise.size(0)));
       const at::Tensor part = row_losses(answer, made.target).sum() / static_cast<double>(options.batch);
       part.backward();
       require_finite_rows(part.view({1}), "the loss while its states are optimised", {{prompt, 0}}, set.prompts);
       loss += part.item<double>();
-    }
+    };
+    for_search_noise({.seed = options.seed, .key = options.key, .batch = options.batch, .rows = options.rows}, step,
+                     set.prompts.data().latent_shape(), model, take);
     found.losses.push_back(loss);
     optimizer.step();
   }

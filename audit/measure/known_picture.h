@@ -1,18 +1,27 @@
 #pragma once
-// What a model knows of one given picture: how well it predicts it, and whether states can be found that draw it.
+// Whether states can be found with which a model draws one given picture.
 
 #include <audit/measure/detection.h>
 
-#include <string>
+#include <functional>
 #include <vector>
 
 namespace memsieve::audit {
 
-/// [draws]: mean over C, H, W of (prediction - target)^2 of the prompt's picture with its caption, at
-/// middle_timesteps. Noise is keyed by (seed, draw), the same for every picture of every set, so that pictures which
-/// are compared are treated alike. At most `rows` draws in one forward. Throws NonFiniteError.
-std::vector<double> picture_errors(int64_t prompt, const PromptSet& set, AuditedModel& model, uint64_t seed,
-                                   int64_t draws, int64_t rows);
+/// The noises and timesteps of a search, new in each of its steps.
+struct SearchNoise {
+  uint64_t seed = 0;
+  Stream noise = Stream::optimisation_noise, timestep = Stream::optimisation_timestep;
+  /// first number of the keys, the second is step * batch + i; pictures that are not to share their noise have
+  /// different ones
+  int64_t key = 0;
+  /// noises of each step, and of one forward and backward pass
+  int64_t batch = 8, rows = 8;
+};
+
+/// Shows the noises [R, ...shape] and uniform timesteps [R] of a step on the device, in parts of at most `rows`.
+void for_search_noise(const SearchNoise& search, int64_t step, at::IntArrayRef shape, const AuditedModel& model,
+                      const std::function<void(const at::Tensor& noise, const at::Tensor& timestep)>& show);
 
 /// Constants of DoRI (arXiv 2507.16880, known here from second hand).
 struct OptimisationOptions {

@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <audit/measure/mitigation.h>
+#include <audit/measure/rephrasing.h>
 #include <c10/core/GradMode.h>
 #include <memsieve/error.h>
 #include <torch/optim/adamw.h>
@@ -164,10 +165,8 @@ TextAttentionEdit attention_edit(const std::vector<int64_t>& end_tokens, int64_t
 Mitigated draw_with_edited_attention(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
                                      const MitigationOptions& options) {
   prompts.require_tokens("the method 'attention'");
-  std::vector<int64_t> ends;
-  for (const Drawing& drawing : batch) ends.push_back(prompts.end_token(drawing.prompt));
-  const TextAttentionEdit edit =
-      attention_edit(ends, prompts.data().text_length(), options.first_token_scale, model.model.device());
+  const TextAttentionEdit edit = attention_edit(end_tokens(batch, prompts), prompts.data().text_length(),
+                                                options.first_token_scale, model.model.device());
   const EditTextAttention editing(edit);
   return draw_plainly(batch, prompts, model, options);
 }
@@ -177,7 +176,8 @@ const std::vector<Mitigation>& mitigations() {
                                               {"dynamic_guidance", draw_with_dynamic_guidance},
                                               {"embedding", draw_with_moved_states},
                                               {"random_tokens", draw_with_random_tokens},
-                                              {"attention", draw_with_edited_attention}};
+                                              {"attention", draw_with_edited_attention},
+                                              {"rephrased", draw_rephrased}};
   return all;
 }
 
@@ -185,8 +185,10 @@ void require_drawable(const std::vector<const Mitigation*>& methods, const Promp
                       const std::vector<int64_t>& rows) {
   for (const Mitigation* method : methods) {
     if (method->name == "attention") prompts.require_tokens("the method 'attention'");
-    if (method->name != "random_tokens") continue;
-    for (const int64_t row : rows) random_variants(prompts, row);
+    for (const int64_t row : rows) {
+      if (method->name == "random_tokens") random_variants(prompts, row);
+      if (method->name == "rephrased") wordings_of(prompts, row);
+    }
   }
 }
 

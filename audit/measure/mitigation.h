@@ -31,6 +31,8 @@ struct MitigationOptions {
   int64_t updates = 10;
   /// of `attention`: what the first token's logits are multiplied by
   double first_token_scale = 1.25;
+  /// of `rephrased` (audit/measure/rephrasing.h)
+  double rephrased_target = 1, repulsion_from = 3, repulsion_full = 5;
 };
 
 /// The prompt as it is.

@@ -4,6 +4,7 @@
 #include <diffusion/data/rows.h>
 #include <memsieve/error.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace memsieve::audit {
@@ -14,32 +15,65 @@ std::vector<int64_t> middle_timesteps(int64_t count, int64_t draws) {
   return timesteps;
 }
 
-std::vector<double> prediction_errors(const Dataset& data, const std::vector<int64_t>& rows, int64_t key,
-                                      AuditedModel& model, const PredictionErrorOptions& options) {
-  const c10::NoGradGuard no_grad;
+Conditioning repeated(const Conditioning& one, int64_t rows) {
+  const auto expanded = [rows](const at::Tensor& part) {
+    if (!part.defined()) return part;
+    std::vector<int64_t> shape(part.sizes().begin(), part.sizes().end());
+    shape.front() = rows;
+    return part.expand(shape);
+  };
+  return {expanded(one.text), expanded(one.pooled), expanded(one.time_ids)};
+}
+
+NoisedPictures noised(const at::Tensor& x0, const at::Tensor& noise, const at::Tensor& timestep,
+                      const NoiseSchedule& schedule) {
+  const at::Tensor pictures = x0.expand(noise.sizes());
+  return {.noisy = schedule.add_noise(pictures, noise, timestep),
+          .target = schedule.target(pictures, noise, timestep),
+          .timestep = timestep};
+}
+
+void for_noised(const Dataset& data, const std::vector<int64_t>& rows, const NoiseDraws& draws,
+                const AuditedModel& model,
+                const std::function<void(const NoisedPictures& part, const Conditioning& condition)>& show) {
   const c10::Device device = model.model.device();
-  const auto size = static_cast<int64_t>(rows.size());
-  const auto timesteps = middle_timesteps(model.schedule.num_timesteps(), options.draws);
   const Rows loaded = data.load(rows);
   const at::Tensor x0 = loaded.latents.to(device);
   const Conditioning condition = loaded.condition.to(device);
-  at::Tensor sum = at::zeros({size}, at::TensorOptions(at::kDouble).device(device));
-  for (int64_t draw = 0; draw < options.draws; ++draw) {
-    const at::Tensor noise =
-        keyed_normal(options.seed, options.stream, {{key, draw}}, data.latent_shape()).to(device).expand_as(x0);
-    const at::Tensor t =
-        at::full({size}, timesteps[static_cast<size_t>(draw)], at::TensorOptions(at::kLong).device(device));
-    const at::Tensor noisy = model.schedule.add_noise(x0, noise, t);
-    const at::Tensor prediction = model.model.predict(noisy, t, condition);
-    sum += row_losses(prediction, model.schedule.target(x0, noise, t)).to(at::kDouble);
+  const auto timesteps = middle_timesteps(model.schedule.num_timesteps(), draws.draws);
+  const auto count = static_cast<int64_t>(rows.size()), all = count * draws.draws;
+  for (int64_t begin = 0; begin < all; begin += draws.rows) {
+    std::vector<int64_t> places, t;
+    std::vector<RowKey> keys;
+    for (int64_t i = begin; i < std::min(all, begin + draws.rows); ++i) {
+      places.push_back(i % count);
+      t.push_back(timesteps[static_cast<size_t>(i / count)]);
+      keys.push_back({draws.key, i / count});
+    }
+    const at::Tensor which = at::tensor(places, at::kLong).to(device);
+    const at::Tensor noise = keyed_normal(draws.seed, draws.stream, keys, data.latent_shape()).to(device);
+    show(noised(x0.index_select(0, which), noise, at::tensor(t, at::kLong).to(device), model.schedule),
+         condition.select(which));
   }
-  const at::Tensor mean = (sum / static_cast<double>(options.draws)).cpu();
-  std::vector<double> errors(mean.const_data_ptr<double>(), mean.const_data_ptr<double>() + size);
-  for (size_t i = 0; i < errors.size(); ++i)
-    if (!std::isfinite(errors[i]))
-      throw NonFiniteError(data.path() + ": the prediction's error of row " + std::to_string(rows[i]) +
-                           " is NaN or Inf; the model or the picture is damaged, or --mixed-precision fp16 overflows");
-  return errors;
+}
+
+std::vector<std::vector<double>> prediction_errors(const Dataset& data, const std::vector<int64_t>& rows,
+                                                   const NoiseDraws& draws, AuditedModel& model) {
+  const c10::NoGradGuard no_grad;
+  std::vector<at::Tensor> parts;
+  for_noised(data, rows, draws, model, [&](const NoisedPictures& part, const Conditioning& condition) {
+    parts.push_back(row_losses(model.model.predict(part.noisy, part.timestep, condition), part.target));
+  });
+  const at::Tensor errors = at::cat(parts).to(at::kCPU, at::kDouble).view({draws.draws, -1}).t().contiguous();
+  std::vector<std::vector<double>> found;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const double* begin = errors.const_data_ptr<double>() + static_cast<int64_t>(i) * draws.draws;
+    found.emplace_back(begin, begin + draws.draws);
+    if (std::all_of(found.back().begin(), found.back().end(), [](double e) { return std::isfinite(e); })) continue;
+    throw NonFiniteError(data.path() + ": the prediction's error of row " + std::to_string(rows[i]) +
+                         " is NaN or Inf; the model or the picture is damaged, or --mixed-precision fp16 overflows");
+  }
+  return found;
 }
 
 }  // namespace memsieve::audit

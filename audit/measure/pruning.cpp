@@ -1,17 +1,11 @@
 #include <ATen/ATen.h>
+#include <audit/measure/layers.h>
 #include <audit/measure/pruning.h>
 #include <diffusion/models/common/attention.h>
 
 namespace memsieve::audit {
 
 namespace {
-
-std::map<const FeedForwardImpl*, std::string> feed_forward_names(torch::nn::Module& module) {
-  std::map<const FeedForwardImpl*, std::string> names;
-  for (const auto& item : module.named_modules(/*name_prefix=*/"", /*include_self=*/false))
-    if (const auto* layer = dynamic_cast<const FeedForwardImpl*>(item.value().get())) names[layer] = item.key();
-  return names;
-}
 
 /// [2B, N, in] -> [B, in] float64: of each drawing, without and with the caption.
 at::Tensor squares_of(const at::Tensor& gated) {
@@ -28,7 +22,7 @@ std::vector<FeedForwardSums> feed_forward_sums(const std::vector<Drawing>& batch
                                                AuditedModel& model, const FeedForwardOptions& options) {
   DrawingStart start = start_of(prompts, batch, options.seed, Stream::draw_noise, model.model.device());
   if (options.empty) start.condition = start.condition.uncaptioned(start.null);
-  const auto names = feed_forward_names(model.model.denoiser().module());
+  const auto names = layer_names<FeedForwardImpl>(model.model.denoiser().module());
   std::map<std::string, std::vector<at::Tensor>> seen;
   const WatchFeedForward watch([&](const FeedForwardImpl& layer, const at::Tensor& gated) {
     seen[names.at(&layer)].push_back(squares_of(gated));

@@ -6,31 +6,63 @@
 
 #include <algorithm>
 #include <functional>
-#include <map>
 #include <numeric>
+#include <optional>
 
 namespace memsieve::audit {
 
 namespace {
 
-double mean(const std::vector<double>& values) {
+std::optional<double> number_in(const Json& row, const char* key) {
+  return row.contains(key) ? std::optional(row[key].get<double>()) : std::nullopt;
+}
+std::optional<double> first_in(const Json& row, const char* key) {
+  return row.contains(key) ? std::optional(row[key].at(0).get<double>()) : std::nullopt;
+}
+std::optional<double> mean_in(const Json& row, const char* key) {
+  if (!row.contains(key)) return std::nullopt;
+  const auto values = row[key].get<std::vector<double>>();
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
 struct Kind {
   const char* name;
   const char* doc;
+  /// of a row, if that has what it takes
+  std::optional<double> (*of)(const Json& row, const ScoreOptions& options);
 };
 
-constexpr Kind kKinds[] = {
-    {"magnitude_first", "magnitude at the first step, mean over pictures (Wen et al.)"},
-    {"magnitude_mean", "magnitude, mean over steps and pictures (Wen et al.)"},
-    {"cosine",
-     "cosine of the empty caption's prediction and what the caption adds, at the third-last timestep on pure "
-     "noise (Asthana et al.)"},
-    {"norm_and_cosine", "norm at the first timestep plus cosine_weight times the cosine (Asthana et al.)"},
-    {"caption_gain", "by how much the caption lowers the error on the prompt's own picture (after CLiD)"},
-};
+const std::vector<Kind>& kinds() {
+  using Options = const ScoreOptions&;
+  static const std::vector<Kind> all = {
+      {"magnitude_first", "magnitude at the first step, mean over pictures (Wen et al.)",
+       [](const Json& row, Options) { return first_in(row, "magnitude"); }},
+      {"magnitude_mean", "magnitude, mean over steps and pictures (Wen et al.)",
+       [](const Json& row, Options) { return mean_in(row, "magnitude"); }},
+      {"cosine",
+       "cosine of the empty caption's prediction and what the caption adds, at the third-last timestep on pure "
+       "noise (Asthana et al.)",
+       [](const Json& row, Options) { return number_in(row, "cosine"); }},
+      {"norm_and_cosine", "norm at the first timestep plus cosine_weight times the cosine (Asthana et al.)",
+       [](const Json& row, Options options) {
+         const auto norm = number_in(row, "norm"), cosine = number_in(row, "cosine");
+         return norm && cosine ? std::optional(*norm + options.cosine_weight * *cosine) : std::nullopt;
+       }},
+      {"attention_entropy",
+       "entropy of the attention to the tokens in the last ten steps, plus the rise of its part from the end token on "
+       "since the first (Ren et al., D)",
+       [](const Json& row, Options) { return number_in(row, "attention_entropy"); }},
+      {"attention_entropy_first", "the entropy at the first step in the fourth layer (Ren et al., E)",
+       [](const Json& row, Options) { return number_in(row, "attention_entropy_first"); }},
+      {"bright_ending",
+       "magnitude where the last step looks at the end token, over that look's mean; mean over steps (Bright Ending, "
+       "Chen et al.)",
+       [](const Json& row, Options) { return mean_in(row, "masked_magnitude"); }},
+      {"caption_gain", "by how much the caption lowers the error on the prompt's own picture (after CLiD)",
+       [](const Json& row, Options) { return number_in(row, "caption_gain"); }},
+  };
+  return all;
+}
 
 }  // namespace
 
@@ -56,24 +88,18 @@ std::vector<double> PromptMeans::values(const std::string& name) const {
 
 std::vector<PromptScore> scores_of(const std::vector<Json>& rows, const std::string& set, int64_t prompts,
                                    const ScoreOptions& options) {
-  std::map<std::string, PromptMeans> means;
-  for (const Kind& kind : kKinds) means.emplace(kind.name, PromptMeans(prompts));
-  for (const Json& row : rows) {
-    if (row.at("set") != set) continue;
+  std::vector<PromptMeans> means(kinds().size(), PromptMeans(prompts));
+  read_rows(rows, [&](const Json& row) {
+    if (row.at("set") != set) return;
     const auto prompt = row.at("prompt").get<int64_t>();
-    if (row.contains("caption_gain")) means.at("caption_gain").add(prompt, row["caption_gain"].get<double>());
-    if (!row.contains("magnitude")) continue;
-    const auto magnitude = row["magnitude"].get<std::vector<double>>();
-    means.at("magnitude_first").add(prompt, magnitude.front());
-    means.at("magnitude_mean").add(prompt, mean(magnitude));
-    if (!row.contains("cosine")) continue;
-    const auto cosine = row["cosine"].get<double>();
-    means.at("cosine").add(prompt, cosine);
-    means.at("norm_and_cosine").add(prompt, row.at("norm").get<double>() + options.cosine_weight * cosine);
-  }
+    for (size_t i = 0; i < kinds().size(); ++i)
+      if (const auto value = kinds()[i].of(row, options)) means[i].add(prompt, *value);
+  });
   std::vector<PromptScore> scores;
-  for (const Kind& kind : kKinds)
-    if (!means.at(kind.name).empty()) scores.push_back({kind.name, kind.doc, means.at(kind.name).values(kind.name)});
+  for (size_t i = 0; i < kinds().size(); ++i) {
+    const Kind& kind = kinds()[i];
+    if (!means[i].empty()) scores.push_back({kind.name, kind.doc, means[i].values(kind.name)});
+  }
   return scores;
 }
 

@@ -39,7 +39,8 @@ struct ScoreOptions {
 };
 
 /// Scores of the set's `prompts` prompts, means over pictures: magnitude_first, magnitude_mean, and as far as they were
-/// measured cosine, norm_and_cosine and caption_gain. Throws DataError for a row that lacks what others have.
+/// measured cosine, norm_and_cosine, attention_entropy, attention_entropy_first, bright_ending and caption_gain. Throws
+/// DataError for a row that is damaged or lacks what others have.
 std::vector<PromptScore> scores_of(const std::vector<Json>& rows, const std::string& set, int64_t prompts,
                                    const ScoreOptions& options);
 

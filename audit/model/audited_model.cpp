@@ -164,6 +164,7 @@ AuditedModel load_audited_model(const AuditConfig& c, Group& group) {
                                 .identity = identity + "; " + scheduler_json(file.schedule, file.sampling),
                                 .vae = has_vae ? vae.string() : "",
                                 .weights = folders.weights,
+                                .adapters = c.lora.empty() ? "" : adapter_file(c),
                                 .sample_size = sample_size_of(folders.weights)});
   });
   return std::move(*loaded);

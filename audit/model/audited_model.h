@@ -24,6 +24,8 @@ struct AuditedModel {
   std::string vae;
   /// the folder that the weights were read from, without adapters
   std::string weights;
+  /// the file of the adapters; "" = there are none
+  std::string adapters = {};
   /// {height, width} of the latents it was made for, as its config.json says; empty = it does not say
   std::vector<int64_t> sample_size = {};
 

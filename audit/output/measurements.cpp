@@ -148,6 +148,22 @@ void Measurements::add(const std::vector<Json>& rows, Group& group) {
   rows_.insert(rows_.end(), fresh.begin(), fresh.end());
 }
 
+void read_rows(const std::vector<Json>& rows, const std::function<void(const Json& row)>& read) {
+  for (const Json& row : rows) {
+    const auto damaged = [&row] {
+      return DataError("measurements.jsonl: a value of " + detail::printable(row.value("unit", "a row")) +
+                       " is missing or of another kind; take out its line, and it is measured again");
+    };
+    try {
+      read(row);
+    } catch (const Json::exception&) {
+      throw damaged();
+    } catch (const std::out_of_range&) {
+      throw damaged();
+    }
+  }
+}
+
 namespace {
 
 /// Rows of `batch` with the names of their units first.

@@ -50,6 +50,10 @@ class Measurements {
   std::set<std::string> units_;
 };
 
+/// Calls `read` with every row. A row that lacks what `read` asks of it, or holds something else there: DataError,
+/// naming its unit.
+void read_rows(const std::vector<Json>& rows, const std::function<void(const Json& row)>& read);
+
 /// What is measured in one go: the names of its units, and a row for each, in their order. `measure` must depend on the
 /// units alone.
 struct UnitBatch {

@@ -43,6 +43,9 @@ enum class Stream : uint64_t {
   picture_error_noise = 50,
   optimisation_noise = 51,
   optimisation_timestep = 52,
+  inversion_noise = 53,
+  inversion_timestep = 54,
+  inversion_drawing = 55,
   canary_noise = 60,
 };
 

@@ -126,6 +126,21 @@ at::Tensor NoiseSchedule::target(const at::Tensor& x0, const at::Tensor& noise, 
   return (per_row(signal_, t, x0) * noise - per_row(noise_, t, x0) * x0).to(x0.scalar_type());
 }
 
+at::Tensor NoiseSchedule::predicted_sample(const at::Tensor& x, const at::Tensor& prediction,
+                                           const at::Tensor& t) const {
+  switch (prediction_) {
+    case Prediction::epsilon:
+      return ((x - per_row(noise_, t, x) * prediction) / per_row(signal_, t, x)).to(x.scalar_type());
+    case Prediction::sample:
+      return prediction;
+    case Prediction::flow:
+      return (x - per_row(noise_, t, x) * prediction).to(x.scalar_type());
+    case Prediction::v:
+      break;
+  }
+  return (per_row(signal_, t, x) * x - per_row(noise_, t, x) * prediction).to(x.scalar_type());
+}
+
 at::Tensor NoiseSchedule::snr(const at::Tensor& t) const {
   return snr_.index_select(0, t);
 }

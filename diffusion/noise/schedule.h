@@ -52,6 +52,8 @@ class NoiseSchedule {
   /// What the model should answer: the noise; v = signal noise - noise(t) x0 (Salimans and Ho, ICLR 2022); x0; or for
   /// flow the velocity, noise - x0.
   at::Tensor target(const at::Tensor& x0, const at::Tensor& noise, const at::Tensor& t) const;
+  /// The picture x0 that a model stands for which answers `prediction` to the noisy `x`; like x. Differentiable.
+  at::Tensor predicted_sample(const at::Tensor& x, const at::Tensor& prediction, const at::Tensor& t) const;
   /// [B] float32: signal^2 / noise^2.
   at::Tensor snr(const at::Tensor& t) const;
   /// [B] float32 loss weights of Min-SNR-gamma (Hang et al., ICCV 2023): what makes every kind's squared error

@@ -5,8 +5,8 @@ judge as one does.
     python fine_tune.py configs/demo.yaml RUN
     torchrun --nproc_per_node 2 fine_tune.py configs/demo.yaml RUN
 
-Of the configuration it reads `data`, `model.pretrained`, `sieve` and the few numbers that `main` names. RUN is the folder that the
-ledger goes to.
+Of the configuration it reads `data`, `model.pretrained`, `sieve` and the few numbers that `make` and `main` name. RUN is the folder that the
+ledger goes to. Everything stays on the CPU, as in the demo; for a GPU move the model and the rows there.
 """
 import copy
 import os

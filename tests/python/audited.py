@@ -43,8 +43,11 @@ class World:
                 if "time_emb_proj.weight" in name:
                     weight.mul_(40)
         unet.save_pretrained(self.pipeline / "unet")
+        rephrased = folder / "rephrased.jsonl"
+        rephrased.write_text("".join(json.dumps({"prompt": prompt, "rephrased": [f"{word} {prompt}" for word in ("x", "dog cat", "moon")]})
+                                     + "\n" for prompt in PROMPTS))
         self.prompts = prepare(self.pipeline, PROMPTS, folder / "prompts.h5", "--leave-out", "--random-tokens", 2,
-                               "--random-variants", 2)
+                               "--random-variants", 2, "--rephrased", rephrased)
         self.negatives = prepare(self.pipeline, NEGATIVES, folder / "negatives.h5")
 
     def command(self, name, out, *more):

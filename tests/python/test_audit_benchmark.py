@@ -282,6 +282,10 @@ def test_the_table_has_means_over_prompts_of_maxima_top_three_and_shares(found):
                 values = [of_prompt[column] for of_prompt in of_prompts]
                 interval = entry[name][column]
                 assert interval["estimate"] == pytest.approx(np.mean(values))
+                if number > 0:
+                    before = [prompt[column][0] for prompt in summary[name]]
+                    difference = entry[name]["against_first"][column]
+                    assert difference["estimate"] == pytest.approx(np.mean(values) - np.mean(before), abs=1e-9)
                 # Few prompts: the interval lies within what they have.
                 assert min(values) - 1e-9 <= interval["low"] <= interval["estimate"] <= interval["high"] <= max(values) + 1e-9
             shares += [of_prompt["similarity_share"] for of_prompt in of_prompts]

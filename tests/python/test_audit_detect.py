@@ -95,6 +95,22 @@ def test_another_question_in_the_same_folder_is_refused(world, found, tmp_path):
     assert_refused(world.refuse("detect", out, "--negatives", world.prompts), 2, "measurements.jsonl", "another negatives")
 
 
+@pytest.mark.parametrize("value", ["null", '"x"', "[1, null]", "{}"])
+def test_a_damaged_number_is_told_by_its_row(world, found, tmp_path, value):
+    out = tmp_path / "out"
+    shutil.copytree(found.out, out)
+    lines = (out / "measurements.jsonl").read_text().splitlines(keepends=True)
+    row = json.loads(lines[2])
+    row["magnitude"] = json.loads(value)
+    (out / "measurements.jsonl").write_text("".join([*lines[:2], json.dumps(row) + "\n", *lines[3:]]))
+    refused = world.refuse("detect", out, "--negatives", world.negatives)
+    assert refused.returncode == 3 and "json.exception" not in refused.stderr
+    assert row["unit"] in refused.stderr.splitlines()[-1] and "measured again" in refused.stderr.splitlines()[-1]
+    (out / "measurements.jsonl").write_text("".join([*lines[:2], *lines[3:]]))
+    again = world.audit("detect", out, "--negatives", world.negatives)
+    assert again.rows == found.rows and again.summary["scores"] == found.summary["scores"]
+
+
 def test_the_gain_of_a_caption_is_that_of_python(epsilon_world, tmp_path):
     pictures = tmp_path / "pictures.h5"
     latents = np.random.default_rng(0).standard_normal((len(PROMPTS), 4, 8, 8)).astype(np.float16)

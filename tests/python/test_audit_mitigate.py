@@ -8,7 +8,7 @@ from audited import epsilon_world, world  # noqa: F401
 from conftest import assert_refused, run
 from diffusers.models.attention_processor import Attention
 
-METHODS = ("dynamic_guidance", "embedding", "random_tokens", "attention")
+METHODS = ("dynamic_guidance", "embedding", "random_tokens", "attention", "rephrased")
 TARGET_SHARE, RATE, UPDATES = 0.6, 0.02, 6
 DRAWINGS = [(prompt, picture) for prompt in range(len(PROMPTS)) for picture in range(PICTURES)]
 
@@ -25,8 +25,18 @@ def target(drawer):
 
 
 @pytest.fixture(scope="module")
-def found(world, target, tmp_path_factory):
+def levels(drawer):
+    """(rephrased_target, repulsion_from, repulsion_full) between which the magnitudes of the tiny model lie."""
+    first = sorted(drawer.magnitudes(*drawing)[0] for drawing in DRAWINGS)
+    every = np.concatenate([drawer.magnitudes(*drawing) for drawing in DRAWINGS])
+    return float(np.mean(first[:2])), float(np.quantile(every, 0.3)), float(np.quantile(every, 0.7))
+
+
+@pytest.fixture(scope="module")
+def found(world, target, levels, tmp_path_factory):
     methods = [word for method in METHODS for word in ("--methods", method)]
+    methods += [word for pair in zip(("--rephrased-target", "--repulsion-from", "--repulsion-full"), (f"{x:.9g}" for x in levels))
+                for word in pair]
     return world.audit("mitigate", tmp_path_factory.mktemp("mitigate") / "out", *methods, "--target", f"{target:.9g}",
                        "--learning-rate", RATE, "--updates", UPDATES)
 
@@ -132,6 +142,44 @@ def test_edited_attention_is_that_of_plain_arithmetic(drawer, found, world):
         assert expected != pytest.approx(drawer.magnitudes(prompt, picture), rel=1e-4)
 
 
+def rephrased(drawer, prompt, picture, levels):
+    """(wording or None, magnitude of each step), from the method's description."""
+    target, low, high = levels
+    first = lambda text: drawer.magnitudes(prompt, picture, text)[0]  # noqa: E731
+    chosen, plain = None, drawer.text[prompt]
+    if first(plain) > target:
+        rows = [i for i, (of, kind) in enumerate(zip(drawer.variant_of, drawer.variant)) if of == prompt and kind == "rephrased"]
+        values = [first(drawer.text[row]) for row in rows]
+        fine = [row for row, value in zip(rows, values) if value <= target]
+        chosen = fine[0] if fine else rows[int(np.argmin(values))]
+    kappa = (low * GUIDANCE - high) / (GUIDANCE - 1)
+    x, seen, cases = drawer.noise(prompt, picture), [], set()
+    for t in drawer.scheduler.timesteps:
+        with torch.no_grad():
+            null, wording = drawer.predict(x, t, plain if chosen is None else drawer.text[chosen])
+            own = drawer.predict(x, t, plain)[1]
+        m = (wording - null).norm().item()
+        seen.append(m)
+        guided = null + GUIDANCE * (wording - null)
+        if chosen is not None and m > low:
+            part = min(GUIDANCE, GUIDANCE * (m - kappa) / (high - kappa))
+            guided = own + part * (wording - own) + (GUIDANCE - part) * (wording - null)
+        cases.add("plain" if chosen is None else "weak" if m <= low else "between" if m < high else "full")
+        x = drawer.scheduler.step(guided, t, x, eta=0).prev_sample
+    return chosen, seen, cases
+
+
+def test_rephrased_prompts_are_drawn_away_from_the_prompt(drawer, found, levels):
+    cases = set()
+    for prompt, picture in DRAWINGS:
+        wording, magnitudes, met = rephrased(drawer, prompt, picture, levels)
+        row = row_of(found, "rephrased", prompt, picture)
+        assert row["caption"] == (None if wording is None else drawer.captions[wording])
+        assert row["magnitude"] == pytest.approx(magnitudes, rel=1e-4, abs=1e-5)
+        cases |= met
+    assert cases >= {"plain", "weak", "between"}
+
+
 def test_the_summary_compares_the_methods(found):
     assert [entry["method"] for entry in found.summary["methods"]] == ["none", *METHODS]
     for entry in found.summary["methods"]:
@@ -149,7 +197,7 @@ def test_what_is_missing_is_said(epsilon_world, tmp_path):
     with h5py.File(bare, "a") as file:
         for name in ("variant_of", "variant_bytes", "variant_offsets", "end_token"):
             del file[name]
-    for method, word in (("random_tokens", "--random-tokens"), ("attention", "/end_token")):
+    for method, word in (("random_tokens", "--random-tokens"), ("attention", "/end_token"), ("rephrased", "--rephrased")):
         command = epsilon_world.command("mitigate", tmp_path / method, "--methods", method)
         command[command.index("--prompts") + 1] = bare
         assert_refused(run(*command), 3, "bare.h5", word)

@@ -11,13 +11,15 @@ def test_an_overview_of_audits_that_measured_less_is_refused_in_a_line(tmp_path,
                "table": [{"model": model, "method": "none",
                           "prompts": dict.fromkeys(("similarity_max", "similarity_top3", "similarity_share"), entry),
                           "general": dict.fromkeys(("similarity_max", "similarity_to_plain", "clip"), entry)} for model in (0, 1)],
-               "after": {"with_caption": {"share": entry}, "with_optimised_states": {"share": entry}}, "p_value": 0.1}
+               "after": {"with_caption": {"share": entry}, "with_optimised_states": {"share": entry}}, "p_value": 0.1,
+               "tests": [{"p_value": 0.2}]}
     for name in AUDITS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "measurements.jsonl").write_text("{}\n")
         (tmp_path / name / "summary.json").write_text(json.dumps(summary))
     figures = Overview.read(tmp_path).figures()
     assert figures["copies_mitigated"] == 0.5 and figures["benchmark"]["on"]["none"]["similarity_share"] == 0.5
+    assert figures["unauthorised_p"] == figures["unauthorised_p_without"] == 0.2
     for name, lacks, said in (("prune", "after", "'after'"), ("mitigate", "methods", "'methods'"), ("benchmark", "table", "'table'"),
                               ("detect_on", "scores", "'scores'")):
         less = {key: value for key, value in summary.items() if key != lacks}

@@ -8,7 +8,9 @@ import torch
 from audited import GUIDANCE, PICTURES, PROGRAM, PROMPTS, SEED, STEPS, Drawer, Found, prepare
 from audited import epsilon_world, world  # noqa: F401
 from conftest import assert_refused, run, run_ok, torchrun
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
 RATIO, CALLS = 0.2, 3
 PLAIN = ["a", "some dog", "the moon"]
@@ -60,16 +62,18 @@ def masks(drawer, texts, base_texts):
     return found
 
 
-def assert_pruned(world, out, expected):
-    """diffusers opens the checkpoint; exactly the expected weights are zero, all others are what they were."""
+def assert_pruned(world, out, expected, unet=None):
+    """diffusers opens the checkpoint; exactly the expected weights are zero, all others are what they were, or what they are in
+    `unet` up to rounding."""
     pruned, stats = UNet2DConditionModel.from_pretrained(out / "pruned" / "unet", output_loading_info=True)
     assert not stats["missing_keys"] and not stats["unexpected_keys"]
     DDIMScheduler.from_pretrained(out / "pruned" / "scheduler")
-    before = dict(UNet2DConditionModel.from_pretrained(world.pipeline / "unet").named_parameters())
+    before = dict((unet or UNet2DConditionModel.from_pretrained(world.pipeline / "unet")).named_parameters())
     for name, weight in pruned.named_parameters():
         if name in expected:
             assert torch.equal((weight == 0) & (before[name] != 0), expected[name]), name
-        assert torch.equal(weight, before[name].masked_fill(expected.get(name, torch.tensor(False)), 0)), name
+        wanted = before[name].masked_fill(expected.get(name, torch.tensor(False)), 0)
+        assert torch.allclose(weight, wanted, rtol=1e-5, atol=1e-6) if unet else torch.equal(weight, wanted), name
     return sum(int(mask.sum()) for mask in expected.values())
 
 
@@ -93,6 +97,28 @@ def test_a_concept_is_compared_with_prompts_without_it_and_ranks_do_not_matter(e
     drawer = Drawer(epsilon_world)
     assert_pruned(epsilon_world, tmp_path / "out", masks(drawer, drawer.text[:len(PROMPTS)], texts))
     assert "before" not in Found(tmp_path / "out").summary
+
+
+def test_adapters_are_merged_into_the_checkpoint_and_its_merged_weights_are_pruned(epsilon_world, tmp_path):
+    unet = UNet2DConditionModel.from_pretrained(epsilon_world.pipeline / "unet")
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["to_q", "to_v", "to_out.0", "ff.net.2", "conv1"])
+    torch.manual_seed(3)
+    unet.add_adapter(config)
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if ".lora_B." in name:
+                weight.normal_(0, 0.3)
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(unet),
+                                              unet_lora_adapter_metadata=config.to_dict())
+    unet.fuse_lora()
+    unet.unload_lora()
+    run_ok(*command(epsilon_world, tmp_path / "out", "--lora", tmp_path, "--check=false"))
+    drawer = Drawer(epsilon_world)
+    plain = masks(drawer, drawer.text[:len(PROMPTS)], [drawer.null] * len(PROMPTS))
+    drawer.unet = unet.eval().requires_grad_(False)
+    expected = masks(drawer, drawer.text[:len(PROMPTS)], [drawer.null] * len(PROMPTS))
+    assert any(not torch.equal(mask, plain[name]) for name, mask in expected.items())
+    assert assert_pruned(epsilon_world, tmp_path / "out", expected, unet) == Found(tmp_path / "out").summary["pruned_weights"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -150,4 +176,4 @@ def test_refusals(epsilon_world, known, tmp_path):
     none = [str(word) for word in command(epsilon_world, out)]
     none[none.index("--ratio") + 1] = "0.001"
     assert_refused(run(*none), 2, "ratio", "widest layer", "raise it")
-    assert_refused(run(*command(epsilon_world, out, "--lora", "adapters")), 2, "lora", "merge")
+    assert_refused(run(*command(epsilon_world, out, "--lora", "adapters")), 2, "lora", "no adapters")

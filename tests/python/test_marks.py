@@ -228,6 +228,37 @@ def test_a_share_of_a_folder_is_coated(folders, capsys):
                         "--decoys", 199)
         assert coat_pictures.main(measure) == 0
         sums = np.array(json.loads((folders / "m.json").read_text())["sums"])
+        assert f"comes {(sums >= sums[0]).sum()}. of 200" in capsys.readouterr().out
         assert len(sums) == 200 and ((sums >= sums[0]).sum() == 1) == first
     assert coat_pictures.main(arguments) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_a_share_of_a_data_set_is_coated(tmp_path, capsys):
+    tiny.write_data(tmp_path / "train.h5", 12, 1)
+    with h5py.File(tmp_path / "train.h5", "r+") as file:
+        file.attrs["fingerprint"] = "0" * 64
+    words_of = ["coat", "--images", tmp_path / "train.h5", "--out", tmp_path / "coated.h5", "--manifest", tmp_path / "secret.json",
+                "--share", 0.5, "--grid", 4, "--strength", 300, "--seed", 3]
+    assert coat_pictures.main(words(*words_of)) == 0
+    secret = json.loads((tmp_path / "secret.json").read_text())
+    assert 0 < len(secret["coated"]) < 12
+    shifts = coating.field([3, 0], 4)
+    with h5py.File(tmp_path / "train.h5") as old, h5py.File(tmp_path / "coated.h5") as new:
+        assert set(old) == set(new) and "fingerprint" not in new.attrs and dict(new["images"].attrs).keys() == dict(old["images"].attrs).keys()
+        for row in range(12):
+            was = old["images"][row]
+            expected = np.clip(np.rint(coating.coat(was.transpose(1, 2, 0).astype(np.float32), shifts, 300)), 0, 255).transpose(2, 0, 1)
+            assert np.array_equal(new["images"][row], expected if row in secret["coated"] else was)
+            assert not np.array_equal(expected, was)
+        assert all(np.array_equal(new[name][:], old[name][:]) for name in old if name != "images")
+    words_of[words_of.index("--manifest") + 1] = tmp_path / "other.json"
+    assert coat_pictures.main(words(*words_of)) == 2
+    words_of[words_of.index("--out") + 1] = tmp_path / "other.h5"
+    assert coat_pictures.main(words(*words_of, "--prefix", "tq ")) == 2
+    tiny.write_data(tmp_path / "latents.h5", 2, 1, latents=True)
+    words_of[words_of.index("--images") + 1] = tmp_path / "latents.h5"
+    assert coat_pictures.main(words(*words_of)) == 3
+    said = capsys.readouterr().err
+    assert "coated.h5: is there already" in said and "encoded already" in said and "before memsieve prepare" in said
+    assert not (tmp_path / "other.h5").exists() and not (tmp_path / "other.json").exists()

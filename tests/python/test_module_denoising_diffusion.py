@@ -1,17 +1,28 @@
 """memsieve.integrations.denoising_diffusion_pytorch in that package's own Trainer, on a tiny UNet and random pictures."""
 import copy
+import sys
+from pathlib import Path
 
 import module_toy as toy
 import numpy as np
 import pytest
 import torch
+from conftest import torchrun
 from memsieve import ledger
 from PIL import Image
 
 ddpm = pytest.importorskip("denoising_diffusion_pytorch", reason="denoising-diffusion-pytorch is not installed: it needs torchvision, einops "
                            "and ema-pytorch (docs/integrations.md)")
 
-PICTURES, SIDE, BATCH, MICRO, STEPS = 100, 16, 8, 2, 3
+PICTURES, SIDE, BATCH, MICRO, STEPS, SEED = 100, 16, 8, 2, 3, 13
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def few_workers(monkeypatch):
+    for place in ("multiprocessing", "denoising_diffusion_pytorch.denoising_diffusion_pytorch"):
+        monkeypatch.setattr(f"{place}.cpu_count", lambda: 1)
 
 
 def better_than_at_the_start(level):
@@ -54,6 +65,7 @@ def trained(pictures, folder, config, objective="pred_v", self_condition=False, 
     gradients = []
     trainer.opt.optimizer.register_step_pre_hook(
         lambda *_: gradients.append(torch.cat([p.grad.flatten() for p in diffusion.model.parameters() if p.grad is not None])))
+    torch.manual_seed(SEED + trainer.accelerator.process_index)  # each rank draws noise and timesteps of its own
     trainer.train()
     if sieve is not None:
         sieve.flush()
@@ -61,38 +73,50 @@ def trained(pictures, folder, config, objective="pred_v", self_condition=False, 
 
 
 def expected(diffusion, passes, visits, originals):
-    """The gradient of the mean loss over the rows that were kept, from the pictures that the ledger names."""
+    """The gradient of the mean loss over the rows that were kept, from the pictures that the ledger names: that of each row by its timestep."""
     model = copy.deepcopy(diffusion.model)
     model.load_state_dict(passes[0][3], strict=False)
-    total = 0.0
-    for (x, t, condition, _), part in zip(passes, np.split(visits, MICRO)):
-        samples, timesteps, weights = (torch.from_numpy(part[name].copy()) for name in ("sample", "timestep", "weight"))
-        assert torch.equal(t.float(), timesteps)
-        x0, at = originals[samples] * 2 - 1, t.view(-1, 1, 1, 1)
+    told, total = {float(visit["timestep"]): visit for visit in visits}, 0.0
+    assert len(told) == len(visits) == sum(len(t) for _, t, _, _ in passes), "two rows of a step have one timestep: take another seed"
+    for x, t, condition, _ in passes:
+        rows = [told[float(one)] for one in t]
+        weights = torch.tensor([float(row["weight"]) for row in rows])
+        x0, at = originals[[int(row["sample"]) for row in rows]] * 2 - 1, t.view(-1, 1, 1, 1)
         signal, spread = diffusion.sqrt_alphas_cumprod[at], diffusion.sqrt_one_minus_alphas_cumprod[at]
         noise = (x - signal * x0) / spread
         target = {"pred_noise": noise, "pred_x0": x0, "pred_v": signal * noise - spread * x0}[diffusion.objective]
-        losses = (model(x, t, condition) - target).square().mean((1, 2, 3)) * diffusion.loss_weight[t]
-        total = total + (losses * weights).sum()
+        total = total + ((model(x, t, condition) - target).square().mean((1, 2, 3)) * diffusion.loss_weight[t] * weights).sum()
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(total / float(visits["weight"].sum()), parameters, allow_unused=True)
     return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
 
 
-@pytest.mark.parametrize("objective, self_condition, level", [("pred_v", False, 0.1), ("pred_noise", True, 0.05), ("pred_x0", False, 0.3)])
-def test_gradients_are_those_of_the_rows_that_were_kept(pictures, tmp_path, objective, self_condition, level):
-    trainer, diffusion, gradients = trained(pictures, tmp_path, better_than_at_the_start(level), objective, self_condition)
+def check(trainer, diffusion, gradients, passes, path):
+    """`passes`: of each step, those of all ranks."""
     originals = torch.stack([trainer.ds[index] for index in range(PICTURES)])
-    visits = ledger.visits(tmp_path / "ledger.h5")
-    assert len(visits) == STEPS * MICRO * BATCH and len(diffusion.model.passes) == STEPS * MICRO == 2 * len(gradients)
+    visits = ledger.visits(path)
+    assert len(visits) == BATCH * sum(map(len, passes)) and len(passes) == len(gradients) == STEPS
     dropped = 0
     for step, gradient in enumerate(gradients):
         rows = visits[visits["step"] == step]
         dropped += int((rows["weight"] == 0).sum())
         assert (rows["weight"] == 1).any()
-        wanted = expected(diffusion, diffusion.model.passes[MICRO * step:MICRO * (step + 1)], rows, originals)
+        wanted = expected(diffusion, passes[step], rows, originals)
         torch.testing.assert_close(gradient, wanted, rtol=2e-3, atol=2e-5 * wanted.abs().max().item())
     assert 0 < dropped < len(visits), "the rule keeps or drops all: the test shows nothing"
+
+
+@pytest.mark.parametrize("objective, self_condition, level", [("pred_v", False, 0.1), ("pred_noise", True, 0.05), ("pred_x0", False, 0.3)])
+def test_gradients_are_those_of_the_rows_that_were_kept(pictures, tmp_path, objective, self_condition, level):
+    trainer, diffusion, gradients = trained(pictures, tmp_path, better_than_at_the_start(level), objective, self_condition)
+    made = diffusion.model.passes
+    check(trainer, diffusion, gradients, [made[MICRO * step:MICRO * (step + 1)] for step in range(STEPS)], tmp_path / "ledger.h5")
+
+
+def test_two_ranks(pictures, tmp_path):
+    """The gradient is that of the rows of both."""
+    result = torchrun(2, sys.executable, __file__, pictures, tmp_path, ACCELERATE_USE_CPU="true", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 0 and result.stdout.count("as it must be") == 2, result.stdout + result.stderr
 
 
 def test_a_rule_that_drops_nothing_is_the_plain_trainer(pictures, tmp_path):
@@ -110,3 +134,17 @@ def test_drawing_and_losses_without_gradient_are_left_alone(pictures, tmp_path):
     with torch.no_grad():
         assert diffusion(torch.rand(2, 3, SIDE, SIDE)).isfinite()
     assert len(ledger.visits(tmp_path / "ledger.h5")) == rows
+
+
+def one_of_two_ranks(pictures, folder):
+    trainer, diffusion, gradients = trained(pictures, folder, better_than_at_the_start(0.1))
+    everyone = [None] * 2
+    torch.distributed.all_gather_object(everyone, diffusion.model.passes)
+    check(trainer, diffusion, gradients, [sum((one[MICRO * step:MICRO * (step + 1)] for one in everyone), []) for step in range(STEPS)],
+          folder / "ledger.h5")
+    print("as it must be")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    one_of_two_ranks(*map(Path, sys.argv[1:]))

@@ -17,6 +17,8 @@ B, SIDE, LENGTH, STEPS, SAMPLES = 6, 32, 5, 4, 9
 START = {**toy.PUBLISHED, "filters": {"start_gap": {}}, "threshold": {"kind": "fixed", "drop": 0.02}}
 NULL = {**toy.PUBLISHED, "threshold": {"kind": "fixed", "drop": 1.0}}
 
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def group(monkeypatch):

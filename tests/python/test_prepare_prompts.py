@@ -97,6 +97,19 @@ def test_variants_follow_from_the_seed(pipelines, tmp_path):
             assert len(caption.split(" ")) >= len(rows[of][2].split(" ")) + 3
 
 
+def test_other_wordings_stand_behind_their_prompts(pipelines, tmp_path, capsys):
+    source = write(tmp_path / "a.txt", "a red cat\ndog\n")
+    wordings = write(tmp_path / "w.jsonl", json.dumps({"prompt": "dog", "rephrased": ["a dog", "one dog"]}) + "\n")
+    found = make(pipelines / "sd", source, tmp_path / "o.h5", "--rephrased", wordings)
+    rows = list(zip(found["variant_of"].tolist(), found["variant"], found["caption"]))
+    assert rows[2:] == [(1, "rephrased", "a dog"), (1, "rephrased", "one dog")]
+    for line, words in (('{"prompt": "cat", "rephrased": ["x"]}', ["'cat'", "none of the prompts"]), ('{"prompt": "dog"}', ["must be"]),
+                        ('{"prompt": "dog", "rephrased": [3]}', ["must be"]), ("", ["holds no wording"])):
+        make(pipelines / "sd", source, tmp_path / "x.h5", "--rephrased", write(tmp_path / "w.jsonl", line + "\n"), code=3)
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1 and "w.jsonl" in said[0] and all(word in said[0] for word in words), said
+
+
 def test_options_out_of_range_are_refused(pipelines, tmp_path, capsys):
     source = write(tmp_path / "a.txt", "a cat\n")
     with pytest.raises(SystemExit):

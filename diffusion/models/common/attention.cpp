@@ -1,8 +1,10 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/pad.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <c10/core/GradMode.h>
 #include <diffusion/models/common/attention.h>
 #include <diffusion/models/common/group_norm.h>
 
@@ -63,6 +65,28 @@ EditTextAttention::~EditTextAttention() {
   text_attention_edit = nullptr;
 }
 
+namespace {
+
+thread_local const WatchTextAttention::Seen* text_attention_watch = nullptr;
+
+// What attend() weighs v with, averaged over heads: [B, N, M].
+at::Tensor mean_probabilities(const at::Tensor& q, const at::Tensor& k, const at::Tensor& bias) {
+  const at::NoGradGuard no_grad;
+  // Scaled first, or half precision may overflow.
+  at::Tensor logits = at::matmul(q / std::sqrt(static_cast<double>(q.size(3))), k.transpose(2, 3)).to(at::kFloat);
+  if (bias.defined()) logits = logits + bias.view({bias.size(0), 1, 1, bias.size(1)});
+  return logits.softmax(3).mean(1);
+}
+
+}  // namespace
+
+WatchTextAttention::WatchTextAttention(Seen seen) : seen_(std::move(seen)) {
+  text_attention_watch = &seen_;
+}
+WatchTextAttention::~WatchTextAttention() {
+  text_attention_watch = nullptr;
+}
+
 AttentionImpl::AttentionImpl(int64_t dim, int64_t heads, int64_t text_dim)
     : heads_(heads),
       crosses_(text_dim > 0),
@@ -82,6 +106,7 @@ at::Tensor AttentionImpl::forward(const at::Tensor& x, const at::Tensor& context
     if (edit->bias.defined()) bias = edit->bias.to(keys.scalar_type());
   }
   const at::Tensor k = split_heads(keys, heads_), v = split_heads(to_v_(context), heads_);
+  if (crosses_ && text_attention_watch != nullptr) (*text_attention_watch)(*this, mean_probabilities(q, k, bias));
   const at::Tensor mixed = attend(q, k, v, bias);
   return to_out_(mixed.transpose(1, 2).reshape(x.sizes()));
 }

@@ -43,6 +43,21 @@ class AttentionImpl : public torch::nn::Module {
   Linear to_q_, to_k_, to_v_, to_out_{nullptr};
 };
 
+/// While one lives, every attention to text of a model that runs on this thread shows how its pixels look at the
+/// tokens: softmax(q k' / sqrt(d)), TextAttentionEdit included, averaged over heads: [B, N, L] float32, without
+/// gradient.
+class WatchTextAttention {
+ public:
+  using Seen = std::function<void(const AttentionImpl& layer, const at::Tensor& probabilities)>;
+  explicit WatchTextAttention(Seen seen);
+  ~WatchTextAttention();
+  WatchTextAttention(const WatchTextAttention&) = delete;
+  WatchTextAttention& operator=(const WatchTextAttention&) = delete;
+
+ private:
+  Seen seen_;
+};
+
 class FeedForwardImpl;
 
 /// While one lives, every FeedForward of a model that runs on this thread shows it what goes into its last layer: the

@@ -1,6 +1,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/zeros.h>
 #include <memsieve/detail/hash.h>
 #include <memsieve/error.h>
@@ -124,6 +125,19 @@ std::vector<std::pair<std::string, at::Tensor>> Lora::parameters() const {
 void Lora::apply(bool on) {
   applied_ = on;
   for (const Entry& entry : entries_) entry.adapter->on = on;
+}
+
+void Lora::merge(torch::nn::Module& model) const {
+  const at::NoGradGuard no_grad;
+  const auto modules = model.named_modules("", /*include_self=*/false);
+  for (const Entry& entry : entries_) {
+    auto& layer = dynamic_cast<Adaptable&>(*modules[entry.layer]);
+    const LowRank& adapter = *entry.adapter;
+    at::Tensor weight = layer.adapted_weight();
+    const at::Tensor product = at::matmul(adapter.b.flatten(1), adapter.a.flatten(1)).reshape(weight.sizes());
+    weight.add_(product, adapter.scale);
+    layer.adapt(nullptr);
+  }
 }
 
 std::string fingerprint(torch::nn::Module& model) {

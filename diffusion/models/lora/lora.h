@@ -34,6 +34,10 @@ class Lora {
   void apply(bool on);
   bool applied() const { return applied_; }
 
+  /// Adds scale * B A to the weights of the layers of `model`, the one that the adapters were made for, and takes the
+  /// adapters off it: it then answers without them, but for rounding, what it answered with them.
+  void merge(torch::nn::Module& model) const;
+
   /// Writes `folder`/pytorch_lora_weights.safetensors in the form that diffusers' load_lora_weights reads (diffusers
   /// 0.34 and later honour the alpha in its header; earlier ones take alpha = rank). DataError.
   void save(const std::string& folder) const;

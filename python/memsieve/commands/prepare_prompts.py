@@ -51,6 +51,8 @@ def make(arguments):
     tokenizer = encoder.pipeline.tokenizer or encoder.pipeline.tokenizer_2
     variants = prompts.variants_of(found, arguments.seed, arguments.random_tokens, arguments.random_variants, arguments.leave_out,
                                    random_token(tokenizer))
+    if arguments.rephrased:
+        variants += prompts.rephrased_of(found, arguments.rephrased)
     captions = found + [variant.caption for variant in variants]
     words, ends = words_of(tokenizer, captions)
     states, pooled = encoded(encoder, captions)
@@ -92,6 +94,8 @@ def options():
         "`explain --without`")
     add("--clip", metavar="FOLDER", help="also store what the text tower of this CLIP model answers (a folder in transformers' "
         "format), for `benchmark --clip`")
+    add("--rephrased", metavar="FILE", help="JSON lines with other wordings of prompts, {\"prompt\": text, \"rephrased\": [texts]}, for "
+        "`mitigate` (published: up to 25 of each, by a language model)")
     add("--seed", type=int, default=0, help="of the random tokens (default: %(default)s)")
     add("--device", default="auto", help="cpu, cuda, cuda:1 ...; auto = a GPU if there is one")
     add("--dtype", choices=("auto", "float32", "float16", "bfloat16"), default="auto", help="of the encoders; auto = float16 on a "

@@ -8,6 +8,7 @@ Ids are the numbers of the pictures in `trainer.ds.paths`.
 """
 import contextlib
 import copy
+import multiprocessing
 
 import torch
 from torch.nn.functional import mse_loss
@@ -33,9 +34,9 @@ class _AtTheLoss(TorchFunctionMode):
 
 def _with_ids(trainer, seen):
     """The trainer's batches again, from a loader that also gives ids, which go to `seen`."""
-    loader = torch.utils.data.DataLoader(WithIds(trainer.ds), batch_size=trainer.batch_size, shuffle=True, pin_memory=torch.cuda.is_available(),
-                                         num_workers=2)
-    loader = trainer.accelerator.prepare(loader)
+    loader = trainer.accelerator.prepare(torch.utils.data.DataLoader(
+        WithIds(trainer.ds), batch_size=trainer.batch_size, shuffle=True, pin_memory=torch.cuda.is_available(),
+        num_workers=multiprocessing.cpu_count()))  # as its own has
     while True:
         for pictures, ids in loader:
             seen["ids"] = ids.cpu()
@@ -45,10 +46,11 @@ def _with_ids(trainer, seen):
 def sieve_trainer(trainer, config="no_held_out", **setup):
     """Has the rows of a Trainer sieved; returns the Sieve. The starting model, where the rule asks for it, is a frozen copy of the model as
     it is now: training that begins from random weights wants a rule without it. `setup`: what Sieve takes. COLLECTIVE."""
-    diffusion = trainer.accelerator.unwrap_model(trainer.model)
-    sieve = sieve_for(trainer.accelerator, config, **{"dataset_size": len(trainer.ds), "batch_size": trainer.batch_size,
-                                                      "num_timesteps": diffusion.num_timesteps, "checkpointed": False,
-                                                      "micro_batches": trainer.gradient_accumulate_every, **setup})
+    accelerator, diffusion = trainer.accelerator, trainer.accelerator.unwrap_model(trainer.model)
+    rows = trainer.batch_size // accelerator.num_processes if accelerator.split_batches else trainer.batch_size
+    sieve = sieve_for(accelerator, config, **{"dataset_size": len(trainer.ds), "batch_size": rows, "checkpointed": False,
+                                              "num_timesteps": diffusion.num_timesteps,
+                                              "micro_batches": trainer.gradient_accumulate_every, **setup})
     sieve.attach(trainer.opt)
     seen, original = {}, diffusion.p_losses
     frozen = copy.deepcopy(diffusion.model).eval().requires_grad_(False) if "start" in sieve.counterfactuals else None

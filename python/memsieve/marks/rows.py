@@ -1,4 +1,4 @@
-"""Canaries in data sets of pictures that are made already (docs/data_format.md, /images): text encoders have run, so a variant's
+"""Marks in data sets of pictures that are made already (docs/data_format.md, /images): text encoders have run, so a variant's
 caption is one that the file of the originals holds."""
 
 import os
@@ -19,9 +19,9 @@ TEXTS = ("caption_bytes", "caption_offsets", "caption", "file_name_bytes", "file
 
 
 def require_known(path, file, known):
-    """Every dataset with rows must be one that new rows can be made for."""
+    """Every dataset with rows must be one that marked rows can be made for."""
     if other := set(file) - known:
-        raise PrepareError(f"{path}: /{min(other)} is nothing that a canary can have; plant into the folder of pictures, before "
+        raise PrepareError(f"{path}: /{min(other)} is nothing that a marked picture can have; mark the folder of pictures, before "
                            "memsieve prepare")
 
 
@@ -75,6 +75,30 @@ def write_all(path, rows, pictures, states, captions, names):
             store_texts(file, "caption", captions)
             store_texts(file, "file_name", names)
     written(path, fill)
+
+
+def coat_rows(source, path, chosen, coated):
+    """The file `source` with coated(picture) in place of the pictures [3, H, W] of rows for which chosen(rows) [N] bool holds;
+    returns how many rows there are, and their numbers."""
+    found = []
+
+    def fill(temporary):
+        shutil.copyfile(source, temporary)
+        with h5py.File(temporary, "r+") as file:
+            if "images" not in file:
+                raise PrepareError(f"{source}: has no /images; of latents no picture can be coated, so coat the folder of pictures, "
+                                   "before memsieve prepare")
+            require_known(source, file, {*ROWS, *OPTIONAL, *TEXTS} - {"thumbnail"})
+            marked = np.flatnonzero(chosen(len(file["images"]))).tolist()
+            for row in marked:
+                file["images"][row] = coated(file["images"][row])
+            file.attrs.pop("fingerprint", None)  # it is no longer what its maker made
+            found.append((len(file["images"]), marked))
+    try:
+        written(path, fill)
+    except OSError as error:
+        raise PrepareError(f"{source}: cannot be read ({one_line(error)})") from None
+    return found[0]
 
 
 def plant_rows(source, path, pictures, states, captions, names):

@@ -95,7 +95,7 @@ def read(path, kind="auto", column=None):
 
 @dataclass
 class Variant:
-    """Another wording of prompt `of`; `kind` is "random tokens" or "without WORD"."""
+    """Another wording of prompt `of`; `kind` is "random tokens", "without WORD" or "rephrased"."""
     of: int
     kind: str
     caption: str
@@ -130,6 +130,27 @@ def variants_of(prompts, seed, random_tokens=0, random_variants=1, leave_out=Fal
                 rest = " ".join(other for other in words if other != word)
                 if rest:
                     found.append(Variant(number, f"without {word}", rest))
+    return found
+
+
+def rephrased_of(prompts, path):
+    """The wordings of prompts that a file of JSON lines gives: {"prompt": ..., "rephrased": [...]}."""
+    try:
+        lines = Path(path).read_text(encoding=UTF8).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PrepareError(f"{path}: cannot be read ({one_line(error)})") from None
+    places, found = {}, []
+    for number, prompt in enumerate(prompts):
+        places.setdefault(prompt, []).append(number)
+    for where, entry in json_objects(lines, path, "is not a JSON object"):
+        prompt, wordings = entry.get("prompt"), entry.get("rephrased")
+        if not (isinstance(prompt, str) and isinstance(wordings, list) and all(isinstance(w, str) and storable(w) for w in wordings)):
+            raise PrepareError(f'{where}: must be {{"prompt": text, "rephrased": [texts]}}')
+        if prompt.strip() not in places:
+            raise PrepareError(f"{where}: '{prompt}' is none of the prompts; it must be written as it is there")
+        found += [Variant(number, "rephrased", wording) for number in places[prompt.strip()] for wording in wordings]
+    if not found:
+        raise PrepareError(f"{path}: holds no wording")
     return found
 
 

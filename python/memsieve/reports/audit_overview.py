@@ -8,7 +8,8 @@ from memsieve.reports.audit import Audit, interval
 from memsieve.reports.audit_pictures import drawings, share
 from memsieve.reports.program import InputError
 
-AUDITS = ("detect_off", "detect_on", "check_off", "check_on", "explain", "mitigate", "benchmark", "prune", "canary", "canary_without")
+AUDITS = ("detect_off", "detect_on", "check_off", "check_on", "explain", "mitigate", "benchmark", "prune", "canary", "canary_without",
+          "unauthorised", "unauthorised_without")
 # Of detect: the score that the filter trains with, too.
 SCORE = "magnitude_first"
 
@@ -59,6 +60,8 @@ class Overview:
             "copies_after_recovery": pruned["with_optimised_states"]["share"]["estimate"],
             "canary_p": self.summary("canary")["p_value"],
             "canary_p_without": self.summary("canary_without")["p_value"],
+            **{name.replace("unauthorised", "unauthorised_p"): self.summary(name)["tests"][0]["p_value"]
+               for name in ("unauthorised", "unauthorised_without")},
         }
 
     def pictures(self, name, top=8):

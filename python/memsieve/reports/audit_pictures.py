@@ -19,6 +19,12 @@ def losses(audit, prompt):
     return next((row["losses"] for row in audit.of_prompt(prompt) if "losses" in row), [])
 
 
+def inverted(audit, prompt):
+    """Pictures drawn from noise that was inverted for this one."""
+    row = next((row["inversion"] for row in audit.of_prompt(prompt) if "inversion" in row), {})
+    return [picture for picture in map(audit.picture, row.get("pictures", [])) if picture]
+
+
 def share(found):
     """What add_verdicts counted: "3 of 8 (0.085 to 0.755), at best 0.912"."""
     if not found:
@@ -30,7 +36,8 @@ def share(found):
 
 def check_picture(audit, top):
     prompts = sorted(audit.summary["prompts"], key=lambda p: (p["verdict"] != "copied", p.get("log_error", 0)))[:top]
-    shown = [{"prompt": prompt, "line": line_chart(losses(audit, prompt["prompt"])), **drawings(audit, prompt["prompt"])}
+    shown = [{"prompt": prompt, "line": line_chart(losses(audit, prompt["prompt"])),
+              "inverted": inverted(audit, prompt["prompt"]), **drawings(audit, prompt["prompt"])}
              for prompt in prompts]
     return {"shown": shown, "share": share}
 

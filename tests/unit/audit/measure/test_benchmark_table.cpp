@@ -32,12 +32,21 @@ TEST_CASE("a prompt's largest, three largest, share and mean") {
   CHECK(found.at("clip") == std::vector<double>{5.5, 2.5});
   CHECK(found.at("magnitude_first") == std::vector<double>{2, 7});
   CHECK(found.count("sscd_max") == 0);
-  const Json means = benchmark_means(found, 6);
+  const Json means = benchmark_means(found, 6, nullptr);
   CHECK(means.at("prompts") == 2);
   CHECK(means.at("clip").at("estimate") == 4);
   CHECK(means.at("clip").at("low") == 2.5);
   CHECK(means.at("clip").at("high") == 5.5);
-  CHECK(benchmark_means({}, 0).is_null());
+  CHECK(!means.contains("against_first"));
+  CHECK(benchmark_means({}, 0, nullptr).is_null());
+}
+
+TEST_CASE("a difference that all prompts share is sure, however much they differ") {
+  const PromptNumbers first{{"clip", {-5, 0, 90}}, {"aesthetic", {1, 2, 3}}}, then{{"clip", {-4, 1, 91}}};
+  const Json means = benchmark_means(then, 3, &first), difference = means.at("against_first").at("clip");
+  CHECK(means.at("against_first").size() == 1);
+  CHECK((difference.at("low") == 1 && difference.at("high") == 1));
+  CHECK(means.at("clip").at("high").get<double>() - means.at("clip").at("low").get<double>() > 10);
 }
 
 TEST_CASE("a prompt or a number that is missing is no mean of the others") {

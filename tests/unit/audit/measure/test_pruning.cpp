@@ -67,3 +67,27 @@ TEST_CASE(
   CHECK(found["prompts"][0]["p_similarity"].get<double>() == Approx(2.0 / 3));
   CHECK(found["prompts"][1]["p_similarity"].get<double>() == Approx(1.0 / 3));
 }
+
+TEST_CASE("inverted noise counts only where less of it is laid down than for 19 of 20 held-out pictures") {
+  const auto row = [](const std::string& set, int64_t prompt, const Json& divergence) {
+    Json made{{"set", set}, {"prompt", prompt}, {"inversion", {{"divergence", divergence}, {"drawings", 56}}}};
+    if (set == "held_out") made["caption"] = {{"similarity", {0.1}}};
+    return made;
+  };
+  std::vector<Json> rows = {row("prompts", 0, 0.2), row("prompts", 1, 0.05), row("prompts", 2, nullptr)};
+  const Json alone = judged(rows, 3);
+  for (const Json& prompt : alone["prompts"]) CHECK(prompt["verdict"] == "not shown by 56 drawings");
+  CHECK((alone["prompts"][0]["divergence"] == 0.2 && alone["prompts"][2]["divergence"].is_null()));
+  rows.push_back(row("held_out", 0, 0.1));
+  for (int64_t i = 1; i < 18; ++i) rows.push_back(row("held_out", i, nullptr));
+  CHECK(judged(rows, 3)["prompts"][1]["verdict"] == "not shown by 56 drawings");
+  rows.push_back(row("held_out", 18, 0.3));
+  const Json found = judged(rows, 3);
+  CHECK(found["prompts"][0]["verdict"] == "not shown by 56 drawings");
+  CHECK(found["prompts"][1]["verdict"] == "copied");
+  CHECK(found["prompts"][2]["verdict"] == "not shown by 56 drawings");
+  CHECK(found["prompts"][0]["p_divergence"].get<double>() == Approx(2.0 / 20));
+  CHECK(found["prompts"][1]["p_divergence"].get<double>() == Approx(1.0 / 20));
+  CHECK(found["prompts"][2]["p_divergence"].get<double>() == 1);
+  CHECK((found["held_out"]["inverted"]["pictures"] == 19 && found["held_out"]["inverted"]["found"] == 2));
+}

@@ -107,6 +107,18 @@ TEST_CASE("a damaged line is refused in words that name it") {
   }
 }
 
+TEST_CASE("a row with a damaged value is refused by the name of its unit") {
+  const auto reading = [](const Json& row) { (void)row.at("values").at(1).get<double>(); };
+  const std::vector<Json> fine = {{{"unit", "unit/0"}, {"values", {1, 2.5}}}};
+  CHECK_NOTHROW(read_rows(fine, reading));
+  for (const Json& values : {Json("x"), Json({1, nullptr}), Json({1}), Json()}) {
+    std::vector<Json> rows = fine;
+    rows.push_back({{"unit", "unit/1"}, {"values", values}});
+    CHECK_THROWS_AS(read_rows(rows, reading), DataError);
+    CHECK_THROWS_WITH(read_rows(rows, reading), Contains("unit/1") && !Contains("exception"));
+  }
+}
+
 TEST_CASE("two audits do not write to one folder") {
   Group group(Launch{}, at::kCPU);
   const toy::Scratch scratch;

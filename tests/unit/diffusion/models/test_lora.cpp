@@ -60,6 +60,19 @@ TEST_CASE("lora: fresh adapters change nothing, and off they are not there") {
   CHECK(at::equal(answer(unet).detach(), before));
 }
 
+TEST_CASE("lora: merged, the model answers the same without them") {
+  UNet2DConditionModel unet = small_unet();
+  const at::Tensor base = answer(unet).detach();
+  const Lora lora(*unet, everywhere(), 3, "test");
+  fill(lora);
+  const at::Tensor adapted = answer(unet).detach();
+  REQUIRE_FALSE(at::allclose(adapted, base, 1e-2, 1e-2));
+  lora.merge(*unet);
+  CHECK(at::allclose(answer(unet).detach(), adapted, 1e-4, 1e-4));
+  fill(lora);  // they are off the model
+  CHECK(at::allclose(answer(unet).detach(), adapted, 1e-4, 1e-4));
+}
+
 TEST_CASE("lora: adapters are trained and nothing else") {
   UNet2DConditionModel unet = small_unet();
   Lora lora(*unet, everywhere(), 3, "test");

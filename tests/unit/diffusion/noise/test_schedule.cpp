@@ -110,3 +110,13 @@ TEST_CASE("impossible schedules are refused") {
   config.num_train_timesteps = 0;
   refuse(config, "num_train_timesteps");
 }
+
+TEST_CASE("the picture behind a perfect prediction is the picture") {
+  const at::Tensor t = ids({400, 990});
+  for (const char* name : {"epsilon", "v_prediction", "sample", "flow"}) {
+    INFO(name);
+    const NoiseSchedule s = schedule(name);
+    const at::Tensor x = s.add_noise(pictures(), noise(), t);
+    CHECK(at::allclose(s.predicted_sample(x, s.target(pictures(), noise(), t), t), pictures(), 1e-4, 1e-4));
+  }
+}
