@@ -1,13 +1,14 @@
 // The steps of a loop that has a sieve and no model, for bench/python_overhead.py, which makes the same from Python.
 //   memsieve-bench-sieve-steps RULE.yaml GRADIENTS
-// What a model would predict lies ready, and so do GRADIENTS gradients of one number each. Answers numbers on its
-// input: N makes N steps and prints one line of JSON.
+// What a model would predict lies ready, of kMemorised samples nearly the target, and so do GRADIENTS gradients of one
+// number each. Answers numbers on its input: N makes N steps and prints one line of JSON.
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 #include <memsieve/memsieve.h>
 
 #include <chrono>
 #include <iostream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 
@@ -15,7 +16,8 @@ namespace {
 
 using namespace memsieve;
 
-constexpr int64_t kRows = 4, kSamples = 64, kHeldOut = 16, kTimesteps = 1000;
+constexpr int64_t kRows = 4, kSamples = 64, kMemorised = 7, kHeldOut = 16, kTimesteps = 1000,
+                  kMostPassedOver = 8 * kRows;
 
 Setup setup() {
   Setup setup;
@@ -33,13 +35,14 @@ class Loop {
       : sieve_(Sieve::from_yaml(rule, std::make_shared<SoloComm>(), setup())) {
     at::manual_seed(0);
     for (auto* of_all : {&prediction_, &target_, &start_}) *of_all = at::randn({kSamples + kHeldOut, 4, 32, 32});
+    prediction_.narrow(0, 0, kMemorised).mul_(0.1).add_(target_.narrow(0, 0, kMemorised));
     likeness_ = at::randn({kSamples + kHeldOut, 32});
     for (int64_t i = 0; i < gradients; ++i) gradients_.push_back(at::ones({1}));
   }
 
   void step() {
-    const Clock clock{step_, position_ / kSamples};
     const std::vector<int64_t> chosen = next_batch();
+    const Clock clock{step_, epoch_};
     const at::Tensor which = at::tensor(chosen, at::kLong);
     const at::Tensor timesteps = (which * 37 + step_) % kTimesteps;
     const at::Tensor prediction = prediction_.index_select(0, which) * gain_;
@@ -52,23 +55,28 @@ class Loop {
     ++step_;
   }
 
-  /// Rows that were compared with the starting model, since the last call.
-  int64_t probed() {
-    int64_t sum = 0;
-    for (const auto& report : sieve_.take_reports()) sum += report.probed;
-    return sum;
+  /// Sums over the steps since the last call: what the loops of both languages must agree on.
+  nlohmann::json decided() {
+    int64_t probed = 0, dropped = 0, passed_over = 0;
+    for (const auto& report : sieve_.take_reports())
+      probed += report.probed, dropped += report.dropped, passed_over += report.passed_over;
+    return {{"probed", probed}, {"dropped", dropped}, {"passed_over", passed_over}};
   }
 
  private:
+  /// As python/memsieve/batches.py: only so many are passed over, and the rest of an epoch that fills no batch is left.
   std::vector<int64_t> next_batch() {
     const at::Tensor flags = sieve_.flagged(step_);
-    std::vector<int64_t> ids, passed_over;
-    while (static_cast<int64_t>(ids.size()) < kRows) {
-      const int64_t id = position_++ % kSamples;
-      (flags.const_data_ptr<bool>()[id] ? passed_over : ids).push_back(id);
+    for (;; ++epoch_, position_ = 0) {
+      std::vector<int64_t> ids, passed_over;
+      while (std::ssize(ids) < kRows && position_ < kSamples) {
+        const int64_t id = position_++;
+        const bool passed = flags.const_data_ptr<bool>()[id] && std::ssize(passed_over) < kMostPassedOver;
+        (passed ? passed_over : ids).push_back(id);
+      }
+      if (!passed_over.empty()) sieve_.pass_over(passed_over, {step_, epoch_});
+      if (std::ssize(ids) == kRows) return ids;
     }
-    sieve_.pass_over(passed_over, {step_, position_ / kSamples});
-    return ids;
   }
 
   Batch batch(const at::Tensor& ids, const at::Tensor& which, const at::Tensor& timesteps,
@@ -116,7 +124,7 @@ class Loop {
   at::Tensor prediction_, target_, start_, likeness_;
   at::Tensor gain_ = at::ones({}).requires_grad_();
   std::vector<at::Tensor> gradients_;
-  int64_t step_ = 0, position_ = 0;
+  int64_t step_ = 0, epoch_ = 0, position_ = 0;
 };
 
 }  // namespace
@@ -129,9 +137,9 @@ int main(int argc, char** argv) try {
     const auto begin = std::chrono::steady_clock::now();
     for (int64_t i = 0; i < count; ++i) loop.step();
     const std::chrono::duration<double, std::milli> wall = std::chrono::steady_clock::now() - begin;
-    std::cout
-        << nlohmann::json{{"wall_ms", wall.count() / static_cast<double>(count)}, {"probed", loop.probed()}}.dump()
-        << std::endl;
+    nlohmann::json answer = loop.decided();
+    answer["wall_ms"] = wall.count() / static_cast<double>(count);
+    std::cout << answer.dump() << std::endl;
   }
   return 0;
 } catch (const std::exception& error) {

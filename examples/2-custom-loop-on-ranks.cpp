@@ -25,8 +25,8 @@ sieve:
 )";
 
 /// Rows `index` of `from`, noised by rows `place` of the noise of `key`, as the sieve wants to see them.
-static memsieve::Batch make_batch(const toy::Denoiser& model, const toy::Data& from, at::Tensor index, at::Tensor ids,
-                                  at::Tensor t, uint64_t key, at::Tensor place) {
+static memsieve::Batch make_batch(const toy::Denoiser& model, const toy::Data& from, const at::Tensor& index,
+                                  const at::Tensor& ids, const at::Tensor& t, uint64_t key, const at::Tensor& place) {
   at::Tensor noise =
       at::randn({place.max().item<int64_t>() + 1, 4, 4, 4}, at::detail::createCPUGenerator(key)).index_select(0, place);
   auto [noisy, target] = toy::add_noise(from.pictures.index_select(0, index), noise, t);
@@ -36,7 +36,7 @@ static memsieve::Batch make_batch(const toy::Denoiser& model, const toy::Data& f
   return {ids, t, model(noisy, t, from.text.index_select(0, index)), target, null_rows, {}};
 }
 
-static void train(std::shared_ptr<memsieve::Communicator> ranks) {
+static void train(const std::shared_ptr<memsieve::Communicator>& ranks) {
   const int64_t rows = 32 / ranks->size(), first = rows * ranks->rank(), steps = 300;
   toy::Data data = toy::make_data(), held_out = toy::make_data(8);
   toy::Denoiser model;

@@ -13,7 +13,7 @@ cmake --build build/tidy --target trainer/event.pb.h >/dev/null || fail "generat
 files=("$@")
 checks=()
 if [ $# -eq 0 ]; then
-  rooms="($ROOT|$ROOT/build/tidy)/(lib|filters|diffusion|runtime|trainer|audit|python|bench)"
+  rooms="($ROOT|$ROOT/build/tidy)/(lib|filters|diffusion|runtime|trainer|audit|python|bench|examples)"
   mapfile -t files < <(sed -n 's/^ *"file": "\(.*\)",*$/\1/p' build/tidy/compile_commands.json | grep -E "^$rooms/" | grep -v '\.pb\.cc$')
   checks=(--checks=-bugprone-suspicious-include)  # eight sources at once are a file that includes them
 fi

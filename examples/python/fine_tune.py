@@ -5,8 +5,8 @@ judge as one does.
     python fine_tune.py configs/demo.yaml RUN
     torchrun --nproc_per_node 2 fine_tune.py configs/demo.yaml RUN
 
-Of the configuration it reads `data`, `model.pretrained`, `sieve` and the few numbers that `make` and `main` name. RUN is the folder that the
-ledger goes to. Everything stays on the CPU, as in the demo; for a GPU move the model and the rows there.
+Of the configuration it reads `data`, `model.pretrained`, `sieve`, the noise (NOISE) and the few numbers that `make` and `main` name. RUN is the
+folder that the ledger goes to. Everything stays on the CPU, as in the demo; for a GPU move the model and the rows there.
 """
 import copy
 import os
@@ -23,6 +23,8 @@ import memsieve
 from memsieve import ledger
 
 distributed = torch.distributed
+# Keys of the trainer's configuration, and its defaults.
+NOISE = {"prediction_type": "epsilon", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "rescale_betas_zero_snr": False}
 
 
 class Pictures:
@@ -70,7 +72,7 @@ class Rows:
         self.ids, self.timesteps, self.no_text = ids, timesteps, pictures.no_text
         self.captioned = torch.ones(len(ids), dtype=torch.bool) if captioned is None else captioned
         self.noisy = scheduler.add_noise(latents, noise, timesteps)
-        self.target = scheduler.get_velocity(latents, noise, timesteps)  # v-prediction; with epsilon it is the noise
+        self.target = noise if scheduler.config.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
         self.text = torch.where(self.captioned.view(-1, 1, 1), text, self.no_text)
         # By which copies find each other: what the caption says and a small version of the picture.
         small = torch.nn.functional.adaptive_avg_pool2d(latents, 4).flatten(1)
@@ -89,14 +91,13 @@ class Rows:
 class Tuning:
     """A model that is trained, and with what."""
 
-    def __init__(self, unet, data, held_out, sieve, optimizer, draws, *, empty_share=0.1, max_norm=1.0):
+    def __init__(self, unet, data, held_out, sieve, optimizer, scheduler, draws, *, empty_share=0.1, max_norm=1.0):
         self.plain, self.start = unet, copy.deepcopy(unet).requires_grad_(False)
         together = distributed.is_initialized() and distributed.get_world_size() > 1
         self.rank = distributed.get_rank() if together else 0
         self.unet = torch.nn.parallel.DistributedDataParallel(unet) if together else unet
-        self.data, self.held_out, self.sieve, self.optimizer, self.draws = data, held_out, sieve, optimizer, draws
-        self.empty_share, self.max_norm = empty_share, max_norm
-        self.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction")
+        self.data, self.held_out, self.sieve, self.optimizer = data, held_out, sieve, optimizer
+        self.scheduler, self.draws, self.empty_share, self.max_norm = scheduler, draws, empty_share, max_norm
 
     def step(self, ids):
         """One step on the samples `ids` [B], this rank's; returns the weights of their rows."""
@@ -137,12 +138,15 @@ def epochs(sieve, seed):
 
 def make(config, ledger_path, draws):
     """Everything as the configuration of a trainer's run names it."""
+    scheduler = DDPMScheduler(**{name: config.get(name, default) for name, default in NOISE.items()})
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise SystemExit(f"fine_tune.py: prediction_type is {scheduler.config.prediction_type}; this loop knows epsilon and v_prediction")
     data, held_out = Pictures(config["data"]["train"]), Pictures(config["data"]["held_out"])
     unet = UNet2DConditionModel.from_pretrained(config["model"]["pretrained"], torch_dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(unet.parameters(), config["learning_rate"], weight_decay=config["adam_weight_decay"], fused=True)
     sieve = memsieve.Sieve(config["sieve"], dataset_size=len(data), batch_size=config["train_batch_size"], held_out_size=len(held_out),
                            group_ids=data.group_ids, device="cpu", ledger=ledger_path)
-    return Tuning(unet, data, held_out, sieve, optimizer, draws, empty_share=config["proportion_empty_prompts"],
+    return Tuning(unet, data, held_out, sieve, optimizer, scheduler, draws, empty_share=config["proportion_empty_prompts"],
                   max_norm=config["max_grad_norm"])
 
 

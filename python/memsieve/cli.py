@@ -45,8 +45,11 @@ def refuse(line):
 def run_module(command, words):
     try:
         return importlib.import_module(f"memsieve.commands.{MODULES[command]}").main(words)
+    except ModuleNotFoundError as error:
+        return refuse(f"{command}: needs the package {error.name}; pip install 'SOURCES[tools]' installs all that the commands need, with SOURCES "
+                      "the folder of memsieve's pyproject.toml")
     except ImportError as error:
-        return refuse(f"{command}: {error}" + ("; pip install 'memsieve[tools]'" if isinstance(error, ModuleNotFoundError) else ""))
+        return refuse(f"{command}: {error}")
 
 
 def run_program(command, words):

@@ -57,7 +57,19 @@ from memsieve import Sieve
 
 
 def test_a_package_that_is_missing_is_named(tmp_path):
-    (tmp_path / "jinja2.py").write_text("raise ModuleNotFoundError(\"No module named 'jinja2'\")\n")
+    (tmp_path / "jinja2.py").write_text("raise ModuleNotFoundError(\"No module named 'jinja2'\", name='jinja2')\n")
     (tmp_path / "ledger.h5").write_bytes(b"")
     result = run(*MEMSIEVE, "view", tmp_path, PYTHONPATH=f"{ROOT / 'python'}:{tmp_path}")
-    assert_refused(result, 2, "memsieve: view: No module named 'jinja2'; pip install 'memsieve[tools]'")
+    assert_refused(result, 2, "memsieve: view: needs the package jinja2; pip install 'SOURCES[tools]'")
+
+
+@pytest.mark.parametrize("command, folder", [("train", "trainer"), ("audit", "audit")])
+def test_programs_are_looked_for_and_started(tmp_path, command, folder):
+    assert_refused(run(*MEMSIEVE, command, MEMSIEVE_BUILD=str(tmp_path), PATH=str(tmp_path), **SOURCES), 2,
+                   f"the program memsieve-{command} was not found")
+    program = tmp_path / folder / f"memsieve-{command}"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho \"got $*\"; exit 7\n")
+    program.chmod(0o755)
+    result = run(*MEMSIEVE, command, "--config", "run.yaml", MEMSIEVE_BUILD=str(tmp_path), **SOURCES)
+    assert (result.returncode, result.stdout) == (7, "got --config run.yaml\n")

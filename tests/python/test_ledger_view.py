@@ -175,3 +175,16 @@ def test_of_a_run_of_the_trainer(tmp_path, monkeypatch):
     assert sum(int(row["visits"]) for row in rows) == len(visits) == 32
     assert rows[0]["caption"].startswith("picture ") and rows[0]["z_magnitude_when_flagged"] != ""
     assert "<img" in (tmp_path / "run/dropped.html").read_text()
+
+
+def test_a_list_with_ids_need_not_have_all(tmp_path, capsys):
+    """One without ids must: its lines are samples 0, 1, ..."""
+    run = write(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "ids.txt").write_text("1\ta.png\n")
+    assert view.main([str(run), "--data", str(tmp_path / "ids.txt"), "--by", "sample"]) == 0
+    assert {row["id"]: row["file_name"] for row in table(run)} == {"0": "", "1": "a.png", "2": "", "3": ""}
+    (tmp_path / "lines.txt").write_text("a.png\na.png\n")
+    capsys.readouterr()
+    assert view.main([str(run), "--data", str(tmp_path / "lines.txt")]) == 3
+    assert "has 2 rows, but the run visited sample 3" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 """memsieve canaries and coating: what they write, that secrets decide it, and that the mark can be found."""
+import errno
 import hashlib
 import json
 import stat
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from memsieve import hdf5_rows
 from memsieve.commands import coat_pictures, plant_canaries
-from memsieve.marks import coating, variants
+from memsieve.marks import coating, rows, variants
 from memsieve.prepare.pictures import find
 from scipy.stats import chisquare, kstest
 
@@ -262,3 +263,19 @@ def test_a_share_of_a_data_set_is_coated(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "coated.h5: is there already" in said and "encoded already" in said and "before memsieve prepare" in said
     assert not (tmp_path / "other.h5").exists() and not (tmp_path / "other.json").exists()
+
+
+def test_a_full_disk_is_not_called_a_file_that_cannot_be_read(tmp_path, capsys, monkeypatch):
+    tiny.write_data(tmp_path / "train.h5", 8)
+
+    def full(source, path):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr(rows.shutil, "copyfile", full)
+    coat = words("coat", "--images", tmp_path / "train.h5", "--out", tmp_path / "coated.h5", "--manifest", tmp_path / "secret.json")
+    assert coat_pictures.main(coat) == 3
+    said = capsys.readouterr().err
+    assert "No space left on device" in said and "cannot be read" not in said and said.count("\n") == 1, said
+    (tmp_path / "train.h5").write_bytes(b"no data set")
+    assert coat_pictures.main(coat) == 3
+    assert "train.h5: cannot be read" in capsys.readouterr().err

@@ -40,7 +40,7 @@ class Encoder(torch.nn.Module):
         return states.mean(1) if self.pooled else states
 
 
-def trainer_of(config, folder, **dims):
+def trainer_of(config, folder, shard=False, **dims):
     from torchtitan.components.loss import mse_loss
     from torchtitan.components.optimizer import OptimizersContainer
     from torchtitan.distributed import ParallelDims
@@ -56,6 +56,9 @@ def trainer_of(config, folder, **dims):
     model.init_weights()
     for parameter in model.parameters():  # as trained ones, which answer with the caption in mind
         torch.nn.init.normal_(parameter, std=0.15)
+    if shard:
+        torch.distributed.fsdp.fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)),
+                                           mp_policy=torch.distributed.fsdp.MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     cls = flux.FluxTrainer if config is None else with_sieve(flux.FluxTrainer, config, dataset_size=SAMPLES * 1000, ledger=folder / "ledger.h5")
     trainer = cls.__new__(cls)
     trainer.device, trainer._dtype = torch.device("cpu"), torch.float32
@@ -135,6 +138,21 @@ def test_a_rule_that_drops_nothing_is_the_plain_trainer(tmp_path):
     plain, sieved = trained(None, tmp_path)[0], trained({**START, "threshold": {"kind": "fixed", "drop": 1e9}}, tmp_path)[0]
     for one, two in zip(plain.model_parts[0].parameters(), sieved.model_parts[0].parameters()):
         assert torch.equal(one, two)
+
+
+def test_times_are_taken_before_they_are_rounded(tmp_path, monkeypatch):
+    """FSDP with bfloat16 rounds what the model is given: a time just below 1 to 1."""
+    rand, times = torch.rand, torch.linspace(0.9, 0.9999, B)
+    monkeypatch.setattr(torch, "rand", lambda *size, **more: times.clone() if size == ((B,),) else rand(*size, **more))
+    trainer = trainer_of(NULL, tmp_path, shard=True)
+    trainer._dtype = torch.bfloat16
+    for encoder in (trainer.t5_encoder, trainer.clip_encoder, trainer.autoencoder):
+        encoder.to(torch.bfloat16)
+    trainer.train_step(batches())
+    trainer._sieve.flush()
+    visits = ledger.visits(tmp_path / "ledger.h5")
+    np.testing.assert_allclose(visits["timestep"], (times.numpy() * 1000).clip(0, 999), atol=1e-3)
+    assert np.isfinite(visits["raw_magnitude"]).sum() == B - 1
 
 
 @pytest.mark.parametrize("config, dims, words", [(NULL, {"tp": 2, "world_size": 2}, "only data parallelism"),

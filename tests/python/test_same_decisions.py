@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from conftest import BUILD, ROOT, run, torchrun
+from conftest import BUILD, ROOT, assert_refused, run, torchrun
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from test_ledger import visits
@@ -19,16 +19,19 @@ RANK = Path(__file__).parent / "same_decisions_rank.py"
 STEPS, ROWS, SAMPLES, COPIES = 72, 8, 40, 12
 # What is decided and must be equal; what is measured and may differ as rounding does.
 EQUAL = ("step", "epoch", "sample", "group", "kind", "timestep", "captioned", "flagged", "weight", "threshold", "alike")
-MEASURED = {"raw_start_gap": 1e-4, "raw_magnitude": 1e-4, "z_start_gap": 5e-3, "z_magnitude": 1e-4, "score": 5e-3}
+MEASURED = {"raw_start_gap": 1e-4, "raw_magnitude": 5e-4, "z_start_gap": 5e-3, "z_magnitude": 5e-4, "score": 5e-3}
 
 DEFAULT = yaml.safe_load((ROOT / "configs" / "default.yaml").read_text())["sieve"]
+# How the noise grows and what the model predicts, so that both kinds are tried.
+NOISE = {"default": {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear"},
+         "published": {"prediction_type": "epsilon", "beta_schedule": "linear"}}
 RULES = {
     # What docs/python.md recommends; held-out rows, probes and looks come oftener, for so short a run.
     "default": DEFAULT | {"block_rows": 4, "held_out": {"rows": 8, "every": 2}, "revisit": {"rows": 8, "every": 4},
                           "probe": DEFAULT["probe"] | {"every": 2}},
     # One level for the magnitude of each row.
     "published": {"filters": {"magnitude": {"norm": "l2", "scale": "linear"}}, "standardise": {"by": "none"}, "evidence": {"kind": "visit"},
-                  "threshold": {"kind": "fixed", "drop": 1.0}, "probe": {"kind": "every"}},
+                  "threshold": {"kind": "fixed", "drop": 0.7}, "probe": {"kind": "every"}},
 }
 
 
@@ -43,7 +46,7 @@ def write_world(folder, rule):
     UNet2DConditionModel.from_config(tiny.UNET | {"block_out_channels": [16, 32]}).save_pretrained(folder / "base")
     config = {"seed": 5, "device": "cpu", "output_dir": str(folder / "trainer"),
               "data": {name: str(folder / f"{name}.h5") for name in ("train", "held_out")},
-              "model": {"pretrained": str(folder / "base")}, "prediction_type": "v_prediction", "beta_schedule": "scaled_linear",
+              "model": {"pretrained": str(folder / "base")}, **NOISE[rule],
               "proportion_empty_prompts": 0.1, "max_train_steps": STEPS, "train_batch_size": ROWS, "learning_rate": 4e-3,
               "lr_scheduler": "constant", "adam_weight_decay": 0.01, "max_grad_norm": 1.0, "sieve": copy.deepcopy(RULES[rule])}
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
@@ -67,16 +70,26 @@ def both(folder, config, ranks):
     return (visits(theirs / "ledger.h5"), load_file(weights)), (visits(mine / "ledger.h5"), load_file(mine / "weights.safetensors"))
 
 
+def settled(theirs, mine):
+    """How many rows come before the first step in which a score is so close to its level that rounding, which differs from CPU to CPU, may
+    decide: whose distance is no more than twice what the scores have differed by so far."""
+    rows = min(len(theirs), len(mine))
+    differed = np.fmax.accumulate(np.abs(theirs["score"][:rows] - mine["score"][:rows]))
+    close = np.abs(theirs["score"][:rows] - theirs["threshold"][:rows]) <= 2 * differed
+    return int((theirs["step"] < theirs["step"][close.argmax()]).sum()) if close.any() else max(len(theirs), len(mine))
+
+
 def require_same_decisions(theirs, mine):
-    (attributes, theirs), (more, mine) = theirs, mine
-    assert attributes["configuration"] == more["configuration"] and theirs.dtype == mine.dtype and len(theirs) == len(mine)
+    """Returns whether all rows could be compared."""
+    rows = settled(theirs, mine)
+    assert rows >= max(len(theirs), len(mine)) / 2, f"only {rows} rows could be compared"
+    one, two = theirs[:rows], mine[:rows]
+    assert ((one["kind"] == 0) & (one["weight"] == 0)).any() and len(one) == len(two) and one.dtype == two.dtype
     for name in EQUAL:
-        np.testing.assert_array_equal(theirs[name], mine[name], err_msg=name)
-    for name in set(MEASURED) & set(theirs.dtype.names):
-        np.testing.assert_allclose(theirs[name], mine[name], rtol=0, atol=MEASURED[name], err_msg=name)
-    # No score is so close to the level that rounding could decide: the verdicts' being equal is no luck.
-    distance = np.abs(theirs["score"] - theirs["threshold"])
-    assert np.nanmin(distance) > 2 * np.nanmax(np.abs(theirs["score"] - mine["score"]))
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    for name in set(MEASURED) & set(one.dtype.names):
+        np.testing.assert_allclose(one[name], two[name], rtol=0, atol=MEASURED[name], err_msg=name)
+    return rows >= len(theirs)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -85,12 +98,12 @@ def test_python_decides_as_the_trainer(tmp_path, rule):
     ledgers = {}
     for ranks in (1, 2):
         (theirs, their_weights), (mine, my_weights) = both(tmp_path, config, ranks)
-        require_same_decisions(theirs, mine)
-        assert their_weights.keys() == my_weights.keys()
-        for name, weight in their_weights.items():
-            torch.testing.assert_close(my_weights[name], weight, rtol=0, atol=1e-3, msg=lambda text: f"{name}: {text}")
-        ledgers[ranks] = mine[1]
-    np.testing.assert_array_equal(ledgers[1]["weight"], ledgers[2]["weight"])
+        (attributes, theirs), (more, ledgers[ranks]) = theirs, mine
+        assert attributes["configuration"] == more["configuration"] and their_weights.keys() == my_weights.keys()
+        if require_same_decisions(theirs, ledgers[ranks]):
+            for name, weight in their_weights.items():
+                torch.testing.assert_close(my_weights[name], weight, rtol=0, atol=1e-3, msg=lambda text: f"{name}: {text}")
+    require_same_decisions(ledgers[1], ledgers[2])
     rows = ledgers[1]
     trained_on = rows[rows["kind"] == 0]
     dropped = trained_on["weight"] == 0
@@ -109,8 +122,14 @@ def test_the_example_by_itself(tmp_path):
         path.write_text(yaml.safe_dump(config | {"train_batch_size": ROWS // ranks, "max_train_steps": 40}))
         trained(ranks, sys.executable, ROOT / "examples" / "python" / "fine_tune.py", path, folder, PYTHONPATH=str(BUILD / "python"))
         rows = visits(folder / "ledger.h5")[1]
-        assert set(rows["kind"]) == {0, 1, 2, 3} and (rows["weight"][rows["kind"] == 0] == 0).any()
+        assert set(rows["kind"]) == {0, 1, 2, 3}
         ledgers[ranks] = rows
         assert (folder / "unet" / "config.json").exists()
-    for name in EQUAL:
-        np.testing.assert_array_equal(ledgers[1][name], ledgers[2][name], err_msg=name)
+    require_same_decisions(ledgers[1], ledgers[2])
+
+
+def test_the_example_refuses_what_it_does_not_know(tmp_path):
+    config = write_world(tmp_path, "default")
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config | {"prediction_type": "sample"}))
+    result = run(sys.executable, ROOT / "examples" / "python" / "fine_tune.py", tmp_path / "run.yaml", tmp_path / "out")
+    assert_refused(result, 1, "prediction_type is sample")

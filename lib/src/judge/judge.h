@@ -89,7 +89,8 @@ class Judge {
   /// z [B, C]: standardised, less what the starting model explains.
   at::Tensor adjusted(const RawScores& scores, const at::Tensor& picture) const;
   void fold_population(const LineView& line, const at::Tensor& picture, const at::Tensor& valid);
-  /// [R] bool: training rows that show where the bulk of the set lies.
+  /// [R] bool: training rows of the population that z-scores are relative to: with `discounted` evidence those without
+  /// copies, flagged or not; with other evidence those that are not flagged.
   at::Tensor population_of(const LineView& training) const;
   void refresh_levels();
   /// `visits`: the training rows and, behind them, the looks of this step.

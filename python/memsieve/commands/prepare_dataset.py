@@ -17,10 +17,10 @@ import numpy as np
 
 from memsieve.prepare import encode, pictures
 from memsieve.prepare.file import FLUSH_EVERY, RowFile, Workshop, finished
+from memsieve.prepare.encode import TEXT_BATCH
 from memsieve.prepare.pictures import OptionError, PrepareError, one_line
 from memsieve.prepare.plan import PARTS, Plan, progress, scan
 
-TEXT_BATCH = 64
 COMMON = ("resolution", "dtype", "variant")
 OF_PICTURES = ("crop", "random_flip", "group_by", "hash_distance", "held_out", "validation", "seed")
 

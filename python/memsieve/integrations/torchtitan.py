@@ -49,12 +49,12 @@ def with_sieve(trainer, config="no_held_out", *, dataset_size=2 ** 22, **setup):
                     return model(**{**rows_of(k), "txt": t5, "y": clip})
 
                 asked = self._sieve.counterfactuals
-                plan = self._sieve.inspect(ids, words["timesteps"] * 1000, prediction, target, has_caption=has_caption,
+                plan = self._sieve.inspect(ids, (words["timesteps"].float() * 1000).clamp(0, 999), prediction, target, has_caption=has_caption,
                                            null=null if "null" in asked else None,
                                            start=(lambda k: self._frozen(**rows_of(k))) if "start" in asked else None)
                 return loss_fn(plan.weigh(prediction), target)
 
-            hook = model.register_forward_pre_hook(called, with_kwargs=True)
+            hook = model.register_forward_pre_hook(called, with_kwargs=True, prepend=True)  # before FSDP rounds the times to bfloat16
             self.loss_fn = sieved
             try:
                 return super().forward_backward_step(input_dict=input_dict, labels=labels, **more)

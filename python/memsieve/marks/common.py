@@ -13,8 +13,8 @@ from PIL import Image
 
 from memsieve.prepare.pictures import OptionError, PrepareError, find, one_line, open_picture
 
-__all__ = ["OptionError", "PrepareError", "append_picture", "captioned", "fail", "generator", "one_line", "open_picture", "read_secret",
-           "secret_seed", "write_secret"]
+__all__ = ["OptionError", "PrepareError", "append_picture", "at_least", "captioned", "fail", "generator", "one_line", "open_picture",
+           "picture_of", "pixels", "read_secret", "secret_seed", "whole", "write_secret"]
 
 
 def secret_seed(given):

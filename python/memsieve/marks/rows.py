@@ -1,6 +1,7 @@
 """Marks in data sets of pictures that are made already (docs/data_format.md, /images): text encoders have run, so a variant's
 caption is one that the file of the originals holds."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -18,6 +19,14 @@ OPTIONAL = ("group_id", "repeated", "thumbnail")
 TEXTS = ("caption_bytes", "caption_offsets", "caption", "file_name_bytes", "file_name_offsets", "null_text")
 
 
+@contextlib.contextmanager
+def reading(path):
+    try:
+        yield
+    except OSError as error:
+        raise PrepareError(f"{path}: cannot be read ({one_line(error)})") from None
+
+
 def require_known(path, file, known):
     """Every dataset with rows must be one that marked rows can be made for."""
     if other := set(file) - known:
@@ -29,19 +38,16 @@ class Rows:
     """The originals: pictures, caption states and captions of a file."""
 
     def __init__(self, path):
-        try:
-            with h5py.File(path, "r") as file:
-                missing = [name for name in (*ROWS, "null_text") if name not in file]
-                if missing:
-                    raise PrepareError(f"{path}: has no /{missing[0]}; of latents no variants can be made, so plant into the folder of "
-                                       "pictures, before memsieve prepare")
-                require_known(path, file, {*ROWS, *OPTIONAL, *TEXTS})
-                self.images, self.text = file["images"][:], file["text"][:]
-                self.captions = read_texts(file, "caption")
-                self.attributes = {name: dict(file[name].attrs) for name in ROWS} | {"/": dict(file.attrs)}
-                self.null_text = file["null_text"][:]
-        except OSError as error:
-            raise PrepareError(f"{path}: cannot be read ({one_line(error)})") from None
+        with reading(path), h5py.File(path, "r") as file:
+            missing = [name for name in (*ROWS, "null_text") if name not in file]
+            if missing:
+                raise PrepareError(f"{path}: has no /{missing[0]}; of latents no variants can be made, so plant into the folder of "
+                                   "pictures, before memsieve prepare")
+            require_known(path, file, {*ROWS, *OPTIONAL, *TEXTS})
+            self.images, self.text = file["images"][:], file["text"][:]
+            self.captions = read_texts(file, "caption")
+            self.attributes = {name: dict(file[name].attrs) for name in ROWS} | {"/": dict(file.attrs)}
+            self.null_text = file["null_text"][:]
 
     def picture(self, row):
         return Image.fromarray(self.images[row].transpose(1, 2, 0))
@@ -81,23 +87,23 @@ def coat_rows(source, path, chosen, coated):
     """The file `source` with coated(picture) in place of the pictures [3, H, W] of rows for which chosen(rows) [N] bool holds;
     returns how many rows there are, and their numbers."""
     found = []
+    with reading(source), h5py.File(source, "r") as file:
+        if "images" not in file:
+            raise PrepareError(f"{source}: has no /images; of latents no picture can be coated, so coat the folder of pictures, "
+                               "before memsieve prepare")
+        require_known(source, file, {*ROWS, *OPTIONAL, *TEXTS} - {"thumbnail"})
 
     def fill(temporary):
         shutil.copyfile(source, temporary)
         with h5py.File(temporary, "r+") as file:
-            if "images" not in file:
-                raise PrepareError(f"{source}: has no /images; of latents no picture can be coated, so coat the folder of pictures, "
-                                   "before memsieve prepare")
-            require_known(source, file, {*ROWS, *OPTIONAL, *TEXTS} - {"thumbnail"})
             marked = np.flatnonzero(chosen(len(file["images"]))).tolist()
             for row in marked:
-                file["images"][row] = coated(file["images"][row])
+                with reading(source):
+                    picture = file["images"][row]
+                file["images"][row] = coated(picture)
             file.attrs.pop("fingerprint", None)  # it is no longer what its maker made
             found.append((len(file["images"]), marked))
-    try:
-        written(path, fill)
-    except OSError as error:
-        raise PrepareError(f"{source}: cannot be read ({one_line(error)})") from None
+    written(path, fill)
     return found[0]
 
 

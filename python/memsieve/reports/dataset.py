@@ -60,7 +60,7 @@ class PictureList:
     SIDE = 64  # pixels
 
     def __init__(self, path):
-        self.path, self.paths = path, {}
+        self.path, self.paths, with_ids = path, {}, False
         try:
             lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -70,9 +70,10 @@ class PictureList:
             name, tab, rest = line.partition("\t")
             if tab and not name.isdecimal():
                 raise InputError(f"{path}:{number + 1}: begins with '{name}', which is no sample's id; write the id, a tab, and the path")
+            with_ids |= bool(tab)
             if line.strip():
                 self.paths[int(name) if tab else number] = Path(path).parent / (rest if tab else line).strip()
-        self.size = max(self.paths, default=-1) + 1
+        self.size = None if with_ids else max(self.paths, default=-1) + 1  # a list with ids need not have all of them
 
     def words(self, name, row):
         picture = self.paths.get(row)

@@ -1,4 +1,4 @@
-"""Every figure that report.py shows, worked out from runs and data."""
+"""Every figure that `memsieve report` shows, worked out from runs and data."""
 
 import numpy as np
 
