@@ -6,14 +6,12 @@
 #include <audit/measure/benchmark_table.h>
 #include <audit/measure/method_drawings.h>
 #include <audit/output/results.h>
-#include <diffusion/models/lora/lora.h>
 #include <memsieve/detail/hash.h>
 #include <memsieve/error.h>
 #include <runtime/agreement.h>
 #include <runtime/log.h>
 
 #include <algorithm>
-#include <filesystem>
 
 namespace memsieve::audit {
 
@@ -40,13 +38,11 @@ struct DrawnSet {
 
 /// `path` as --model, or where it holds adapters alone as --lora upon --model.
 AuditConfig compared_with(const AuditConfig& config, const std::string& path) {
-  namespace fs = std::filesystem;
   AuditConfig other = config;
   other.lora.clear();
-  std::error_code error;
-  const auto has = [&](const fs::path& part) { return fs::exists(fs::path(path) / part, error); };
-  const bool adapters = has("lora") || has(lora_file_name) || fs::is_regular_file(path, error);
+  const bool adapters = holds_adapters(path);
   (adapters ? other.lora : other.model) = path;
+  (adapters ? other.lora_key : other.model_key) = "compare";
   return other;
 }
 
@@ -177,10 +173,10 @@ class Benchmark {
              std::map<std::string, PromptNumbers>& first) const {
     Json entry{{"model", candidate}, {"method", method}};
     for (const DrawnSet& set : sets_) {
-      std::vector<const Json*> of_set;
+      std::vector<Json> of_set;
       read_rows(rows, [&](const Json& row) {
         if (row.at("model") == candidates_[candidate].key && row.at("method") == method && row.at("set") == set.name)
-          of_set.push_back(&row);
+          of_set.push_back(row);
       });
       const PromptNumbers numbers = by_prompt(of_set, set.rows, levels());
       const auto before = first.find(set.name);

@@ -61,6 +61,7 @@ class PictureCheck {
 
   Json run() {
     Measurements measurements(config_.out, {config_.command, config_.settings, inputs_}, group_);
+    warn_of_uncounted_inversion();
     measure_all(measurements, batches(), config_.command, group_);
     const Settings& s = config_.settings;
     Json summary = summary_head(config_, model_);
@@ -78,13 +79,23 @@ class PictureCheck {
     for (const int64_t row : sets_.front().rows)
       summary["prompts"].push_back({{"prompt", row}, {"caption", captions[static_cast<size_t>(row)]}});
     add_verdicts(summary, measurements.rows());
-    warn_without_held_out(summary);
+    warn_of_uncounted_optimisation(summary);
     write_results(config_.out, summary, group_);
     return summary;
   }
 
  private:
-  void warn_without_held_out(const Json& summary) const {
+  /// Before the search, which is long.
+  void warn_of_uncounted_inversion() const {
+    const int64_t inverted = sets_.size() > 1 ? static_cast<int64_t>(sets_.back().drawn.size()) : 0;
+    const bool searched = optimise_ && config_.settings.integer("inversion_steps") > 0;
+    if (group_.rank() != 0 || !searched || inverted >= kLeastHeldOutInverted) return;
+    log_warning("noise is inverted for " + std::to_string(inverted) + " held-out pictures: with fewer than " +
+                std::to_string(kLeastHeldOutInverted) +
+                " it shows no picture to be copied; name more with --held-out, or raise held_out_drawn");
+  }
+
+  void warn_of_uncounted_optimisation(const Json& summary) const {
     const Json& drawn = summary.at("with_optimised_states");
     const Json& held_out = summary.at("held_out");
     const bool compared = held_out.is_object() && held_out.at("with_optimised_states").is_object();
@@ -278,7 +289,8 @@ void add_check_picture_options(Options& options) {
                "updates at most by which noise is sought that draws the picture (Ma et al.; costly); published: 2000; "
                "0 = not at all")
       .integer("inversion_batch", 16, 1, 1 << 16, "noises and timesteps of each of those updates")
-      .integer("inversion_every", 50, 1, 1 << 20, "of those updates between two looks at what is drawn")
+      .integer("inversion_every", 50, 1, 1 << 20,
+               "of those updates between two looks at what is drawn; the last is looked at, too")
       .integer("inversion_drawings", 8, 1, 1 << 16, "drawings of a look with each guidance")
       .integer("inversion_guidance", 7, 1, 100, "it draws with guidance 1, 2 ... up to this")
       .real("inversion_similarity", 0.8, -1, 1,

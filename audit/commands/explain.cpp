@@ -79,7 +79,7 @@ class Explanation {
       }
       units.measure = [this, batch, omission] {
         std::vector<Json> rows;
-        for (const double d : first_magnitudes(batch, *prompts_, model_, config_.seed))
+        for (const double d : first_magnitudes(batch, *prompts_, model_, config_.seed, Stream::draw_noise))
           rows.push_back({{"set", "without"}, {"prompt", omission.prompt}, {"word", omission.word}, {"magnitude", d}});
         return rows;
       };

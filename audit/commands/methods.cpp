@@ -2,6 +2,7 @@
 #include <memsieve/error.h>
 
 #include <algorithm>
+#include <sstream>
 
 namespace memsieve::audit {
 
@@ -24,10 +25,28 @@ void add_method_options(Options& options) {
             "and 5 are published for Stable Diffusion 1 and travel no better than `target`")
       .real("repulsion_from", 3, 0, 1e9, "of rephrased: magnitude above which it is drawn away from the prompt")
       .real("repulsion_full", 5, 0, 1e9, "of rephrased: magnitude from which the prompt plays no part any more")
-      .real("copy_similarity", 0.8, -1, 1,
-            "correlation of pixels with the prompt's own picture from which a drawing counts as a copy")
+      .real("copy_similarity", 0.8, -1, 1, "correlation with a known picture from which a drawing counts as a copy")
       .incidental();
 }
+
+namespace {
+
+/// What the method 'rephrased' needs to be defined.
+void require_repulsion(const AuditConfig& config) {
+  const Settings& s = config.settings;
+  const double from = s.real("repulsion_from"), full = s.real("repulsion_full");
+  if (full <= from) {
+    std::ostringstream why;
+    why << s.where("repulsion_full") << ": is " << full << ", but must be above repulsion_from, " << from;
+    throw ConfigError(why.str());
+  }
+  if (config.guidance <= 1)
+    throw ConfigError(s.where("guidance_scale") +
+                      ": the method 'rephrased' needs more than 1; raise it, or leave the "
+                      "method out");
+}
+
+}  // namespace
 
 std::vector<const Mitigation*> methods_of(const Settings& settings) {
   const auto asked = settings.texts("methods");
@@ -47,8 +66,8 @@ std::vector<const Mitigation*> methods_of(const Settings& settings) {
 
 MitigationOptions mitigation_options(const AuditConfig& config) {
   const Settings& s = config.settings;
-  if (s.real("repulsion_full") <= s.real("repulsion_from"))
-    throw ConfigError(s.where("repulsion_full") + ": must be above repulsion_from");
+  const auto asked = s.texts("methods");
+  if (std::count(asked.begin(), asked.end(), "rephrased") > 0) require_repulsion(config);
   return {.seed = config.seed,
           .target = s.real("target"),
           .learning_rate = s.real("learning_rate"),

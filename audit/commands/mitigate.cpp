@@ -57,11 +57,12 @@ class Comparison {
                            });
   }
 
-  /// [B, 3, H, W] uint8: the prompts' own pictures, where the file has some and they can be decoded.
+  /// [B, ...]: the prompts' own pictures, as drawings are compared with them; undefined where the file has none.
   at::Tensor known_pictures(const std::vector<Drawing>& batch) {
-    if (!prompts_->has_pictures() || !decoder_) return {};
+    if (!prompts_->has_pictures()) return {};
     std::vector<int64_t> ids;
     for (const Drawing& drawing : batch) ids.push_back(drawing.prompt);
+    if (!decoder_) return prompts_->data().load(ids).latents;
     return own_pictures(*prompts_, ids, *decoder_, model_.model.device());
   }
 

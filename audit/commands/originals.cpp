@@ -12,7 +12,7 @@ namespace memsieve::audit {
 namespace {
 
 /// Latents that are decoded at once.
-constexpr int64_t kAtOnce = 8;
+constexpr int64_t kDecodedAtOnce = 8;
 
 }  // namespace
 
@@ -49,8 +49,8 @@ Originals::Originals(const Prompts& prompts, const std::vector<int64_t>& rows, c
 
 at::Tensor Originals::shown(PictureDecoder* decoder, c10::Device device) const {
   std::vector<at::Tensor> parts;
-  for (size_t begin = 0; begin < rows_.size(); begin += kAtOnce) {
-    const size_t end = std::min(rows_.size(), begin + kAtOnce);
+  for (size_t begin = 0; begin < rows_.size(); begin += kDecodedAtOnce) {
+    const size_t end = std::min(rows_.size(), begin + kDecodedAtOnce);
     const std::vector<int64_t> some(rows_.begin() + static_cast<int64_t>(begin),
                                     rows_.begin() + static_cast<int64_t>(end));
     parts.push_back(decoder != nullptr ? own_pictures(*pictures_, some, *decoder, device)

@@ -4,6 +4,8 @@
 #include <memsieve/detail/hash.h>
 #include <memsieve/error.h>
 
+#include <algorithm>
+
 namespace memsieve::audit {
 
 namespace {
@@ -54,13 +56,25 @@ void set_all(std::vector<Json>& rows, const std::string& name, const std::vector
   for (size_t i = 0; i < rows.size(); ++i) rows[i][name] = values[i];
 }
 
+/// unit_pixels() of many pictures without float32 copies of all of them.
+at::Tensor unit_pixels_in_parts(const at::Tensor& pictures) {
+  const int64_t count = pictures.size(0), most = 16;
+  at::Tensor all = at::empty({count, pictures[0].numel()}, pictures.options().dtype(at::kFloat));
+  for (int64_t begin = 0; begin < count; begin += most) {
+    const int64_t size = std::min(most, count - begin);
+    all.narrow(0, begin, size).copy_(unit_pixels(pictures.narrow(0, begin, size)));
+  }
+  return all;
+}
+
 }  // namespace
 
 void add_extractor_options(Options& options) {
   const auto add = [&](const std::string& key, const std::string& preset, const std::string& doc) {
     options.text(key, "", doc)
         .incidental()
-        .choice(key + "_preset", preset, preset_names(), "how pictures are prepared for it (docs/audit_benchmark.md)");
+        .choice(key + "_preset", preset, preset_names(), "how pictures are prepared for it (docs/audit_benchmark.md)")
+        .incidental();
   };
   add("sscd", "sscd", "TorchScript file of a copy detector such as SSCD: pictures to features");
   add("clip", "clip",
@@ -90,7 +104,7 @@ PictureScores::PictureScores(const AuditConfig& config, const std::vector<const 
   if (aesthetic_ && aesthetic_->width() != 1)
     throw DataError(aesthetic_->path() + ": answers " + std::to_string(aesthetic_->width()) +
                     " numbers for each picture; a score is one");
-  pixels_ = unit_pixels(shown);
+  pixels_ = unit_pixels_in_parts(shown);
   if (sscd_) sscd_features_ = sscd_->features(shown);
 }
 
@@ -109,12 +123,11 @@ void PictureScores::add(const Prompts& prompts, bool of_all, const std::vector<D
 
 std::vector<double> PictureScores::nearest(const at::Tensor& features, const at::Tensor& of_originals, bool of_all,
                                            const std::vector<Drawing>& batch) const {
-  const at::Tensor likeness = features.matmul(of_originals.t());
+  if (of_all) return numbers(features.matmul(of_originals.t()).amax(1));
   std::vector<double> best;
   for (size_t i = 0; i < batch.size(); ++i) {
-    at::Tensor row = likeness[static_cast<int64_t>(i)];
-    if (!of_all) row = row.index_select(0, at::tensor(originals_->of(batch[i].prompt), at::kLong));
-    best.push_back(row.max().item<double>());
+    const at::Tensor own = of_originals.index_select(0, at::tensor(originals_->of(batch[i].prompt), at::kLong));
+    best.push_back(own.mv(features[static_cast<int64_t>(i)]).max().item<double>());
   }
   return best;
 }

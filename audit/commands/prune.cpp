@@ -200,7 +200,8 @@ class Pruning {
 /// What of a check's summary is told beside another's.
 Json told(const Json& check) {
   Json found;
-  for (const char* name : {"copied", "with_caption", "with_optimised_states", "held_out", "copy_similarity"})
+  for (const char* name :
+       {"copied", "with_caption", "with_optimised_states", "held_out", "inversion", "copy_similarity"})
     found[name] = check.at(name);
   return found;
 }
@@ -214,7 +215,11 @@ void add_check(Json& summary, const std::pair<AuditConfig, AuditConfig>& before_
   for (size_t i = 0; i < summary["prompts"].size(); ++i) {
     summary["prompts"][i]["before"] = before.at("prompts").at(i).at("with_caption");
     summary["prompts"][i]["after"] = after.at("prompts").at(i).at("with_caption");
-    summary["prompts"][i]["recovered"] = after.at("prompts").at(i).at("with_optimised_states");
+    const Json& checked = after.at("prompts").at(i);
+    summary["prompts"][i]["recovered"] = checked.at("with_optimised_states");
+    summary["prompts"][i]["verdict"] = checked.at("verdict");
+    for (const char* name : {"divergence", "p_divergence"})
+      if (checked.contains(name)) summary["prompts"][i][name] = checked.at(name);
   }
 }
 

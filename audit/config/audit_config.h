@@ -33,6 +33,8 @@ struct AuditConfig {
   std::string model;
   /// file or folder of adapters, "" = none
   std::string lora;
+  /// the options that named them, for messages
+  std::string model_key = "model", lora_key = "lora";
   bool ema = false;
   /// "" = beside the model
   std::string scheduler, vae;

@@ -126,6 +126,9 @@ std::string Prompts::identity() const {
     const Conditioning condition = data_.load(ids).condition;
     for (const auto& part : {condition.text, condition.pooled, condition.time_ids}) hash = hash_of(part, hash);
   }
+  for (const auto* places : {&end_token_, &variant_of_})
+    hash = detail::fnv1a(places->data(), places->size() * sizeof(int64_t), hash);
+  for (const std::string& kind : variant_kinds_) hash = detail::fnv1a(kind.c_str(), kind.size() + 1, hash);
   return std::to_string(size()) + " prompts, " + detail::in_hex(hash);
 }
 

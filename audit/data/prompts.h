@@ -44,7 +44,7 @@ class Prompts {
   /// none.
   const at::Tensor& clip_text() const { return clip_text_; }
 
-  /// Of all captions and their states.
+  /// Of all captions and their states, their end tokens and what they are variants of.
   std::string identity() const;
   /// DataError unless `other` comes from the same text encoder and has the same shapes and the same empty caption.
   void check_comparable(const Prompts& other) const;

@@ -1,6 +1,6 @@
 #include <ATen/ATen.h>
 #include <audit/measure/attention_scores.h>
-#include <audit/measure/layers.h>
+#include <audit/measure/layer_names.h>
 
 #include <algorithm>
 

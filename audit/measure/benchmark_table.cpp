@@ -39,7 +39,7 @@ double value_of(const Json& row, const std::string& field) {
     throw DataError("measurements.jsonl: " + row.at("unit").get<std::string>() + " has no " + field +
                     ", but others do; remove the file and measure again");
   const Json& value = row[field];
-  return (value.is_array() ? value.front() : value).get<double>();
+  return (value.is_array() ? value.at(0) : value).get<double>();
 }
 
 }  // namespace
@@ -61,14 +61,14 @@ const std::vector<BenchmarkColumn>& benchmark_columns() {
   return all;
 }
 
-PromptNumbers by_prompt(const std::vector<const Json*>& rows, const std::vector<int64_t>& prompts,
-                        const CopyLevels& levels) {
+PromptNumbers by_prompt(const std::vector<Json>& rows, const std::vector<int64_t>& prompts, const CopyLevels& levels) {
   PromptNumbers found;
   if (rows.empty()) return found;
   for (const BenchmarkColumn& column : benchmark_columns()) {
-    if (!rows.front()->contains(column.field)) continue;
+    if (!rows.front().contains(column.field)) continue;
     std::map<int64_t, std::vector<double>> values;
-    for (const Json* row : rows) values[row->at("prompt").get<int64_t>()].push_back(value_of(*row, column.field));
+    read_rows(rows,
+              [&](const Json& row) { values[row.at("prompt").get<int64_t>()].push_back(value_of(row, column.field)); });
     const double level = column.field == "sscd" ? levels.sscd : levels.similarity;
     for (const int64_t prompt : prompts) {
       const auto of_prompt = values.find(prompt);

@@ -34,9 +34,8 @@ const std::vector<BenchmarkColumn>& benchmark_columns();
 using PromptNumbers = std::map<std::string, std::vector<double>>;
 
 /// In the order of `prompts`. A column is there if the first of `rows` has its field. Throws DataError for a prompt or
-/// a field that is missing elsewhere.
-PromptNumbers by_prompt(const std::vector<const Json*>& rows, const std::vector<int64_t>& prompts,
-                        const CopyLevels& levels);
+/// a field that is missing elsewhere, and for a value that is no number.
+PromptNumbers by_prompt(const std::vector<Json>& rows, const std::vector<int64_t>& prompts, const CopyLevels& levels);
 
 /// {"prompts", "drawings", then each column's mean over prompts with its bootstrap interval}, in the order of
 /// benchmark_columns(); null for no rows. With numbers of the same prompts, drawn otherwise, in `first` also

@@ -15,8 +15,8 @@ namespace memsieve::audit {
 namespace {
 
 constexpr int64_t kLossesAveraged = 10;
-/// Divergences are no evidence by themselves, so at least 19 held-out pictures must have been inverted, too.
-constexpr double kDivergenceLevel = 0.05;
+/// Divergences are no evidence by themselves, only beside those of held-out pictures.
+constexpr double kDivergenceLevel = 1.0 / (kLeastHeldOutInverted + 1);
 
 /// Drawings of one picture, or of many, in one way.
 struct DrawnCopies {

@@ -3,9 +3,13 @@
 
 #include <audit/output/measurements.h>
 
+#include <cstdint>
 #include <vector>
 
 namespace memsieve::audit {
+
+/// With fewer held-out pictures whose noise was inverted, inverted noise shows nothing.
+constexpr int64_t kLeastHeldOutInverted = 19;
 
 /// Completes a summary that has copy_similarity and `prompts` with the number of each picture. Of a picture:
 ///   log_error, p_error        mean over timesteps of ln(error); share of held-out pictures, itself among them, that

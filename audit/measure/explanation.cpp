@@ -33,8 +33,8 @@ std::vector<Json> explain_drawings(const std::vector<Drawing>& batch, const Prom
 }
 
 std::vector<double> first_magnitudes(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
-                                     uint64_t seed) {
-  const DrawingStart start = start_of(prompts, batch, seed, Stream::draw_noise, model.model.device());
+                                     uint64_t seed, Stream stream) {
+  const DrawingStart start = start_of(prompts, batch, seed, stream, model.model.device());
   at::Tensor d;
   const auto hook = [&](const DrawStep& step) {
     d = magnitude(step.captioned, step.null);

@@ -19,8 +19,8 @@ namespace memsieve::audit {
 std::vector<Json> explain_drawings(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
                                    uint64_t seed, int64_t steps);
 
-/// The magnitude at the first step of each drawing.
+/// The magnitude at the first step of each drawing, from noise of `stream`.
 std::vector<double> first_magnitudes(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
-                                     uint64_t seed);
+                                     uint64_t seed, Stream stream);
 
 }  // namespace memsieve::audit

@@ -4,11 +4,12 @@
 #include <memsieve/detail/hash.h>
 #include <memsieve/detail/printable.h>
 #include <memsieve/error.h>
-#include <memsieve/schema.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#include <filesystem>
+#include <fstream>
 #include <sstream>
 #include <vector>
 
@@ -17,7 +18,7 @@ namespace memsieve::audit {
 namespace {
 
 /// Pictures that are looked at in one go.
-constexpr int64_t kAtOnce = 16;
+constexpr int64_t kLookedAtOnce = 16;
 
 std::string shape_text(const at::Tensor& tensor) {
   std::ostringstream out;
@@ -35,6 +36,20 @@ std::string last_line(const std::exception& error) {
   return detail::printable(last);
 }
 
+/// Of a file, read in blocks: weights may be large.
+std::string content_hash(const std::string& where, const std::string& path) {
+  std::error_code error;
+  std::ifstream in(path, std::ios::binary);
+  if (!in || !std::filesystem::is_regular_file(path, error))
+    throw ConfigError(where + ": " + path + ": no such file, or it cannot be read");
+  std::vector<char> block(1 << 20);
+  uint64_t hash = detail::kFnv1aStart;
+  while (in.read(block.data(), static_cast<std::streamsize>(block.size())) || in.gcount() > 0)
+    hash = detail::fnv1a(block.data(), static_cast<size_t>(in.gcount()), hash);
+  if (in.bad()) throw DataError(path + ": cannot be read");
+  return detail::in_hex(hash);
+}
+
 }  // namespace
 
 struct Extractor::Module {
@@ -48,18 +63,12 @@ Extractor::~Extractor() = default;
 Extractor::Extractor(const std::string& where, std::string path, const Preset& preset, const at::Tensor& example,
                      c10::Device device)
     : path_(std::move(path)), preset_(&preset), device_(device) {
-  std::string bytes;
+  identity_ = content_hash(where, path_) + ", " + preset.name;
   try {
-    bytes = read_text_file(path_);
-  } catch (const ConfigError& error) {
-    throw ConfigError(where + ": " + error.what());
-  }
-  identity_ = detail::in_hex(detail::fnv1a(bytes.data(), bytes.size())) + ", " + preset.name;
-  std::istringstream file(std::move(bytes));
-  try {
-    module_ = std::make_unique<Module>(Module{torch::jit::load(file, device)});
-  } catch (const std::exception&) {
-    throw DataError(path_ + ": is no TorchScript module; save one with torch.jit.trace(model, example).save(FILE)");
+    module_ = std::make_unique<Module>(Module{torch::jit::load(path_, device)});
+  } catch (const std::exception& error) {
+    throw DataError(path_ + ": is no TorchScript module that can be loaded on " + device.str() + " (" +
+                    last_line(error) + "); save one with torch.jit.trace(model, example).save(FILE)");
   }
   module_->script.eval();
   width_ = answer(example).size(1);
@@ -70,8 +79,8 @@ at::Tensor Extractor::answer(const at::Tensor& pictures) const {
   // Optimised graphs round otherwise than the first runs, so that numbers would depend on how many went before.
   const torch::jit::GraphOptimizerEnabledGuard as_written(false);
   std::vector<at::Tensor> parts;
-  for (int64_t begin = 0; begin < pictures.size(0); begin += kAtOnce) {
-    const int64_t count = std::min(kAtOnce, pictures.size(0) - begin);
+  for (int64_t begin = 0; begin < pictures.size(0); begin += kLookedAtOnce) {
+    const int64_t count = std::min(kLookedAtOnce, pictures.size(0) - begin);
     const at::Tensor input = preprocessed(pictures.narrow(0, begin, count).to(device_), *preset_);
     const std::string asked = "pictures " + shape_text(input) + " float32 on " + device_.str();
     c10::IValue found;
@@ -89,6 +98,9 @@ at::Tensor Extractor::answer(const at::Tensor& pictures) const {
     if (values.dim() != 2 || values.size(0) != count || values.size(1) == 0)
       throw DataError(path_ + ": answers " + shape_text(found.toTensor()) + " for " + asked +
                       ", not a row for each; export it with a free number of pictures");
+    if (width_ != 0 && values.size(1) != width_)
+      throw DataError(path_ + ": answers " + std::to_string(values.size(1)) + " numbers for each of " + asked +
+                      ", but " + std::to_string(width_) + " when it was tried; export it with a fixed width");
     if (!values.isfinite().all().item<bool>())
       throw DataError(path_ + ": answers NaN or Inf for " + asked + "; export it in float32, with sound weights");
     parts.push_back(values);

@@ -49,7 +49,7 @@ class NoiseInversion {
       optimizer.zero_grad();
       update(noise, step);
       optimizer.step();
-      if ((step + 1) % options_.every == 0) look(noise, similarity);
+      if ((step + 1) % options_.every == 0 || step + 1 == options_.steps) look(noise, similarity);
     }
     return std::move(found_);
   }

@@ -17,7 +17,7 @@ struct InversionOptions {
   /// updates at most, and noises and timesteps of each
   int64_t steps = 2000, batch = 16;
   double learning_rate = 0.1;
-  /// updates between two looks at what is drawn
+  /// updates between two looks at what is drawn; after the last update it is looked at in any case
   int64_t every = 50;
   /// drawings of a look with each guidance of 1, 2 ... `guidance`
   int64_t drawings = 8, guidance = 7;

@@ -1,5 +1,5 @@
 #include <ATen/ATen.h>
-#include <audit/measure/layers.h>
+#include <audit/measure/layer_names.h>
 #include <audit/measure/pruning.h>
 #include <diffusion/models/common/attention.h>
 

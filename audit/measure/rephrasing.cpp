@@ -15,7 +15,7 @@ std::vector<Drawing> with_wordings(const std::vector<Drawing>& batch, const Prom
   std::vector<Drawing> chosen = batch;
   std::vector<std::vector<int64_t>> wordings;
   for (const Drawing& drawing : batch) wordings.push_back(wordings_of(prompts, drawing.prompt));
-  std::vector<double> lowest = first_magnitudes(batch, prompts, model, options.seed);
+  std::vector<double> lowest = first_magnitudes(batch, prompts, model, options.seed, options.stream);
   for (size_t number = 0;; ++number) {
     const auto open = [&](size_t i) { return lowest[i] > options.rephrased_target && number < wordings[i].size(); };
     std::vector<Drawing> asked;
@@ -27,7 +27,7 @@ std::vector<Drawing> with_wordings(const std::vector<Drawing>& batch, const Prom
       places.push_back(i);
     }
     if (asked.empty()) return chosen;
-    const auto found = first_magnitudes(asked, prompts, model, options.seed);
+    const auto found = first_magnitudes(asked, prompts, model, options.seed, options.stream);
     for (size_t j = 0; j < asked.size(); ++j) {
       if (number > 0 && found[j] >= lowest[places[j]]) continue;
       lowest[places[j]] = found[j];
@@ -49,15 +49,14 @@ std::vector<int64_t> wordings_of(const Prompts& prompts, int64_t prompt) {
 Mitigated draw_rephrased(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
                          const MitigationOptions& options) {
   const double s = model.sampling.guidance, a = options.repulsion_from, b = options.repulsion_full;
-  if (s <= 1) throw ConfigError("guidance_scale: is 1; the method 'rephrased' needs more, or leave it out");
   const double k = (a * s - b) / (s - 1);
   const std::vector<Drawing> chosen = with_wordings(batch, prompts, model, options);
   std::vector<int64_t> replaced;
   for (const Drawing& drawing : chosen) replaced.push_back(drawing.row < 0 ? 0 : 1);
   const c10::Device device = model.model.device();
   const at::Tensor reworded = at::tensor(replaced, at::kLong).to(device).to(at::kBool);
-  const Conditioning own = start_of(prompts, batch, options.seed, Stream::draw_noise, device).condition;
-  const DrawingStart start = start_of(prompts, chosen, options.seed, Stream::draw_noise, device);
+  const Conditioning own = start_of(prompts, batch, options.seed, options.stream, device).condition;
+  const DrawingStart start = start_of(prompts, chosen, options.seed, options.stream, device);
   std::vector<at::Tensor> steps;
   const auto hook = [&](const DrawStep& step) {
     const at::Tensor m = magnitude(step.captioned, step.null);

@@ -15,8 +15,7 @@ std::vector<int64_t> wordings_of(const Prompts& prompts, int64_t prompt);
 /// prediction, w the wording's and n that of the empty caption: in steps with m = || w - n ||_2 above repulsion_from
 /// (a) the prediction is p + s' (w - p) + (s - s') (w - n), s' = min(s, s (m - k) / (b - k)), b being repulsion_full
 /// and k = (a s - b) / (s - 1), so that s' grows from 1 at a to s at b; in other steps it is guided as ever. The
-/// magnitude told is m. notes: {"caption": the wording}, null for those drawn plainly. Throws ConfigError for a
-/// guidance of 1.
+/// magnitude told is m. notes: {"caption": the wording}, null for those drawn plainly. Only for a guidance above 1.
 Mitigated draw_rephrased(const std::vector<Drawing>& batch, const Prompts& prompts, AuditedModel& model,
                          const MitigationOptions& options);
 

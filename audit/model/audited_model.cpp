@@ -38,7 +38,7 @@ struct Folders {
 
 Folders folders_of(const AuditConfig& c) {
   const fs::path given = trimmed(c.model);
-  if (!is_there(given)) throw ConfigError(c.settings.where("model") + ": " + c.model + ": no such folder");
+  if (!is_there(given)) throw ConfigError(c.settings.where(c.model_key) + ": " + c.model + ": no such folder");
   if (is_there(given / "config.json")) {
     if (c.ema && c.lora.empty())
       throw ConfigError(c.settings.where("ema") + ": " + c.model +
@@ -53,10 +53,10 @@ Folders folders_of(const AuditConfig& c) {
                         "); leave it out");
   }
   if (is_there(given / "lora"))
-    throw ConfigError(c.settings.where("model") + ": " + c.model +
+    throw ConfigError(c.settings.where(c.model_key) + ": " + c.model +
                       " holds adapters alone; name the model they were "
                       "trained on here, and the adapters with --lora");
-  throw ConfigError(c.settings.where("model") + ": " + c.model +
+  throw ConfigError(c.settings.where(c.model_key) + ": " + c.model +
                     " has no config.json, nor unet/config.json; name the folder of a UNet, a pipeline or a checkpoint");
 }
 
@@ -80,8 +80,8 @@ std::string adapter_file(const AuditConfig& c) {
     if (is_there(folder / lora_file_name)) return (folder / lora_file_name).string();
   std::error_code error;
   if (fs::is_regular_file(given, error)) return given.string();
-  throw ConfigError(c.settings.where("lora") + ": " + c.lora + ": no adapters there (" + std::string(lora_file_name) +
-                    ")");
+  throw ConfigError(c.settings.where(c.lora_key) + ": " + c.lora + ": no adapters there (" +
+                    std::string(lora_file_name) + ")");
 }
 
 /// The model that a checkpoint's adapters were trained on, as its state says; "" where none says so.
@@ -138,6 +138,13 @@ Model load_weights(const AuditConfig& c, const Folders& folders, const ModelOpti
 }
 
 }  // namespace
+
+bool holds_adapters(const std::string& path) {
+  const fs::path given = trimmed(path);
+  std::error_code error;
+  return is_there(given / "lora") || is_there(given / "lora_ema") || is_there(given / lora_file_name) ||
+         fs::is_regular_file(given, error);
+}
 
 Predict AuditedModel::predict() {
   return [this](const at::Tensor& x, const at::Tensor& t, const Conditioning& c) { return model.predict(x, t, c); };

@@ -33,6 +33,9 @@ struct AuditedModel {
   Predict predict();
 };
 
+/// Whether `path` is what `lora` names, and no model: a file, or a folder or checkpoint with adapters alone.
+bool holds_adapters(const std::string& path);
+
 /// COLLECTIVE (agreement on errors). `model` names the folder of a UNet; of a pipeline (unet/, scheduler/, vae/); or a
 /// checkpoint (unet/, with `ema` unet_ema/). Where `lora` is set, `ema` means the adapters (lora_ema/). Throws
 /// ConfigError or DataError.

@@ -1,15 +1,17 @@
 """memsieve-audit benchmark: MemBench's numbers against a second implementation in Python, from the pictures that the program wrote."""
+import json
 import shutil
 
 import h5py
+import keyed_noise
 import numpy as np
 import pytest
 import torch
-from audited import PICTURES, PROMPTS, Found, prepare
+from audited import PICTURES, PROMPTS, Drawer, Found, prepare
 from audited import epsilon_world  # noqa: F401
 from conftest import assert_refused, run, torchrun
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from memsieve.hdf5_rows import store_texts
+from memsieve.hdf5_rows import read_texts, store_texts
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
@@ -363,6 +365,60 @@ def test_adapters_are_compared_upon_the_model(bench, tmp_path):
     assert models[0]["key"] != models[1]["key"]
 
 
+def first_magnitude(drawer, prompt, picture, text):
+    null, captioned = drawer.predict(drawer.noise(prompt, picture, keyed_noise.NEGATIVE_NOISE), drawer.scheduler.timesteps[0], text)
+    return (captioned - null).norm().item()
+
+
+def test_all_methods_draw_general_prompts_from_their_own_noise(bench, tmp_path):
+    wordings = tmp_path / "rephrased.jsonl"
+    lines = [{"prompt": prompt, "rephrased": [f"{word} {prompt}" for word in ("x", "moon")]} for prompt in (*PROMPTS, *GENERAL)]
+    found = {}
+    for name, prompts in (("trigger", PROMPTS), ("general", GENERAL)):
+        wordings.write_text("".join(json.dumps(line) + "\n" for line in lines if line["prompt"] in prompts))
+        found[name] = prepare(bench.world.pipeline, prompts, tmp_path / f"{name}.h5", "--random-tokens", 2, "--rephrased", wordings)
+    methods = ("none", "dynamic_guidance", "embedding", "random_tokens", "attention", "rephrased")
+    drawer, seen = Drawer(bench.world), {}
+    with h5py.File(found["general"]) as file:
+        text = torch.tensor(file["text"][:].astype(np.float32))
+        variants = list(zip(file["variant_of"][:], read_texts(file, "variant")))
+    for target in ("1e9", "0"):
+        command = bench.command(tmp_path / target, "--rephrased-target", target, "--updates", 0,
+                                prompts=found["trigger"], methods=methods if target == "1e9" else ("rephrased",), extractors={})
+        command[command.index("--general") + 1] = found["general"]
+        command[command.index("--num-images-per-prompt") + 1] = 2
+        result = run(*command)
+        assert result.returncode == 0, result.stderr
+        seen[target] = [row for row in Found(tmp_path / target).rows.values() if row["set"] == "general"]
+    assert {row["method"] for row in seen["1e9"]} == set(methods)
+    for row in seen["1e9"] + seen["0"]:
+        prompt, picture = row["prompt"], row["picture_number"]
+        plain = first_magnitude(drawer, prompt, picture, text[prompt])
+        if row["method"] in ("none", "dynamic_guidance", "embedding"):
+            assert row["magnitude"][0] == pytest.approx(plain, rel=1e-4)
+        if row["method"] != "rephrased":
+            continue
+        if row in seen["1e9"]:  # plain drawing is low enough
+            assert row["caption"] is None and row["similarity_to_plain"] == pytest.approx(1, abs=1e-5)
+            continue
+        rows = [i for i, (of, kind) in enumerate(variants) if of == prompt and kind == "rephrased"]
+        lowest = min(first_magnitude(drawer, prompt, picture, text[i]) for i in rows)
+        assert len(rows) == 2 and row["magnitude"][0] == pytest.approx(lowest, rel=1e-4)
+
+
+@pytest.mark.parametrize("value", ["null", '"x"', "[]", "[null]"])
+def test_a_damaged_number_is_told_by_its_row(found, bench, tmp_path, value):
+    out = tmp_path / "out"
+    shutil.copytree(found.out, out)
+    lines = (out / "measurements.jsonl").read_text().splitlines(keepends=True)
+    row = json.loads(lines[2])
+    row["magnitude"] = json.loads(value)
+    (out / "measurements.jsonl").write_text("".join([*lines[:2], json.dumps(row) + "\n", *lines[3:]]))
+    refused = run(*bench.command(out, "--compare", bench.other))
+    assert_refused(refused, 3, row["unit"], "measured again")
+    assert "json.exception" not in refused.stderr
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------------
 
 
@@ -387,7 +443,7 @@ def test_extractors_that_cannot_be_used_are_refused_before_anything_is_drawn(ben
     text.write_text("no module")
     flat, wide, broken = (save(module, tmp_path / f"{type(module).__name__}.pt") for module in (Flat(), Wide(), Broken()))
     for extractor, code, *words in (
-            ({"sscd": tmp_path / "absent.pt"}, 2, "sscd", "absent.pt"), ({"sscd": text}, 3, "no TorchScript module"),
+            ({"sscd": tmp_path / "absent.pt"}, 2, "sscd", "absent.pt"), ({"sscd": text}, 3, "no TorchScript module", "archive"),
             ({"sscd": flat}, 3, "Flat.pt", "one number"), ({"sscd": broken}, 3, "Broken.pt", "NaN"),
             ({"aesthetic": wide}, 3, "Wide.pt", "3 numbers"), ({"clip": wide}, 3, "/clip_text", "3 numbers", "has 10"),
             ({"aesthetic": bench.files["aesthetic"]}, 3, "does not take", "preset", ("--aesthetic-preset", "sscd"))):
@@ -419,7 +475,9 @@ def test_other_mistakes_are_told_in_a_line(bench, tmp_path):
     same = tmp_path / "same"
     shutil.copytree(bench.world.pipeline, same)
     trial(bench, tmp_path / "out", 2, "same model", more=("--compare", same))
-    trial(bench, tmp_path / "out", 2, "nowhere", more=("--compare", tmp_path / "nowhere"))
+    trial(bench, tmp_path / "out", 2, "compare:", "nowhere", more=("--compare", tmp_path / "nowhere"))
+    (tmp_path / "hollow" / "lora").mkdir(parents=True)
+    trial(bench, tmp_path / "out", 2, "compare:", "hollow", more=("--compare", tmp_path / "hollow"))
     trial(bench, tmp_path / "out", 2, "magic", "dynamic_guidance", methods=("magic",))
     trial(bench, tmp_path / "out", 2, "preset", "sscd_wen", more=("--sscd-preset", "mine"))
     if not torch.cuda.is_available():

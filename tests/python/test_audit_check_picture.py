@@ -236,19 +236,18 @@ def test_inverted_noise_follows_the_path_of_python(case, tmp_path):
     run_ok(*command)
     told = Found(tmp_path / "out").rows["prompts/1/inversion"]["inversion"]
     drawer, x0 = Drawer(case.world), case.x0["prompts"][1]
-    errors, divergences, weights, *_ = inverted(drawer, x0, drawer.text[1], 1, 3, 3, 7)
+    errors, divergences, weights, mean, log_variance = inverted(drawer, x0, drawer.text[1], 1, 3, 3, 7)
     assert told["errors"] == pytest.approx(errors, rel=1e-4)
     assert told["divergences"] == pytest.approx(divergences, rel=1e-4, abs=1e-9)
     assert told["weights"] == pytest.approx(weights, rel=1e-9) and max(weights) > 1
     # Of the two pipelines at least this one has an error that stays where it is.
     assert min(weights) < 0.6 or drawer.scheduler.config.prediction_type == "epsilon"
-    assert told["divergence"] is None and told["drawings"] == 2 * 2 * 3
-    # The last look, after six updates.
-    *_, mean, log_variance = inverted(drawer, x0, drawer.text[1], 1, 3, 3, 6)
+    assert told["divergence"] is None and told["drawings"] == 3 * 2 * 3
+    # The last look, after the last update, beside those after three and six.
     best = {}
     for guidance in (1, 2, 3):
         similarity = []
-        for number in (2, 3):
+        for number in (4, 5):
             normal = torch.tensor(keyed_noise.normal(SEED, INVERSION_DRAWING, [(1, number)], x0.shape))
             x = mean + (log_variance / 2).exp() * normal
             for t in drawer.scheduler.timesteps:
@@ -263,7 +262,10 @@ def test_inverted_noise_follows_the_path_of_python(case, tmp_path):
 
 def test_inversion_ends_at_the_first_look_that_succeeds_and_is_told(case, tmp_path):
     command = case.command(tmp_path / "out", "--held-out", case.held_out, "--inversion-similarity=-1", *INVERSION)
-    run_ok(*command)
+    told = run(*command)
+    assert told.returncode == 0, told.stderr
+    warning = f"noise is inverted for {len(NEGATIVES)} held-out pictures: with fewer than 19"
+    assert told.stderr.index(warning) < told.stderr.index("check-picture: batch")
     found = Found(tmp_path / "out")
     row = found.rows["prompts/1/inversion"]["inversion"]
     assert len(row["errors"]) == 3 and row["drawings"] == 2 * 3 and 0 < row["divergence"] < 1

@@ -1,11 +1,13 @@
 """memsieve-audit mitigate: each method against a second implementation in Python, written from its description."""
+import shutil
+
 import h5py
 import numpy as np
 import pytest
 import torch
-from audited import GUIDANCE, PICTURES, PROMPTS, Drawer
+from audited import GUIDANCE, PICTURES, PROMPTS, Drawer, Found
 from audited import epsilon_world, world  # noqa: F401
-from conftest import assert_refused, run
+from conftest import assert_refused, run, run_ok
 from diffusers.models.attention_processor import Attention
 
 METHODS = ("dynamic_guidance", "embedding", "random_tokens", "attention", "rephrased")
@@ -190,8 +192,33 @@ def test_the_summary_compares_the_methods(found):
     assert all(method in (found.out / "page.html").read_text() for method in METHODS)
 
 
+def test_without_a_vae_latents_are_compared(epsilon_world, tmp_path):
+    bare, pictures = tmp_path / "bare", tmp_path / "pictures.h5"
+    for part in ("unet", "scheduler"):
+        shutil.copytree(epsilon_world.pipeline / part, bare / part)
+    shutil.copy(epsilon_world.prompts, pictures)
+    with h5py.File(pictures, "a") as file:
+        latents = np.random.default_rng(0).standard_normal((len(PROMPTS), *file["latents"].shape[1:])).astype(np.float16)
+        file["latents"][:len(PROMPTS)] = latents
+        scale = file["latents"].attrs["scaling_factor"]
+    command = epsilon_world.command("mitigate", tmp_path / "out", "--methods", "dynamic_guidance")
+    command[command.index("--model") + 1], command[command.index("--prompts") + 1] = bare, pictures
+    run_ok(*command)
+    found, drawer = Found(tmp_path / "out"), Drawer(epsilon_world)
+    for prompt, picture in DRAWINGS:
+        drawn = drawer.draw(prompt, picture, drawer.text[prompt], lambda _, null, captioned: null + GUIDANCE * (captioned - null))
+        expected = np.corrcoef(drawn.numpy().ravel(), scale * latents[prompt].astype(np.float64).ravel())[0, 1]
+        assert row_of(found, "none", prompt, picture)["similarity"] == pytest.approx(expected, abs=2e-3)
+    assert found.summary["similarity"] == "latents" and "copies" in found.summary["methods"][0]
+
+
 def test_what_is_missing_is_said(epsilon_world, tmp_path):
     assert_refused(epsilon_world.refuse("mitigate", tmp_path / "a", "--methods", "magic"), 2, "magic", "dynamic_guidance")
+    for method, more, words in (("rephrased", ("--set", "guidance_scale=1"), ("guidance_scale", "more than 1")),
+                                ("rephrased", ("--repulsion-full", 2), ("repulsion_full", "is 2", "repulsion_from, 3"))):
+        refused = epsilon_world.refuse("mitigate", tmp_path / "a", "--methods", method, *more)
+        assert_refused(refused, 2, *words)
+        assert not (tmp_path / "a").exists()
     bare = tmp_path / "bare.h5"
     bare.write_bytes(epsilon_world.prompts.read_bytes())
     with h5py.File(bare, "a") as file:

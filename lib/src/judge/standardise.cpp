@@ -25,8 +25,8 @@ Schema StandardiseOptions::schema() {
        "robust z-score, (x − median) / (1.4826 · MAD), within the score's timestep bin; `running_mean`: the running "
        "mean of the error at exactly this timestep over the row's own error (IET-AGC)")
       .choice("population", name_of(kPopulations, d.population), kPopulations,
-              "whose recent scores the z-scores are taken against: training rows that were not judged memorised, or "
-              "rows that are never trained on")
+              "whose recent scores the z-scores are taken against: training rows that were not judged memorised (with "
+              "`evidence.kind: discounted` those without copies), or rows that are never trained on")
       .integer("bins", d.bins, 1, 1000, "timestep bins of equal width")
       .integer("window", d.window, 4, 1000000, "scores remembered in each bin")
       .integer("min_count", d.min_count, 2, 1000000,

@@ -9,12 +9,6 @@ using namespace memsieve::audit;
 
 namespace {
 
-std::vector<const Json*> pointers(const std::vector<Json>& rows) {
-  std::vector<const Json*> found;
-  for (const Json& row : rows) found.push_back(&row);
-  return found;
-}
-
 Json drawing(int64_t prompt, double similarity, double clip) {
   return {{"unit", "u"}, {"prompt", prompt}, {"similarity", similarity}, {"clip", clip}, {"magnitude", {prompt, 99}}};
 }
@@ -24,7 +18,7 @@ Json drawing(int64_t prompt, double similarity, double clip) {
 TEST_CASE("a prompt's largest, three largest, share and mean") {
   const std::vector<Json> rows = {drawing(7, 0.1, 1), drawing(7, 0.9, 2), drawing(7, 0.8, 3),
                                   drawing(7, 0.4, 4), drawing(2, 0.5, 5), drawing(2, -0.5, 6)};
-  const auto found = by_prompt(pointers(rows), {2, 7}, {.similarity = 0.8, .sscd = 0.5});
+  const auto found = by_prompt(rows, {2, 7}, {.similarity = 0.8, .sscd = 0.5});
   CHECK(found.at("similarity_max") == std::vector<double>{0.5, 0.9});
   CHECK(found.at("similarity_top3").at(0) == Approx(0));
   CHECK(found.at("similarity_top3").at(1) == Approx(0.7));
@@ -51,7 +45,17 @@ TEST_CASE("a difference that all prompts share is sure, however much they differ
 
 TEST_CASE("a prompt or a number that is missing is no mean of the others") {
   std::vector<Json> rows = {drawing(0, 0.1, 1), drawing(1, 0.1, 1)};
-  CHECK_THROWS_AS(by_prompt(pointers(rows), {0, 1, 2}, {}), DataError);
+  CHECK_THROWS_AS(by_prompt(rows, {0, 1, 2}, {}), DataError);
   rows.back().erase("clip");
-  CHECK_THROWS_AS(by_prompt(pointers(rows), {0, 1}, {}), DataError);
+  CHECK_THROWS_AS(by_prompt(rows, {0, 1}, {}), DataError);
+}
+
+TEST_CASE("a value that is no number is told by its row") {
+  for (const Json& value : {Json(nullptr), Json("x"), Json::array(), Json::object()}) {
+    std::vector<Json> rows = {drawing(0, 0.1, 1), drawing(1, 0.1, 1)};
+    rows.back()["unit"] = "the second";
+    rows.back()["magnitude"] = value;
+    CHECK_THROWS_WITH(by_prompt(rows, {0, 1}, {}), Catch::Contains("the second"));
+    CHECK_THROWS_AS(by_prompt(rows, {0, 1}, {}), DataError);
+  }
 }
