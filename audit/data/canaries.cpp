@@ -18,8 +18,7 @@ nlohmann::json manifest_of(const std::string& path) {
   const bool ours = manifest.is_object() && manifest.value("format", nlohmann::json()) == kForm;
   if (!ours) throw DataError(path + ": is no manifest of canaries; name the one that `memsieve canaries` wrote");
   if (manifest.value("version", nlohmann::json()) != 1)
-    throw DataError(path +
-                    ": was written by another version of `memsieve canaries`; use that one's memsieve-audit");
+    throw DataError(path + ": was written by another version of `memsieve canaries`; use that one's memsieve-audit");
   return manifest;
 }
 

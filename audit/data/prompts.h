@@ -40,8 +40,8 @@ class Prompts {
   /// Place of the first end token, from which on there is nothing of the caption; at most L. Only if has_tokens().
   int64_t end_token(int64_t row) const { return end_token_.at(static_cast<size_t>(row)); }
 
-  /// [N, D] float32 with variants: what a CLIP model's text tower answers to each caption; undefined where the file has
-  /// none.
+  /// [N, D] float32 with variants: what a CLIP model's text tower answers to each caption; undefined if the file
+  /// holds none.
   const at::Tensor& clip_text() const { return clip_text_; }
 
   /// Of all captions and their states, their end tokens and what they are variants of.

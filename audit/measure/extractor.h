@@ -21,8 +21,8 @@ class Extractor {
   Extractor& operator=(Extractor&&) noexcept;
   ~Extractor();
 
-  /// [B, 3, H, W] uint8 -> [B, width()] float32 on the CPU, each row scaled to length 1. Throws DataError for NaN or
-  /// Inf.
+  /// [B, 3, H, W] uint8 -> [B, width()] float32 on the CPU, each row scaled to length 1. Throws DataError for what is
+  /// not finite.
   at::Tensor features(const at::Tensor& pictures) const;
   /// The same of a module that answers [B] or [B, 1]: [B] float32, as it says.
   at::Tensor scores(const at::Tensor& pictures) const;

@@ -33,8 +33,8 @@ struct InversionOptions {
 
 /// The weight of the divergence: 1 at first, 0.001 more after every update; but after each `every`-th it is halved if
 /// the mean error of the last 100 updates is not at least 0.001 below what it was at the last such place. (The
-/// published code for Stable Diffusion adds the divergence to that error in place; the one for DDPM does not, nor does
-/// this.)
+/// published code for Stable Diffusion adds the divergence to that error in place; here, as in the one for DDPM, it
+/// does not.)
 class DivergenceWeight {
  public:
   explicit DivergenceWeight(int64_t every) : every_(every) {}

@@ -19,8 +19,8 @@ Json summary_head(const AuditConfig& config, const AuditedModel& model);
 /// {"estimate", "low", "high"}.
 Json as_json(const Interval& interval);
 
-/// Writes FOLDER/summary.json whole, then FOLDER/page.html by `memsieve audit-page` where that and its Python can be run,
-/// else says how to. COLLECTIVE: rank 0 writes. DataError.
+/// Writes FOLDER/summary.json whole, then FOLDER/page.html by `memsieve audit-page` where that and its Python can be
+/// run, else says how to. COLLECTIVE: rank 0 writes. DataError.
 void write_results(const std::string& folder, const Json& summary, Group& group);
 
 /// COLLECTIVE (agreement on errors). Decodes what is drawn for such prompts; nothing for latents without a VAE, which

@@ -10,8 +10,8 @@ namespace memsieve::python {
 
 namespace {
 
-/// Whether this thread holds the GIL; unlike PyGILState_Check() also right while the interpreter is taken down, and
-/// after.
+/// Whether this thread holds the GIL; unlike PyGILState_Check() also right while the interpreter is taken down,
+/// and after that.
 bool has_gil() {
   PyThreadState* holder = py::detail::get_thread_state_unchecked();
   return holder != nullptr && holder == PyGILState_GetThisThreadState();

@@ -44,8 +44,8 @@ class AttentionImpl : public torch::nn::Module {
 };
 
 /// While one lives, every attention to text of a model that runs on this thread shows how its pixels look at the
-/// tokens: softmax(q k' / sqrt(d)), TextAttentionEdit included, averaged over heads: [B, N, L] float32, without
-/// gradient.
+/// tokens: softmax(q k' / sqrt(d)), TextAttentionEdit included, averaged over heads: [B, N, L] float32 that
+/// needs no gradient.
 class WatchTextAttention {
  public:
   using Seen = std::function<void(const AttentionImpl& layer, const at::Tensor& probabilities)>;
