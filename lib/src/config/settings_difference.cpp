@@ -33,7 +33,7 @@ class Comparison {
     for (const auto& option : schema.options) {
       if (option.incidental && keys_ == Keys::binding) continue;
       const YAML::Node node = given ? then[option.name] : YAML::Node(YAML::NodeType::Undefined);
-      const auto found =
+      auto found =
           option.keys ? section(option, prefix + option.name, node) : leaf(option, prefix + option.name, node);
       if (found) return found;
     }
