@@ -73,7 +73,7 @@ Choice named_checkpoint(const RunFolder& folder, const std::string& from, const 
 Choice choose_checkpoint(const RunFolder& folder, const Settings& settings, const RunStartOptions& options) {
   const std::string& from = options.resume_from;
   const std::string where = settings.where(from.empty() ? "output_dir" : "resume_from_checkpoint");
-  const Choice new_run{.checkpoint = "", .run_id = make_run_id(), .damaged = {}};
+  Choice new_run{.checkpoint = "", .run_id = make_run_id(), .damaged = {}};
   if (from.empty()) {
     folder.refuse_if_used(where);
     return new_run;

@@ -255,7 +255,7 @@ StepEnd TrainStep::end_step(const Clock& clock) {
   }
   observe_extra_rows(clock);
   ended(Part::probe);
-  const StepEnd end = sieve_->end_step(clock);
+  StepEnd end = sieve_->end_step(clock);
   ended(Part::reduce);
   return end;
 }

@@ -18,10 +18,11 @@ at::Tensor subtract_forget_gradient(const std::vector<at::Tensor>& parameters, c
                                     double share) {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> forget;
+  forget.reserve(parameters.size());
   for (const auto& p : parameters) forget.push_back(p.grad());
   const at::Tensor norm = total_norm(forget);
   // A norm of NaN is not above 0 either: then 0 times the gradient is NaN, where it must be.
-  const at::Tensor k = at::where(norm > 0, share * total_norm(keep) / norm, at::zeros_like(norm));
+  at::Tensor k = at::where(norm > 0, share * total_norm(keep) / norm, at::zeros_like(norm));
   at::_foreach_mul_(forget, -k);
   at::_foreach_add_(forget, keep);
   return k;
