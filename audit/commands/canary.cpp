@@ -4,13 +4,13 @@
 #include <audit/measure/prediction_error.h>
 #include <audit/output/measurements.h>
 #include <audit/output/results.h>
+#include <audit/statistics/descriptive.h>
 #include <audit/statistics/rank_test.h>
 #include <memsieve/error.h>
 #include <runtime/agreement.h>
 #include <runtime/log.h>
 
 #include <algorithm>
-#include <numeric>
 
 namespace memsieve::audit {
 
@@ -89,12 +89,11 @@ class CanaryAudit {
     std::vector<Json> out;
     for (int64_t v = begin; v < end; ++v) {
       const auto& of_draws = errors[static_cast<size_t>(v - begin)];
-      out.push_back(
-          {{"set", asked.name},
-           {"canary", canary},
-           {"variant", v},
-           {"row", rows[static_cast<size_t>(v - begin)]},
-           {"error", std::accumulate(of_draws.begin(), of_draws.end(), 0.0) / static_cast<double>(of_draws.size())}});
+      out.push_back({{"set", asked.name},
+                     {"canary", canary},
+                     {"variant", v},
+                     {"row", rows[static_cast<size_t>(v - begin)]},
+                     {"error", mean(of_draws)}});
     }
     return out;
   }

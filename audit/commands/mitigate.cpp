@@ -5,6 +5,7 @@
 #include <audit/measure/method_drawings.h>
 #include <audit/measure/scores.h>
 #include <audit/output/results.h>
+#include <audit/statistics/descriptive.h>
 #include <audit/statistics/intervals.h>
 #include <runtime/agreement.h>
 #include <runtime/log.h>
@@ -91,9 +92,9 @@ class Comparison {
                {"similarity_to_plain", interval(to_plain, "similarity_to_plain")}};
     if (similarity.empty()) return entry;
     const double copy = config_.settings.real("copy_similarity");
-    const auto copies = std::count_if(similarity.begin(), similarity.end(), [&](double s) { return s >= copy; });
     entry["similarity"] = interval(to_known, "similarity");
-    entry["copies"] = as_json(clopper_pearson(copies, static_cast<int64_t>(similarity.size())));
+    entry["copies"] =
+        as_json(clopper_pearson(count_at_least(similarity, copy), static_cast<int64_t>(similarity.size())));
     return entry;
   }
 

@@ -1,11 +1,11 @@
 #include <audit/measure/benchmark_table.h>
 #include <audit/output/results.h>
 #include <audit/statistics/bootstrap.h>
+#include <audit/statistics/descriptive.h>
 #include <memsieve/error.h>
 
 #include <algorithm>
 #include <functional>
-#include <numeric>
 
 namespace memsieve::audit {
 
@@ -19,19 +19,18 @@ double largest(const std::vector<double>& values, double) {
 }
 
 double mean_of(const std::vector<double>& values, double) {
-  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  return mean(values);
 }
 
 double mean_of_top(const std::vector<double>& values, double) {
   std::vector<double> ordered = values;
   std::sort(ordered.begin(), ordered.end(), std::greater<>());
   ordered.resize(std::min(kTop, ordered.size()));
-  return mean_of(ordered, 0);
+  return mean(ordered);
 }
 
 double copied_share(const std::vector<double>& values, double copy_level) {
-  const auto copies = std::count_if(values.begin(), values.end(), [&](double v) { return v >= copy_level; });
-  return static_cast<double>(copies) / static_cast<double>(values.size());
+  return static_cast<double>(count_at_least(values, copy_level)) / static_cast<double>(values.size());
 }
 
 double value_of(const Json& row, const std::string& field) {

@@ -1,13 +1,13 @@
 #include <audit/measure/check_summary.h>
 #include <audit/measure/scores.h>
 #include <audit/output/results.h>
+#include <audit/statistics/descriptive.h>
 #include <audit/statistics/intervals.h>
 #include <audit/statistics/roc.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <optional>
 
 namespace memsieve::audit {
@@ -45,18 +45,12 @@ struct PictureFindings {
   int64_t inversion_drawings = 0;
 };
 
-double mean_of(const std::vector<double>& values, size_t begin, size_t end) {
-  return std::accumulate(values.begin() + static_cast<int64_t>(begin), values.begin() + static_cast<int64_t>(end),
-                         0.0) /
-         static_cast<double>(end - begin);
-}
-
 DrawnCopies copies_of(const Json& drawn, double threshold) {
+  const auto similarity = drawn.at("similarity").get<std::vector<double>>();
   DrawnCopies found;
-  for (const Json& value : drawn.at("similarity")) {
-    const auto similarity = value.get<double>();
-    found.add({.drawings = 1, .copies = similarity >= threshold ? 1 : 0, .best = similarity});
-  }
+  found.add({.drawings = static_cast<int64_t>(similarity.size()),
+             .copies = count_at_least(similarity, threshold),
+             .best = similarity.empty() ? found.best : *std::max_element(similarity.begin(), similarity.end())});
   return found;
 }
 
@@ -76,8 +70,8 @@ void add_row(PictureFindings& found, const Json& row, double threshold) {
   if (row.contains("losses") && !row["losses"].empty()) {
     const auto losses = row["losses"].get<std::vector<double>>();
     const size_t some = std::min<size_t>(kLossesAveraged, losses.size());
-    found.loss_begin = mean_of(losses, 0, some);
-    found.loss_end = mean_of(losses, losses.size() - some, losses.size());
+    found.loss_begin = mean(std::span(losses).first(some));
+    found.loss_end = mean(std::span(losses).last(some));
   }
 }
 

@@ -1,19 +1,19 @@
 #include <ATen/ATen.h>
 #include <audit/measure/inversion.h>
 #include <audit/measure/prediction_error.h>
+#include <audit/statistics/descriptive.h>
 #include <c10/core/GradMode.h>
 #include <diffusion/data/rows.h>
 #include <torch/optim/adam.h>
 
 #include <algorithm>
-#include <numeric>
 
 namespace memsieve::audit {
 
 namespace {
 
 constexpr double kWeightStep = 0.001, kLeastGain = 0.001;
-constexpr int64_t kErrorsAveraged = 100;
+constexpr size_t kErrorsAveraged = 100;
 
 /// The noise that is searched for: normal, each value by itself.
 struct NoiseDistribution {
@@ -141,11 +141,11 @@ void DivergenceWeight::update(double error) {
     value_ += kWeightStep;
     return;
   }
-  const auto count = std::min<int64_t>(kErrorsAveraged, static_cast<int64_t>(errors_.size()));
-  const double mean = std::accumulate(errors_.end() - count, errors_.end(), 0.0) / static_cast<double>(count);
-  const bool gained = !mean_before_ || *mean_before_ - mean >= kLeastGain;
+  const auto count = std::min<size_t>(kErrorsAveraged, errors_.size());
+  const double error_now = mean(std::span(errors_).last(count));
+  const bool gained = !mean_before_ || *mean_before_ - error_now >= kLeastGain;
   value_ = gained ? value_ + kWeightStep : value_ / 2;
-  mean_before_ = mean;
+  mean_before_ = error_now;
 }
 
 InvertedNoise invert_noise(int64_t prompt, const PromptSet& set, AuditedModel& model, const InversionOptions& options,

@@ -1,12 +1,12 @@
 #include <audit/measure/scores.h>
 #include <audit/output/results.h>
 #include <audit/statistics/bootstrap.h>
+#include <audit/statistics/descriptive.h>
 #include <audit/statistics/roc.h>
 #include <memsieve/error.h>
 
 #include <algorithm>
 #include <functional>
-#include <numeric>
 #include <optional>
 
 namespace memsieve::audit {
@@ -21,8 +21,7 @@ std::optional<double> first_in(const Json& row, const char* key) {
 }
 std::optional<double> mean_in(const Json& row, const char* key) {
   if (!row.contains(key)) return std::nullopt;
-  const auto values = row[key].get<std::vector<double>>();
-  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  return mean(row[key].get<std::vector<double>>());
 }
 
 struct Kind {

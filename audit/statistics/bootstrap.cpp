@@ -1,9 +1,9 @@
 #include <audit/statistics/bootstrap.h>
+#include <audit/statistics/descriptive.h>
 #include <memsieve/error.h>
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <random>
 #include <string>
 
@@ -28,10 +28,6 @@ void require(const BootstrapOptions& options, size_t values, const std::string& 
 Interval percentiles(double estimate, const std::vector<double>& drawn, double level) {
   const double tail = (1 - level) / 2;
   return {.estimate = estimate, .low = quantile(drawn, tail), .high = quantile(drawn, 1 - tail)};
-}
-
-double mean(const std::vector<double>& values) {
-  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
 }  // namespace

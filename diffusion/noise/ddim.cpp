@@ -2,6 +2,7 @@
 #include <c10/core/GradMode.h>
 #include <memsieve/error.h>
 #include <diffusion/noise/ddim.h>
+#include <diffusion/noise/parametrization.h>
 
 #include <algorithm>
 #include <cmath>
@@ -21,28 +22,26 @@ struct Step {
   Level from, to;
 };
 
-at::Tensor previous_sample(Prediction kind, const at::Tensor& x, const at::Tensor& prediction, const Step& step,
-                           const DdimOptions& options) {
-  const auto [a, s] = step.from;
-  at::Tensor x0, noise;
+// The noise in x, of which the clean sample x0 is known before it was clamped.
+at::Tensor implied_noise(Prediction kind, const at::Tensor& x, const at::Tensor& prediction, const at::Tensor& x0,
+                         const Level& level) {
   switch (kind) {
     case Prediction::epsilon:
-      noise = prediction;
-      x0 = (x - s * noise) / a;
-      break;
+      return prediction;
     case Prediction::v:
-      x0 = a * x - s * prediction;
-      noise = a * prediction + s * x;
-      break;
-    case Prediction::sample:
-      x0 = prediction;
-      noise = (x - a * x0) / s;
-      break;
+      return level.signal * prediction + level.noise * x;
     case Prediction::flow:
-      x0 = x - s * prediction;
-      noise = x + a * prediction;
+      return x + level.signal * prediction;
+    case Prediction::sample:
       break;
   }
+  return (x - level.signal * x0) / level.noise;
+}
+
+at::Tensor previous_sample(Prediction kind, const at::Tensor& x, const at::Tensor& prediction, const Step& step,
+                           const DdimOptions& options) {
+  at::Tensor x0 = implied_x0(kind, x, prediction, step.from.signal, step.from.noise);
+  const at::Tensor noise = implied_noise(kind, x, prediction, x0, step.from);
   if (options.clip_sample) x0 = x0.clamp(-options.clip_sample_range, options.clip_sample_range);
   return step.to.signal * x0 + step.to.noise * noise;
 }

@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
+#include <diffusion/noise/parametrization.h>
 #include <diffusion/noise/schedule.h>
 
 #include <algorithm>
@@ -128,17 +129,7 @@ at::Tensor NoiseSchedule::target(const at::Tensor& x0, const at::Tensor& noise, 
 
 at::Tensor NoiseSchedule::predicted_sample(const at::Tensor& x, const at::Tensor& prediction,
                                            const at::Tensor& t) const {
-  switch (prediction_) {
-    case Prediction::epsilon:
-      return ((x - per_row(noise_, t, x) * prediction) / per_row(signal_, t, x)).to(x.scalar_type());
-    case Prediction::sample:
-      return prediction;
-    case Prediction::flow:
-      return (x - per_row(noise_, t, x) * prediction).to(x.scalar_type());
-    case Prediction::v:
-      break;
-  }
-  return (per_row(signal_, t, x) * x - per_row(noise_, t, x) * prediction).to(x.scalar_type());
+  return implied_x0(prediction_, x, prediction, per_row(signal_, t, x), per_row(noise_, t, x)).to(x.scalar_type());
 }
 
 at::Tensor NoiseSchedule::snr(const at::Tensor& t) const {

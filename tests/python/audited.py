@@ -62,6 +62,15 @@ class World:
         return run(*self.command(name, out, *more))
 
 
+def damage(out, field, value):
+    """Puts `value`, JSON, in the place of a number of one row of the measurements; returns the row's unit and the others' lines."""
+    path = out / "measurements.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    row = json.loads(lines[2]) | {field: json.loads(value)}
+    path.write_text("".join([*lines[:2], json.dumps(row) + "\n", *lines[3:]]))
+    return row["unit"], [*lines[:2], *lines[3:]]
+
+
 class Found:
     """What an audit left."""
 

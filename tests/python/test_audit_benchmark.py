@@ -7,7 +7,7 @@ import keyed_noise
 import numpy as np
 import pytest
 import torch
-from audited import PICTURES, PROMPTS, Drawer, Found, prepare
+from audited import PICTURES, PROMPTS, Drawer, Found, damage, prepare
 from audited import epsilon_world  # noqa: F401
 from benchmarked import COPY, GENERAL, METHODS, PER_PROMPT, PRESETS, SSCD_COPY, Weighed, prepared, save, unit, with_latents
 from benchmarked import bench, found, reference  # noqa: F401
@@ -204,13 +204,10 @@ def test_all_methods_draw_general_prompts_from_their_own_noise(bench, tmp_path):
 def test_a_damaged_number_is_told_by_its_row(found, bench, tmp_path, value):
     out = tmp_path / "out"
     shutil.copytree(found.out, out)
-    lines = (out / "measurements.jsonl").read_text().splitlines(keepends=True)
-    row = json.loads(lines[2])
-    row["magnitude"] = json.loads(value)
-    (out / "measurements.jsonl").write_text("".join([*lines[:2], json.dumps(row) + "\n", *lines[3:]]))
+    damaged, _ = damage(out, "magnitude", value)
     refused = run(*bench.command(out, "--compare", bench.other))
     said = refused.stderr.splitlines()[-1]
-    assert refused.returncode == 3 and row["unit"] in said and "measured again" in said and "json.exception" not in said
+    assert refused.returncode == 3 and damaged in said and "measured again" in said and "json.exception" not in said
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------------

@@ -1,12 +1,11 @@
 """memsieve-audit detect: figures against drawing in Python, ranks, resuming, and what is refused."""
-import json
 import shutil
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from audited import GUIDANCE, NEGATIVES, PICTURES, PROGRAM, PROMPTS, SEED, STEPS, Drawer, Found, prepare
+from audited import GUIDANCE, NEGATIVES, PICTURES, PROGRAM, PROMPTS, SEED, STEPS, Drawer, Found, damage, prepare
 from audited import epsilon_world, world  # noqa: F401
 from conftest import assert_refused, run, run_ok, torchrun
 from diffusers import UNet2DConditionModel
@@ -99,14 +98,11 @@ def test_another_question_in_the_same_folder_is_refused(world, found, tmp_path):
 def test_a_damaged_number_is_told_by_its_row(world, found, tmp_path, value):
     out = tmp_path / "out"
     shutil.copytree(found.out, out)
-    lines = (out / "measurements.jsonl").read_text().splitlines(keepends=True)
-    row = json.loads(lines[2])
-    row["magnitude"] = json.loads(value)
-    (out / "measurements.jsonl").write_text("".join([*lines[:2], json.dumps(row) + "\n", *lines[3:]]))
+    unit, others = damage(out, "magnitude", value)
     refused = world.refuse("detect", out, "--negatives", world.negatives)
     assert refused.returncode == 3 and "json.exception" not in refused.stderr
-    assert row["unit"] in refused.stderr.splitlines()[-1] and "measured again" in refused.stderr.splitlines()[-1]
-    (out / "measurements.jsonl").write_text("".join([*lines[:2], *lines[3:]]))
+    assert unit in refused.stderr.splitlines()[-1] and "measured again" in refused.stderr.splitlines()[-1]
+    (out / "measurements.jsonl").write_text("".join(others))
     again = world.audit("detect", out, "--negatives", world.negatives)
     assert again.rows == found.rows and again.summary["scores"] == found.summary["scores"]
 
