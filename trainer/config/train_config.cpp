@@ -17,7 +17,8 @@ Schema data_schema() {
   keys.text("train", "", "HDF5 file to train on (layout: docs/data_format.md)")
       .incidental()
       .text("held_out", "",
-            "pictures never trained on that calibrate the sieve (`threshold: held_out`, `reference: start_model`)")
+            "pictures never trained on that calibrate the sieve (`standardise.population: held_out`, `threshold.kind: "
+            "held_out`, `reference.kind: start_model`)")
       .incidental()
       .text("validation", "", "pictures never trained on that the validation loss is computed from")
       .incidental()

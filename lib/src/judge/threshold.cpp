@@ -32,12 +32,13 @@ Schema ThresholdOptions::schema() {
             "share of the visits of ordinary rows that may be dropped (`rate`)")
       .real("drop", d.drop, -kHuge, kHuge,
             "level beyond which a sample is judged memorised: the score (`fixed`), a quantile in (0, 1) (`quantile`), "
-            "a z-score (`robust_z`), a false-drop rate in (0, 1) (`held_out`)")
+            "a z-score (`robust_z`), a false-drop rate in (0, 1) (`held_out`); refused with `rate`, which has "
+            "false_drop_rate")
       .real(
           "release", d.release, -kHuge, kHuge,
           "level below which such a sample is released again, in the same unit; only where evidence has a past (`ledger`, "
-          "`discounted`); "
-          "to be given with every kind but `held_out`")
+          "`discounted`), and then required with `fixed`, `quantile` and `robust_z`; refused with `rate`, which releases "
+          "at the level itself")
       .integer("window", d.window, 10, 10000000, "training scores remembered by `quantile` and `robust_z`")
       .choice("tail", name_of(kTails, d.tail), kTails,
               "how `held_out` turns a rate into a level: mean + z · sd of the held-out evidence, or the "
