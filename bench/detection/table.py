@@ -164,13 +164,21 @@ def targets_table(found):
     return lines_of(["target", "memsieve; bold where it is missed"], rows)
 
 
+def data_of(found, scenario):
+    """How many rows a scenario has and how many of them are repeated: every run of it knows, whatever its rule."""
+    same = (runs for (name, _), runs in found.items() if name in (scenario.name, scenario.of_plain))
+    run = next((run for runs in same for run in runs.values()), None)
+    if run is None:
+        return DASH
+    share = percent(run["repeated_rows"] / run["rows"], 0) if run["repeated_rows"] else "none"
+    return f"{run['rows']}, {share} of them repeated"
+
+
 def scenarios_table(found):
     rows = []
     for scenario in SCENARIOS.values():
         if scenario.reported:
-            run = next(iter(found.get((scenario.of_plain, "off"), {}).values()), None)
-            data = DASH if run is None else f"{run['rows']}, {percent(run['repeated_rows'] / run['rows'], 0)} of them repeated"
-            rows.append([scenario.name, scenario.title, data, str(scenario.steps)])
+            rows.append([scenario.name, scenario.title, data_of(found, scenario), str(scenario.steps)])
     return lines_of(["", "scenario", "rows", "steps of 32"], rows)
 
 

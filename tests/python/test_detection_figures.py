@@ -126,11 +126,16 @@ def test_the_page_from_stored_results(tmp_path):
     some = dict(kept=1600.0, dropped={"repeated": dropped(0.5), "ordinary": dropped(0.02)})
     stored += [result("a", "default", 1, 1, **some, step_ms=210.0), result("a", "default", 2, 0, **some, validation=[[400, 0.26]])]
     stored = [*stored[:4], stored[4] | {"validation": [[400, 0.26]]}, result("d_groups", "default", 1, 4, **some)]
+    stored += [result("b", "default", 1, 0, **some), result("h", "default", 1, 0, **some) | {"repeated_rows": 0}]
     for number, one in enumerate(stored):
         (tmp_path / f"{number}.json").write_text(json.dumps(one))
     found = book.read(tmp_path)
     text = table.fill((ROOT / "docs/detection.md").read_text(), found)
     assert table.fill(text, found) == text  # what is written by hand stays
+    # A scenario's rows are known from any run of it, with a filter or without.
+    for scenario in ("a | the demo: 16 pictures, 40 copies each", "b | 16 other pictures", "d_groups | near copies with group ids"):
+        assert f"| {scenario} | 1600, 25% of them repeated |" in text
+    assert "| h | no copies, 60 epochs | 1600, none of them repeated |" in text and "| c | 48 pictures, 6 to 12 copies each | – |" in text
     lines = [line for line in text.splitlines() if line.startswith("| the demo")]
     off, on = lines[0], lines[1]
     assert "| no filter | 87.5%" in off and "(100.0, 75.0)" in off
