@@ -6,7 +6,7 @@ def test_the_wheel_works_outside_the_tree(tmp_path):
     result = run(ROOT / "scripts" / "wheel.sh", tmp_path, timeout=850)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "abi         fits: a step of two rows came out right" in result.stdout
-    assert "memsieve 0.1.0 of /" in result.stdout and [path.suffix for path in tmp_path.iterdir()] == [".whl"]
+    assert "memsieve 0.2.0 of /" in result.stdout and [path.suffix for path in tmp_path.iterdir()] == [".whl"]
 
 
 def test_options():
