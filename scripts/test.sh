@@ -18,7 +18,8 @@ trap '[ $counted = yes ] || say "0 passed, 1 failed"' EXIT
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 logs=()
 run_preset() {
-  ctest --preset "$1" -j "${MEMSIEVE_TEST_JOBS:-$(cores)}" || true
+  # One more than there are cores: tests that start processes wait for them.
+  ctest --preset "$1" -j "${MEMSIEVE_TEST_JOBS:-$(($(cores) + 1))}" || true
   logs+=("build/$1/Testing/Temporary/LastTest.log")
 }
 

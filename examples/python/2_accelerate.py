@@ -57,7 +57,9 @@ def main():
     train(accelerator, *parts, range(6, 12), count)
     count.visits, count.dropped = (gather(part.to(accelerator.device)).view(-1, 2).sum(0).cpu() for part in (count.visits, count.dropped))
     accelerator.print(f"{parts[3].clock[0]} steps on {accelerator.num_processes} ranks; {count}")
-    accelerator.end_training()  # the group's threads end before Python does
+    del parts  # the group's threads end with the last that holds it, which must be before Python does
+    accelerator.free_memory()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

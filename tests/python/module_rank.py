@@ -1,5 +1,6 @@
 """What each rank of tests/python/test_module_ranks.py runs: module_rank.py CASE [ARGUMENT]. Prints what the test compares."""
 import datetime
+import gc
 import os
 import sys
 import threading
@@ -287,5 +288,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
     CASES[sys.argv[1]](*(sys.argv[2:] or [None]))
+    gc.collect()  # DistributedDataParallel holds the group in a cycle, and its threads must end before Python does
     if dist.is_initialized():
         dist.destroy_process_group()

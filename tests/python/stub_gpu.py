@@ -4,7 +4,8 @@ import pytest
 from conftest import BUILD
 
 FOLDER = BUILD / "tests" / "stub_cuda"
-needed = pytest.mark.skipif(not (FOLDER / "libstub_cuda.so").exists(), reason="built without CUDA")
+AVAILABLE = (FOLDER / "libstub_cuda.so").exists()
+needed = pytest.mark.skipif(not AVAILABLE, reason="built without CUDA")
 
 
 def environment(gpus=1, compute=False, report=None):
