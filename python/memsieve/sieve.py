@@ -60,7 +60,6 @@ class Sieve:
         self._divide_loss = divide_loss
         self._ended = None  # (StepEnd) of a step whose gradients are divided, but whose update is still to come
         self._attached = None
-        self._guessed = False  # the end of the step before, from the number of its micro-batches alone
         self._passed_over = {}
         self.last_step: optimizers.StepEnd | None = None
         for line in self.warnings():
@@ -163,10 +162,9 @@ class Sieve:
         """For loops that call the optimiser's step themselves: from now on each of its steps ends the sieve's, with gradients divided
         and `skip` obeyed. Returns a handle whose `remove()` ends that. Clipping that comes before sees the undivided gradient.
 
-        scaler: the GradScaler whose `step` the loop calls; accelerate's optimisers bring theirs. Its `step` ends the sieve's also where it
-            finds an overflow and leaves the update out. Without it such a step ends when `micro_batches` more than it should have were
-            inspected: a step that had fewer goes unnoticed then, and the next update that has fewer raises DataError, as its
-            micro-batches cannot be told.
+        scaler: the GradScaler whose `step` the loop calls; accelerate's optimisers bring theirs. That `step` ends the sieve's also where it
+            finds an overflow and leaves the update out. Without the scaler such a step ends once more than `micro_batches` were inspected;
+            if the next update then has fewer, which micro-batches belong to it is unknown, and it raises DataError.
 
         COLLECTIVE like `step` is each optimizer.step(), or scaler.step(optimizer), which raises what it raises."""
         inner = optimizers.plain(optimizer)
@@ -177,11 +175,11 @@ class Sieve:
         undo = []
 
         def before(inner, *_):
-            if self._guessed and 0 < self._seen < self.micro_batches:
+            if self._attached.guessed and 0 < self._seen < self.micro_batches:
                 self.fail(DataError(f"Sieve.attach: step {self._step} has {self._seen} micro-batches, not {self.micro_batches}, after one that "
                                     "the optimiser did not step, so which belong to it is unknown; if a GradScaler left that update out, say "
                                     "Sieve.attach(optimizer, scaler=scaler)"))
-            self._guessed = False
+            self._attached.guessed = False
             scaled = getattr(inner, "found_inf", None) is not None
             end, divided = self._end_of([inner], scaled or None, not scaled)
             undo.append(optimizers.in_update(inner, end, divided))
@@ -347,7 +345,7 @@ class Sieve:
     def _close_unfinished_step(self):
         """A scaler that `attach` was not given found an overflow and did not call the attached optimiser's step."""
         if self._attached is not None and self._attached.guesses and self._seen >= self.micro_batches:
-            self._guessed = True
+            self._attached.guessed = True
             self.end_step()
 
 
@@ -355,7 +353,9 @@ class _Handle:
     """Ends Sieve.attach."""
 
     def __init__(self, sieve, hooks, guesses):
-        self._sieve, self._hooks, self.guesses = sieve, hooks, guesses
+        self._sieve, self._hooks = sieve, hooks
+        self.guesses = guesses  # where a step ended that the optimiser did not make, from the number of micro-batches alone
+        self.guessed = False    # the end of the step before
 
     def remove(self):
         for hook in self._hooks:
