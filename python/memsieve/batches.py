@@ -12,15 +12,17 @@ class PassOverBatches(torch.utils.data.Sampler):
     The sieve may be asked five steps ahead: num_workers * prefetch_factor must be no more batches than that, or the DataLoader raises
     DataError. Do not have accelerate prepare such a loader: it is divided over the ranks already.
 
-    sieve: its batch_size and micro_batches are taken. rank, world_size: of the ranks that share the stream.
+    sieve: its batch_size and micro_batches are taken. rank, world_size: of the ranks that share the stream; None = those of the sieve's
+        group.
     seed: of the shuffling; epoch e is shuffled by seed + e, with `sieve.epoch` the epoch. shuffle: False = in order.
     """
 
     def __init__(self, sieve, *, rank: int | None = None, world_size: int | None = None, seed: int = 0, shuffle: bool = True):
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         self.sieve, self.seed, self.shuffle = sieve, seed, shuffle
-        self.rank = rank if rank is not None else torch.distributed.get_rank() if distributed else 0
-        self.world_size = world_size if world_size is not None else torch.distributed.get_world_size() if distributed else 1
+        self.rank = rank if rank is not None else torch.distributed.get_rank(sieve.group) if sieve.group is not None else 0
+        if world_size is None:
+            world_size = torch.distributed.get_world_size(sieve.group) if sieve.group is not None else 1
+        self.world_size = world_size
         self._start = self._position = 0
 
     def _rows(self):

@@ -90,6 +90,25 @@ def unscale(scaler, optimizer):
             raise
 
 
+class AfterScaledStep:
+    """Has `then` called after each scaler.step of the optimiser `inner`, also of those that left the update out; remove() ends that."""
+
+    def __init__(self, scaler, inner, then):
+        self._then = then
+        original = scaler.step
+
+        def step(optimizer, *args, **kwargs):
+            result = original(optimizer, *args, **kwargs)
+            if self._then is not None and plain(optimizer) is inner:
+                self._then()
+            return result
+
+        scaler.step = step
+
+    def remove(self):
+        self._then = None  # the wrapper stays: another one may have been put around it since
+
+
 def update(optimizer, end, divided, scaler=None):
     """One optimiser's step. `divided`: its gradients are divided by `grad_scale` already; where they are not, it must be fused."""
     inner = plain(optimizer)
@@ -130,7 +149,21 @@ def _join_skip(inner, end):
 
 
 def before_update(inner, end, divided):
-    """Readies an optimiser whose step the loop calls itself; returns what undoes it afterwards."""
+    """Readies an optimiser whose step is still to come, from the loop or from a GradScaler; returns what undoes it afterwards."""
+    undo = in_update(inner, end, divided)
+    if not is_fused(inner):
+        return undo
+    handle = inner.register_step_pre_hook(lambda inner, *_: _join_skip(inner, end))  # GradScaler.step sets `found_inf` anew
+
+    def undo_all():
+        handle.remove()
+        undo()
+
+    return undo_all
+
+
+def in_update(inner, end, divided):
+    """The same from a pre-hook of the step that it is for."""
     if not is_fused(inner):
         if not divided:
             divide([inner], end.grad_scale)

@@ -55,7 +55,7 @@ class Sieve:
         forks.watch(self)
         self.dataset_size, self.num_timesteps = dataset_size, num_timesteps
         self.batch_size, self.micro_batches = batch_size, micro_batches
-        self.epoch = 0
+        self.group, self.epoch = group, 0
         self._step = self._seen = 0
         self._divide_loss = divide_loss
         self._ended = None  # (StepEnd) of a step whose gradients are divided, but whose update is still to come
@@ -71,8 +71,9 @@ class Sieve:
                 start: Prediction | None = None, guidance: Prediction | None = None, counterfactuals: dict[str, Prediction] | None = None,
                 has_caption: Tensor | None = None, exempt: Tensor | None = None, stratum: Tensor | None = None,
                 likeness: Tensor | None = None) -> Plan:
-        """Measures and judges one micro-batch of B rows; returns its Plan. Local: no rank waits for another; but after `attach`, the
-        first call after a step whose update a GradScaler left out ends that step: COLLECTIVE then, and raises what `step` raises.
+        """Measures and judges one micro-batch of B rows; returns its Plan. Local: no rank waits for another; but after `attach` without
+        the scaler, the first call after a step whose update a GradScaler left out ends that step: COLLECTIVE then, and raises what
+        `step` raises.
 
         ids: [B] int64 on the CPU, in [0, dataset_size): which sample each row is.
         timesteps: [B] integer or float, any device, in [0, num_timesteps); with flow matching multiply a time in [0, 1) by it.
@@ -89,6 +90,7 @@ class Sieve:
 
         Tensors are read, not copied, and never changed. What goes wrong, in a callable too, is raised by `step`, on every rank.
         """
+        self._ended = None  # of an earlier step, whose update the loop left out
         self._close_unfinished_step()
         if self._seen >= self.micro_batches:
             raise DataError(f"Sieve.inspect: call {self._seen + 1} in step {self._step}, but micro_batches is {self.micro_batches}; call "
@@ -132,7 +134,7 @@ class Sieve:
 
     def unscale_(self, optimizer: Any, *, scaler: Any = None, check_gradients: bool = True) -> optimizers.StepEnd:
         """Ends the step and divides the gradients, as GradScaler.unscale_ does, so that they can be clipped or looked at; then call
-        `step`. COLLECTIVE, like `step`, and raises what it raises."""
+        `step`, or leave this update out. COLLECTIVE, like `step`, and raises what it raises."""
         inner = [optimizers.plain(one) for one in (optimizer if isinstance(optimizer, (list, tuple)) else [optimizer])]
         end, divided = self._end_of(inner, scaler, check_gradients)
         if not divided:
@@ -156,19 +158,31 @@ class Sieve:
         self.last_step = optimizers.StepEnd(end.grad_scale, end.skip, end.nonfinite)
         return self.last_step
 
-    def attach(self, optimizer: Any) -> _Handle:
+    def attach(self, optimizer: Any, *, scaler: Any = None) -> _Handle:
         """For loops that call the optimiser's step themselves: from now on each of its steps ends the sieve's, with gradients divided
-        and `skip` obeyed. Returns a handle whose `remove()` ends that. Clipping that comes before sees the undivided gradient. COLLECTIVE
-        like `step` is each optimizer.step(), which raises what it raises."""
+        and `skip` obeyed. Returns a handle whose `remove()` ends that. Clipping that comes before sees the undivided gradient.
+
+        scaler: the GradScaler whose `step` the loop calls; accelerate's optimisers bring theirs. That `step` ends the sieve's also where it
+            finds an overflow and leaves the update out. Without the scaler such a step ends once more than `micro_batches` were inspected;
+            if the next update then has fewer, which micro-batches belong to it is unknown, and it raises DataError.
+
+        COLLECTIVE like `step` is each optimizer.step(), or scaler.step(optimizer), which raises what it raises."""
         inner = optimizers.plain(optimizer)
         if self._attached is not None:
             raise ConfigError("Sieve.attach: it is attached to an optimiser already; remove() the handle first")
+        if scaler is None and optimizers.is_accelerated(optimizer):
+            scaler = optimizer.scaler
         undo = []
 
         def before(inner, *_):
+            if self._attached.guessed and 0 < self._seen < self.micro_batches:
+                self.fail(DataError(f"Sieve.attach: step {self._step} has {self._seen} micro-batches, not {self.micro_batches}, after one that "
+                                    "the optimiser did not step, so which belong to it is unknown; if a GradScaler left that update out, say "
+                                    "Sieve.attach(optimizer, scaler=scaler)"))
+            self._attached.guessed = False
             scaled = getattr(inner, "found_inf", None) is not None
             end, divided = self._end_of([inner], scaled or None, not scaled)
-            undo.append(optimizers.before_update(inner, end, divided))
+            undo.append(optimizers.in_update(inner, end, divided))
             if optimizers.is_accelerated(optimizer):
                 optimizers.tell_schedule(optimizer, inner, end)
 
@@ -176,7 +190,14 @@ class Sieve:
             while undo:
                 undo.pop()()
 
-        self._attached = _Handle(self, inner.register_step_pre_hook(before), inner.register_step_post_hook(after))
+        def after_scaled():
+            if self._seen:  # it found an overflow and did not step the optimiser: on any rank, since they share the gradient
+                self.end_step()
+
+        hooks = [inner.register_step_pre_hook(before), inner.register_step_post_hook(after)]
+        if scaler is not None:
+            hooks.append(optimizers.AfterScaledStep(scaler, inner, after_scaled))
+        self._attached = _Handle(self, hooks, guesses=scaler is None)
         return self._attached
 
     def fail(self, error: BaseException) -> None:
@@ -322,16 +343,19 @@ class Sieve:
         optimizers.divide(inner, end.grad_scale)
 
     def _close_unfinished_step(self):
-        """A scaler that found an overflow did not call the attached optimiser's step: on any rank, since they share the gradient."""
-        if self._attached is not None and self._seen >= self.micro_batches:
+        """A scaler that `attach` was not given found an overflow and did not call the attached optimiser's step."""
+        if self._attached is not None and self._attached.guesses and self._seen >= self.micro_batches:
+            self._attached.guessed = True
             self.end_step()
 
 
 class _Handle:
     """Ends Sieve.attach."""
 
-    def __init__(self, sieve, *hooks):
+    def __init__(self, sieve, hooks, guesses):
         self._sieve, self._hooks = sieve, hooks
+        self.guesses = guesses  # where a step ended that the optimiser did not make, from the number of micro-batches alone
+        self.guessed = False    # the end of the step before
 
     def remove(self):
         for hook in self._hooks:

@@ -135,6 +135,14 @@ def bad_ids(_):
 
 
 @case
+def long_message(_):
+    """One that is cut where a character has begun."""
+    def null(k):
+        raise ValueError("a" + "é" * 200)
+    said_by_step(lambda rows: {"null": null})
+
+
+@case
 def not_finite(_):
     def spoil(rows):
         x = rows["x"].clone()
@@ -184,6 +192,20 @@ def waiting(_):
             toy.published_sieve(group=alone)
         except memsieve.ConfigError as error:
             say(f"1 {error}")
+
+
+@case
+def subgroups(_):
+    """Each sieve's group shares a stream of its own."""
+    pairs = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])]
+    rank = dist.get_rank()
+    group = pairs[rank // 2]
+    batches = memsieve.PassOverBatches(sieve_of_rank(group=group), shuffle=False)
+    mine = torch.tensor([rows for rows in batches])
+    parts = [torch.empty_like(mine) for _ in range(2)]
+    dist.all_gather(parts, mine, group=group)
+    seen = torch.stack(parts, 1).flatten()
+    say(f"{len(batches)} {'each sample once' if torch.equal(seen, torch.arange(len(seen))) else seen.tolist()} of {len(seen)}")
 
 
 @case

@@ -36,6 +36,11 @@ def test_bad_input_on_one_rank_stops_all_at_the_same_step():
     assert ranks(2, "bad_ids") == [f"0 2 PeerError: {words}", f"1 2 DataError: {words}"]
 
 
+def test_a_message_that_is_cut_is_still_text():
+    first, second = ranks(2, "long_message")
+    assert first.startswith("0 2 PeerError: step 2: rank 1: ValueError: aéé") and second == "1 2 ValueError: a" + "é" * 200
+
+
 def test_not_finite_on_one_rank_stops_all_naming_the_sample():
     lines = ranks(2, "not_finite")
     assert [line[0] for line in lines] == ["0", "1"] and all("NonFiniteError: step 2: sample 7: NaN or Inf" in line for line in lines)
@@ -50,6 +55,10 @@ def test_waiting_lets_other_threads_run():
     first, second, third = ranks(2, "waiting")
     assert first.startswith("0 waited 1.") and first.endswith("counted much")
     assert second.startswith("1 group: is a ") and "member" in second and third.startswith("1 waited 0.")
+
+
+def test_each_group_of_sieves_passes_over_a_stream_of_its_own():
+    assert ranks(4, "subgroups") == ["8 each sample once of 48"] * 4
 
 
 def test_a_peer_that_is_gone():

@@ -2,6 +2,7 @@
 import module_toy as toy
 import pytest
 import torch
+from memsieve import optimizers
 from module_toy import memsieve, sgd, train
 
 
@@ -243,3 +244,104 @@ def test_attached_beside_a_scaler_that_finds_an_overflow():
     step(1)
     torch.testing.assert_close(model.weight.detach(), explicit[1], rtol=1e-6, atol=1e-7)
     assert sieve.clock[0] == 3 and scaler.get_scale() == 2.0 ** 9
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_attached_beside_a_scaler_that_finds_an_overflow_in_a_short_step(known):
+    """The steps after it consist of their own micro-batches alone, or the sieve says that it cannot tell."""
+    micro, rows = 4, toy.ROWS // 4
+    model = toy.Model()
+    sieve, optimizer = toy.published_sieve(rows, micro_batches=micro), sgd([model.weight])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 10, growth_interval=1000)
+    handle = sieve.attach(optimizer, **({"scaler": scaler} if known else {}))
+
+    def step(number, micros=micro, overflow=False):
+        for m in range(micros):
+            plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number, "one_rank"), m * rows, (m + 1) * rows))
+            scaler.scale(plan.loss(loss)).backward()
+        if overflow:
+            model.weight.grad[0, 0] = float("inf")
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    expected = toy.by_hand("one_rank")
+    step(0)
+    step(1, micros=2, overflow=True)
+    torch.testing.assert_close(model.weight.detach(), expected[0], rtol=1e-6, atol=1e-7)
+    if not known:
+        before = model.weight.detach().clone()
+        with pytest.raises(memsieve.DataError, match=r"step 2 has 2 micro-batches, not 4.*attach\(optimizer, scaler=scaler\)"):
+            step(1)
+        assert torch.equal(model.weight, before)
+        return
+    assert sieve.clock[0] == 2
+    step(1)
+    torch.testing.assert_close(model.weight.detach(), expected[1], rtol=1e-6, atol=1e-7)
+    assert sieve.clock[0] == 3
+    handle.remove()
+    step_alone = sieve.clock
+    scaler.scale(model.weight.sum()).backward()
+    model.weight.grad[0, 0] = float("inf")
+    scaler.step(optimizer)
+    assert sieve.clock == step_alone
+
+
+def test_attached_to_an_optimiser_of_accelerate_that_has_a_scaler():
+    """A short step that overflows ends the sieve's step."""
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+    Accelerator(cpu=True)
+    model = toy.Model()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 10, growth_interval=1000)
+    optimizer = AcceleratedOptimizer(sgd([model.weight]), scaler=scaler)
+    sieve = toy.published_sieve(micro_batches=3)
+    sieve.attach(optimizer)
+    before = model.weight.detach().clone()
+    plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(0), 0, toy.ROWS))
+    scaler.scale(plan.loss(loss)).backward()
+    model.weight.grad[0, 0] = float("inf")
+    optimizer.step()
+    assert sieve.clock[0] == 1 and optimizer.step_was_skipped and torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("make", [sgd, adamw, fused])
+@pytest.mark.parametrize("overflow", [False, True])
+def test_an_update_readied_for_a_scaler_to_make(make, overflow):
+    """`skip` outlives what GradScaler.step finds out itself."""
+    for skip in (0.0, 1.0):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = make([weight])
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** 10)
+        scaler.scale(weight.sum()).backward()
+        if overflow:
+            weight.grad[0] = float("inf")
+        if not optimizers.is_fused(optimizer):
+            scaler.unscale_(optimizer)
+        undo = optimizers.before_update(optimizer, memsieve.StepEnd(torch.tensor(1.0), torch.tensor(skip), torch.tensor(0.0)), divided=False)
+        scaler.step(optimizer)
+        undo()
+        scaler.update()
+        assert torch.equal(weight.detach(), torch.ones(3)) == (overflow or skip > 0)
+        assert scaler.get_scale() == 2.0 ** (9 if overflow else 10)
+        if not skip:
+            continue
+        weight.grad = torch.ones(3)
+        optimizer.step()
+        assert not torch.equal(weight.detach(), torch.ones(3)), "nothing is left of it in the next step"
+
+
+@pytest.mark.parametrize("make", [sgd, fused])
+def test_an_update_left_out_after_unscale_leaves_the_next_step_alone(make):
+    model, other = toy.Model(), toy.Model()
+    sieve, optimizer = toy.published_sieve(), make([model.weight])
+    plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(0, "all_dropped"), 0, toy.ROWS))
+    plan.loss(loss).backward()
+    sieve.unscale_(optimizer)
+    optimizer.zero_grad()
+    by_itself, plain = toy.published_sieve(), make([other.weight])
+    for one, its_sieve, its_optimizer in ((model, sieve, optimizer), (other, by_itself, plain)):
+        plan, loss = toy.inspect(its_sieve, one, toy.rows_of(toy.Step(1), 0, toy.ROWS))
+        plan.loss(loss).backward()
+        its_sieve.step(its_optimizer)
+    assert sieve.clock[0] == 2 and torch.equal(model.weight, other.weight)

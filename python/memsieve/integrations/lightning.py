@@ -29,6 +29,10 @@ class SieveCallback(Callback):
         self.sieve = None
         self._config, self._setup, self._state, self._undo = config, setup, None, None
 
+    def setup(self, trainer, pl_module, stage):
+        if stage == "fit":
+            self.sieve = None  # that of an earlier fit
+
     def on_fit_start(self, trainer, pl_module):
         given = {"device": pl_module.device, "micro_batches": trainer.accumulate_grad_batches, "divide_loss": False, **self._setup}
         self.sieve = pl_module.sieve = Sieve(self._config, **given)
@@ -43,9 +47,17 @@ class SieveCallback(Callback):
         inner = optimizers.plain(optimizer)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         end = self.sieve.end_step(() if scaler is not None else optimizers.gradients([inner]))
-        self._undo = optimizers.before_update(inner, end, divided=False)
+        if scaler is None:
+            optimizers.divide([inner], end.grad_scale)  # before Lightning clips, also where the optimiser is fused
+        self._undo = optimizers.before_update(inner, end, divided=scaler is None)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self._undo_update()
+
+    def on_exception(self, trainer, pl_module, exception):
+        self._undo_update()
+
+    def _undo_update(self):
         if self._undo is not None:
             self._undo()
             self._undo = None
@@ -57,4 +69,7 @@ class SieveCallback(Callback):
         return self.sieve.state_dict() if self.sieve is not None else {}
 
     def load_state_dict(self, state_dict):
-        self._state = state_dict or None
+        if self.sieve is not None and state_dict:  # strategies that shard the model restore it after on_fit_start
+            self.sieve.load_state_dict(state_dict)
+        else:
+            self._state = state_dict or None
