@@ -7,7 +7,10 @@
 
 namespace memsieve {
 
-/// The filter of the signal of that name, with the option `timestep_min`.
-FilterEntry signal_filter(const std::string& name, const std::string& doc);
+enum class Zero { is_a_score, is_no_score };
+
+/// The filter of the signal of that name, with the option `timestep_min`. Zero::is_no_score: rows of which the signal
+/// is exactly 0 count as not measured.
+FilterEntry signal_filter(const std::string& name, const std::string& doc, Zero zero = Zero::is_a_score);
 
 }  // namespace memsieve

@@ -1,7 +1,8 @@
 // The starting model's error on the very same noised input: ln L_start(x_t, t, e) - ln L_now(x_t, t, e). The noise draw
 // and the picture's own easiness cancel, so what is left is what training has taught about this picture.
 // Reference-model membership inference (Carlini et al., arXiv 2112.03570; for diffusion models Matsumoto et al., arXiv
-// 2302.03262, measure the loss without a reference), inside the training loop.
+// 2302.03262, measure the loss without a reference), inside the training loop. Before the first update both models are
+// one and every gap is 0: held-out pictures' zeros would make the unit in which the first real scores are told tiny.
 #include "filters.h"
 #include "signal_filter.h"
 
@@ -10,7 +11,8 @@ namespace memsieve {
 FilterEntry start_gap_filter() {
   return signal_filter("start_gap",
                        "How much better than the starting model the row is predicted, as the difference of the errors' "
-                       "logarithms; large = memorised.");
+                       "logarithms; large = memorised.",
+                       Zero::is_no_score);
 }
 
 }  // namespace memsieve
