@@ -100,7 +100,8 @@ TEST_CASE("start_gap is no score of the starting model itself, and more the bett
   const at::Tensor prediction = rows.batch.prediction.detach();
   rows.batch.counterfactuals["start"] = [&](const at::Tensor& which) { return prediction.index_select(0, which); };
   auto sieve = make("start_gap: {}");
-  for (const float gap : rows.raw(sieve).at(0)) CHECK(std::isnan(gap));
+  const auto before = rows.raw(sieve);
+  for (const float gap : before.at(0)) CHECK(std::isnan(gap));
   rows.batch.prediction = rows.batch.target + (prediction - rows.batch.target) * 0.5;
   // A quarter of the squared error.
   const auto raw = rows.raw(sieve);
