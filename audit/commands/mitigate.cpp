@@ -61,8 +61,7 @@ class Comparison {
   /// [B, ...]: the prompts' own pictures, as drawings are compared with them; undefined where the file has none.
   at::Tensor known_pictures(const std::vector<Drawing>& batch) {
     if (!prompts_->has_pictures()) return {};
-    std::vector<int64_t> ids;
-    for (const Drawing& drawing : batch) ids.push_back(drawing.prompt);
+    const std::vector<int64_t> ids = prompts_of(batch);
     if (!decoder_) return prompts_->data().load(ids).latents;
     return own_pictures(*prompts_, ids, *decoder_, model_.model.device());
   }

@@ -113,9 +113,7 @@ void PictureScores::add(const Prompts& prompts, bool of_all, const std::vector<D
   set_all(rows, "similarity", nearest(unit_pixels(shown), pixels_, of_all, batch));
   if (sscd_) set_all(rows, "sscd", nearest(sscd_->features(shown), sscd_features_, of_all, batch));
   if (clip_) {
-    std::vector<int64_t> ids;
-    for (const Drawing& drawing : batch) ids.push_back(drawing.prompt);
-    const at::Tensor text = prompts.clip_text().index_select(0, at::tensor(ids, at::kLong));
+    const at::Tensor text = prompts.clip_text().index_select(0, at::tensor(prompts_of(batch), at::kLong));
     set_all(rows, "clip", numbers(at::cosine_similarity(clip_->features(shown), text, 1)));
   }
   if (aesthetic_) set_all(rows, "aesthetic", numbers(aesthetic_->scores(shown)));

@@ -14,7 +14,7 @@ namespace {
 constexpr const char* kForm = "memsieve-canaries";
 
 nlohmann::json manifest_of(const std::string& path) {
-  const nlohmann::json manifest = nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
+  nlohmann::json manifest = nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
   const bool ours = manifest.is_object() && manifest.value("format", nlohmann::json()) == kForm;
   if (!ours) throw DataError(path + ": is no manifest of canaries; name the one that `memsieve canaries` wrote");
   if (manifest.value("version", nlohmann::json()) != 1)

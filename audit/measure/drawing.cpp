@@ -30,8 +30,16 @@ std::vector<std::vector<Drawing>> drawings(int64_t prompts, int64_t pictures, in
   return drawings(first_rows(prompts), pictures, rows);
 }
 
+std::vector<int64_t> prompts_of(const std::vector<Drawing>& batch) {
+  std::vector<int64_t> ids;
+  ids.reserve(batch.size());
+  for (const Drawing& drawing : batch) ids.push_back(drawing.prompt);
+  return ids;
+}
+
 std::vector<int64_t> end_tokens(const std::vector<Drawing>& batch, const Prompts& prompts) {
   std::vector<int64_t> ends;
+  ends.reserve(batch.size());
   for (const Drawing& drawing : batch) ends.push_back(prompts.end_token(drawing.prompt));
   return ends;
 }

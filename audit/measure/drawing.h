@@ -27,6 +27,9 @@ std::vector<std::vector<Drawing>> drawings(const std::vector<int64_t>& prompts, 
 /// The same of prompts 0 .. prompts - 1.
 std::vector<std::vector<Drawing>> drawings(int64_t prompts, int64_t pictures, int64_t rows);
 
+/// The prompt of each drawing.
+std::vector<int64_t> prompts_of(const std::vector<Drawing>& batch);
+
 /// Place of the first end token of each drawing's prompt. Only for prompts with tokens.
 std::vector<int64_t> end_tokens(const std::vector<Drawing>& batch, const Prompts& prompts);
 

@@ -115,7 +115,7 @@ class NoiseInversion {
       drawn.push_back(ddim_sample(model_.schedule, model_.predict(), start.narrow(0, begin, size),
                                   repeated(condition_, size), null_, sampling));
     }
-    const at::Tensor all = at::cat(drawn);
+    at::Tensor all = at::cat(drawn);
     require_finite_rows(all, "what was drawn from inverted noise",
                         std::vector<Drawing>(static_cast<size_t>(all.size(0)), {prompt_, 0}), set_.prompts);
     return all;

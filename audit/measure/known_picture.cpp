@@ -63,7 +63,7 @@ at::Tensor draw_with(const Conditioning& condition, int64_t prompt, int64_t coun
     drawn.push_back(
         ddim_sample(model.schedule, model.predict(), noise, repeated(condition, size), null, model.sampling));
   }
-  const at::Tensor all = at::cat(drawn);
+  at::Tensor all = at::cat(drawn);
   std::vector<Drawing> batch;
   for (int64_t i = 0; i < count; ++i) batch.push_back({.prompt = prompt, .picture = i});
   require_finite_rows(all, "what was drawn", batch, set.prompts);

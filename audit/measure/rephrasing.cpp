@@ -14,6 +14,7 @@ std::vector<Drawing> with_wordings(const std::vector<Drawing>& batch, const Prom
                                    const MitigationOptions& options) {
   std::vector<Drawing> chosen = batch;
   std::vector<std::vector<int64_t>> wordings;
+  wordings.reserve(batch.size());
   for (const Drawing& drawing : batch) wordings.push_back(wordings_of(prompts, drawing.prompt));
   std::vector<double> lowest = first_magnitudes(batch, prompts, model, options.seed, options.stream);
   for (size_t number = 0;; ++number) {
@@ -52,6 +53,7 @@ Mitigated draw_rephrased(const std::vector<Drawing>& batch, const Prompts& promp
   const double k = (a * s - b) / (s - 1);
   const std::vector<Drawing> chosen = with_wordings(batch, prompts, model, options);
   std::vector<int64_t> replaced;
+  replaced.reserve(chosen.size());
   for (const Drawing& drawing : chosen) replaced.push_back(drawing.row < 0 ? 0 : 1);
   const c10::Device device = model.model.device();
   const at::Tensor reworded = at::tensor(replaced, at::kLong).to(device).to(at::kBool);
@@ -61,7 +63,7 @@ Mitigated draw_rephrased(const std::vector<Drawing>& batch, const Prompts& promp
   const auto hook = [&](const DrawStep& step) {
     const at::Tensor m = magnitude(step.captioned, step.null);
     steps.push_back(m);
-    const at::Tensor plain = guided(step.null, step.captioned, s);
+    at::Tensor plain = guided(step.null, step.captioned, s);
     const at::Tensor strong = reworded.logical_and(m > a);
     if (!strong.any().item<bool>()) return plain;
     const at::Tensor t = timestep_tensor(model.schedule, step.timestep, device).expand({step.x.size(0)});

@@ -23,6 +23,7 @@ namespace {
 /// Whether a program ran and ended with 0. What it says on stdout is not shown.
 bool ran(std::vector<std::string> words) {
   std::vector<char*> arguments;
+  arguments.reserve(words.size() + 1);
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
   posix_spawn_file_actions_t files;

@@ -53,9 +53,9 @@ void raise_peer_error(const PeerError& error) {
   }
 }
 
-void translate(std::exception_ptr thrown) {  // NOLINT(performance-unnecessary-value-param): pybind11's signature
+void translate(std::exception_ptr thrown) {
   try {
-    std::rethrow_exception(thrown);
+    std::rethrow_exception(std::move(thrown));
   } catch (const PeerError& error) {
     raise_peer_error(error);
   } catch (const ConfigError& error) {
