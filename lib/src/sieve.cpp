@@ -111,8 +111,10 @@ void Sieve::Impl::carry_gradients(at::TensorList gradients) {
     }
     if (there.empty()) return;
     // The largest absolute value: unlike a sum of squares it is finite for all finite gradients.
-    const auto largest = at::stack(at::_foreach_norm(there, std::numeric_limits<double>::infinity()));
-    record.mark_gradient(at::isfinite(largest).all().logical_not());
+    auto largest = at::_foreach_norm(there, std::numeric_limits<double>::infinity());
+    for (auto& one : largest) one = to_device(one, setup.device);  // a model may lie on several devices
+    const auto all = at::stack(largest);
+    record.mark_gradient(at::isfinite(all).all().logical_not());
   } catch (...) {
     fail(std::current_exception(), "gradients: ");
   }
@@ -172,7 +174,8 @@ at::Tensor Plan::undivided_loss(const at::Tensor& per_sample_loss) const try {
   // A short micro-batch counts by its rows; a full one takes the plain loop's arithmetic, bit for bit.
   if (rows != rows_per_micro_batch_)
     loss = loss * (static_cast<double>(rows) / static_cast<double>(rows_per_micro_batch_));
-  seen_->nonfinite = nonfinite;
+  // A loop may ask for several losses of one plan.
+  seen_->nonfinite = seen_->nonfinite.defined() ? seen_->nonfinite | nonfinite : nonfinite;
   return loss;
 } catch (...) {
   seen_->error = std::current_exception();

@@ -85,7 +85,15 @@ void Reporter::digest(const Arrived& step) {
       write_error_ = std::current_exception();
     }
   }
-  throw_errors(step, host);
+  if (!ended_.empty())
+    throw Error("step " + std::to_string(step.clock.step) + ": no update, since this sieve has ended (" + ended_ +
+                "); make a new one and restore the last checkpoint");
+  try {
+    throw_errors(step, host);
+  } catch (const std::exception& error) {
+    ended_ = error.what();
+    throw;
+  }
 }
 
 void Reporter::blame(const std::exception_ptr& error) {
@@ -128,7 +136,7 @@ StepReport Reporter::report(const Arrived& step, const Gathered& host) const {
       options_.fail_on_nonfinite && count_set(host.held_out.select(1, RecordShape::nonfinite)) +
                                             count_set(host.looks.select(1, RecordShape::nonfinite)) >
                                         0;
-  r.skipped = r.weight == 0 || broken(host) || others_fail;
+  r.skipped = r.weight == 0 || broken(host) || others_fail || !ended_.empty();
   return r;
 }
 
@@ -182,14 +190,15 @@ void Reporter::add_passed_over(const Arrived& step) {
   }
 }
 
-void Reporter::throw_peer_error(const std::string& where, const at::Tensor& all) const {
+void Reporter::throw_peer_error(const std::string& where, const at::Tensor& all) {
   const std::string error = first_error(all);
   if (error.empty()) return;
   const bool mine = all[rank_][RecordShape::failed].item<double>() > 0;
-  throw PeerError(where + error, mine ? own_error_ : nullptr);
+  const auto cause = std::exchange(own_error_, nullptr);
+  throw PeerError(where + error, mine ? cause : nullptr);
 }
 
-void Reporter::throw_errors(const Arrived& step, const Gathered& host) const {
+void Reporter::throw_errors(const Arrived& step, const Gathered& host) {
   throw_peer_error("step " + std::to_string(step.clock.step) + ": ", step.host);
   const auto at_step = host.step.accessor<double, 1>();
   for (int64_t rank = 1; rank < host.step.size(0); ++rank) {
