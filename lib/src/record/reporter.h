@@ -71,6 +71,7 @@ class Reporter {
     at::Tensor host;
     std::vector<int64_t> passed_over;
   };
+  Pending take_oldest();
   void digest(const Arrived& step);
   StepReport report(const Arrived& step, const Gathered& host) const;
   void add_rows(const Arrived& step, const at::Tensor& lines, LedgerKind kind);
