@@ -154,6 +154,7 @@ class MEMSIEVE_API Sieve {
   /// COLLECTIVE: one gather of fixed size. Once per optimiser step, after the last micro-batch's backward, with the
   /// same `clock.step` on every rank. Throws PeerError or NonFiniteError on every rank at the same step: at once on a
   /// CPU; on a GPU two steps later, that step's update and those between having been skipped on the device.
+  /// Each step after such an error throws Error, and updates nothing.
   ///
   /// `gradients`: those that this rank is about to update with, reduced over the ranks or this rank's shard of them
   /// (any device that torch's foreach operators take; undefined ones do not count). A NaN or Inf in them, of finite
