@@ -13,6 +13,19 @@
 
 namespace memsieve {
 
+namespace {
+
+/// The batch with the rows after the first `kept` exempt, so that no probe is spent on one that only fills up.
+Batch counting(Batch batch, int64_t kept, at::Device device) {
+  const int64_t rows = batch.prediction.size(0);
+  if (kept == rows) return batch;
+  const auto fills = to_device(at::arange(rows) >= kept, device);
+  batch.exempt = batch.exempt.defined() ? to_device(batch.exempt, device).to(at::kBool) | fills : fills;
+  return batch;
+}
+
+}  // namespace
+
 int64_t Sieve::Impl::check_batch(const Batch& batch, int64_t most) const {
   if (!batch.prediction.defined() || batch.prediction.dim() < 2) bad_batch("prediction must be [B, C, ...]");
   if (!at::isFloatingType(batch.prediction.scalar_type()))
@@ -111,8 +124,10 @@ void Sieve::Impl::carry_gradients(at::TensorList gradients) {
     }
     if (there.empty()) return;
     // The largest absolute value: unlike a sum of squares it is finite for all finite gradients.
-    const auto largest = at::stack(at::_foreach_norm(there, std::numeric_limits<double>::infinity()));
-    record.mark_gradient(at::isfinite(largest).all().logical_not());
+    auto largest = at::_foreach_norm(there, std::numeric_limits<double>::infinity());
+    for (auto& one : largest) one = to_device(one, setup.device);  // a model may lie on several devices
+    const auto all = at::stack(largest);
+    record.mark_gradient(at::isfinite(all).all().logical_not());
   } catch (...) {
     fail(std::current_exception(), "gradients: ");
   }
@@ -172,7 +187,8 @@ at::Tensor Plan::undivided_loss(const at::Tensor& per_sample_loss) const try {
   // A short micro-batch counts by its rows; a full one takes the plain loop's arithmetic, bit for bit.
   if (rows != rows_per_micro_batch_)
     loss = loss * (static_cast<double>(rows) / static_cast<double>(rows_per_micro_batch_));
-  seen_->nonfinite = nonfinite;
+  // A loop may ask for several losses of one plan.
+  seen_->nonfinite = seen_->nonfinite.defined() ? seen_->nonfinite | nonfinite : nonfinite;
   return loss;
 } catch (...) {
   seen_->error = std::current_exception();
@@ -188,6 +204,11 @@ std::vector<HeldOutVisit> Sieve::held_out_visits(int64_t step) const {
                        s.communicator->rank(), s.shape.held_out);
 }
 
+int64_t Sieve::Impl::own_held_out() const {
+  const int64_t before = communicator->rank() * shape.held_out;
+  return std::clamp<int64_t>(judge.options().held_out.rows - before, 0, shape.held_out);
+}
+
 void Sieve::observe(const Batch& batch, const Clock& clock) {
   auto& s = *impl_;
   try {
@@ -195,7 +216,9 @@ void Sieve::observe(const Batch& batch, const Clock& clock) {
       bad_batch("step " + std::to_string(clock.step) + " observes no held-out rows");
     const int64_t rows = s.check_batch(batch, s.shape.held_out - s.held_out_seen);
     const auto ids = s.device_ids(batch, s.judge.pseudo_rows());
-    s.record.put_held_out(s.held_out_seen, s.judged(batch, ids, s.judge.recall_held_out(ids), clock.step).lines);
+    const int64_t kept = std::clamp<int64_t>(s.own_held_out() - s.held_out_seen, 0, rows);
+    const auto judged = s.judged(counting(batch, kept, s.setup.device), ids, s.judge.recall_held_out(ids), clock.step);
+    s.record.put_held_out(s.held_out_seen, judged.lines.slice(0, 0, kept));
     s.held_out_seen += rows;
   } catch (...) {
     s.fail(std::current_exception(), "held-out: ");

@@ -2,8 +2,6 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
-#include <algorithm>
-
 #include "sieve_impl.h"
 #include "to_device.h"
 
@@ -31,9 +29,14 @@ void Sieve::pass_over(const std::vector<int64_t>& ids, const Clock& clock) {
 
 std::vector<Flags::Planned> Sieve::Impl::own_looks(int64_t step) const {
   const auto& all = flags.looks(step);
-  const auto count = static_cast<int64_t>(all.size());
-  const int64_t from = std::min(count, communicator->rank() * shape.looks), to = std::min(count, from + shape.looks);
-  return {all.begin() + from, all.begin() + to};
+  if (all.empty()) return {};
+  std::vector<Flags::Planned> own;
+  const int64_t from = communicator->rank() * shape.looks;
+  for (int64_t place = from; place < from + shape.looks; ++place) {
+    const bool planned = place < static_cast<int64_t>(all.size());
+    own.push_back(planned ? all[static_cast<size_t>(place)] : flags.filler(step, place));
+  }
+  return own;
 }
 
 std::vector<Look> Sieve::looks(int64_t step) const {

@@ -58,7 +58,9 @@ struct Sieve::Impl {
     at::Tensor lines, weight;
   };
   Judged judged(const Batch& batch, const at::Tensor& ids, const Past& past, int64_t step) const;
-  /// What this rank's looks of step `step` are.
+  /// Of the rows that held_out_visits() names to this rank, the first so many count; others fill up.
+  int64_t own_held_out() const;
+  /// What this rank's looks of step `step` are: as many as any other's.
   std::vector<Flags::Planned> own_looks(int64_t step) const;
   /// Notes that step `step` ends, before its records arrive.
   void end_looks(int64_t step);

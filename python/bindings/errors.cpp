@@ -9,7 +9,10 @@ namespace {
 
 void raise(const char* name, const std::string& line) {
   const py::object type = py::module_::import("memsieve.errors").attr(name);
-  PyErr_SetString(type.ptr(), line.c_str());
+  // What a file or a peer said need not be UTF-8.
+  const auto text = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(line.data(), static_cast<Py_ssize_t>(line.size()), "replace"));
+  if (text) PyErr_SetObject(type.ptr(), text.ptr());
 }
 
 /// What a Python callable raised, the same object. Not by restore(), which an exception allows only once.

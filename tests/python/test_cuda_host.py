@@ -1,7 +1,9 @@
 """What the host does when it trains on a GPU, on a machine without one: devices, dtypes, pinned memory, and what it waits for
 (law 5). No kernel is run, so the numbers mean nothing; test_cuda_numbers.py looks at those."""
 import json
+import os
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import stub_gpu
 import tiny
 import tiny_pipeline
-from conftest import BUILD, run, torchrun
+from conftest import BUILD, PACKAGE, run, run_ok, torchrun
 from test_train_features import write_data
 
 TRAIN = BUILD / "trainer" / "memsieve-train"
@@ -117,6 +119,52 @@ def test_a_whole_run(tmp_path, kind):
     settings = [word for setting in [*COMMON, "sieve.reference.kind=start_model", "output_dir=other"] for word in ("--set", setting)]
     result = run(TRAIN, "--config", "run.yaml", *settings, cwd=tmp_path, **stub_gpu.environment())
     assert result.returncode == 3 and "(done)" in result.stderr and "reference pass: no draws" in result.stderr
+
+
+LOOP = """import sys
+import module_toy as toy
+import torch
+from module_toy import memsieve
+
+sieve = memsieve.Sieve(toy.PUBLISHED, dataset_size=toy.SAMPLES, batch_size=toy.ROWS, device="cuda", ledger="ledger.h5")
+model = toy.Model().cuda()
+for number in range(int(sys.argv[1])):
+    rows = {name: value if name == "ids" else value.cuda() for name, value in toy.rows_of(toy.Step(number), 0, toy.ROWS).items()}
+    plan, loss = toy.inspect(sieve, model, rows)
+    plan.loss(loss).backward()
+    sieve.end_step([model.weight.grad])
+    model.weight.grad = None
+"""
+
+
+def test_a_loop_that_ends_without_flush_loses_no_visits(tmp_path):
+    for steps in (1, 5):
+        run_ok(sys.executable, "-c", LOOP, str(steps), cwd=tmp_path, PYTHONPATH=f"{PACKAGE}{os.pathsep}{Path(__file__).parent}",
+               **stub_gpu.environment(compute=True))
+        with h5py.File(tmp_path / "ledger.h5") as file:
+            assert sorted(set(file["visits"]["step"])) == list(range(steps)) and len(file["visits"]) == steps * 24
+        (tmp_path / "ledger.h5").unlink()
+
+
+GRADIENTS = """import memsieve
+import torch
+
+sieve = memsieve.Sieve({"filters": {"magnitude": {}}, "standardise": {"by": "none"}, "evidence": {"kind": "visit"},
+                        "threshold": {"kind": "fixed", "drop": 2.0}, "on_nonfinite": "skip"}, dataset_size=9, batch_size=4, device="cuda:0")
+for bad in (None, 0, 1, 2):
+    prediction = torch.ones(4, 3, device="cuda:0")
+    sieve.inspect([0, 1, 2, 3], torch.tensor([1, 2, 3, 4]), prediction, prediction, null=prediction)
+    gradients = [torch.ones(3, device="cuda:0"), torch.ones(2, device="cuda:1"), torch.ones(5, dtype=torch.float64)]
+    if bad is not None:
+        gradients[bad][1] = float("inf")
+    print(float(sieve.end_step(gradients).nonfinite))
+sieve.flush()
+"""
+
+
+def test_gradients_on_several_devices_count_alike(tmp_path):
+    out = run_ok(sys.executable, "-c", GRADIENTS, cwd=tmp_path, **stub_gpu.environment(gpus=2, compute=True))
+    assert out.split() == ["0.0", "1.0", "1.0", "1.0"]
 
 
 def test_fewer_gpus_than_processes(folder):

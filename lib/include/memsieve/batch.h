@@ -96,7 +96,8 @@ struct StepEnd {
 };
 
 /// A training sample to look at again: judged memorised, so that the loop passes over it. Where fewer are than rows to
-/// look at, some other sample, of which nothing is kept: shapes stay the same.
+/// look at, or a rank's share is larger than what is left, some other sample, of which nothing is kept: shapes stay the
+/// same.
 struct Look {
   int64_t id = 0;
   /// suggested t / num_timesteps, stratified over the step's looks
@@ -105,7 +106,8 @@ struct Look {
   int64_t place = 0;
 };
 
-/// A row to observe: held-out picture `picture`, under the pseudo-row `id` to put into Batch::sample_id.
+/// A row to observe: held-out picture `picture`, under the pseudo-row `id` to put into Batch::sample_id. Where
+/// `held_out.rows` is no multiple of the ranks, the last ranks' rows fill up, and nothing is kept of them.
 struct HeldOutVisit {
   int64_t id = 0;
   /// index into the held-out set

@@ -107,10 +107,11 @@ class MEMSIEVE_API Sieve {
   /// update is skipped.
   Plan inspect(const Batch& batch, const Clock& clock);
 
-  /// The held-out rows that this rank should observe in this step: always the same number, or none in the steps between
-  /// those that `held_out.every` names. Pure.
+  /// The held-out rows that this rank should observe in this step: always the same number, on every rank, or none in
+  /// the steps between those that `held_out.every` names. Pure.
   std::vector<HeldOutVisit> held_out_visits(int64_t step) const;
-  /// Local. Measures held-out rows: what "not memorised" looks like now. Call under no-grad, before end_step.
+  /// Local. Measures held-out rows, in the order of held_out_visits(): what "not memorised" looks like now. Call under
+  /// no-grad, before end_step.
   void observe(const Batch& batch, const Clock& clock);
 
   /// [dataset_size] bool on the CPU: samples that the batch of step `step` should pass over, those that the verdicts of
@@ -123,9 +124,9 @@ class MEMSIEVE_API Sieve {
   /// the ledger and the report. Local, before end_step, which throws what is wrong with them on every rank.
   void pass_over(const std::vector<int64_t>& ids, const Clock& clock);
   /// The samples that this rank should look at again in the step to come, without training on them: always the same
-  /// number, or none in the steps between those that `revisit.every` names. Over all ranks the `revisit.rows` flagged
-  /// ones that have waited longest for their last visit or look, divided by 1 + their evidence beyond the level. The
-  /// same for any number of ranks. Throws as flagged() does.
+  /// number, on every rank, or none in the steps between those that `revisit.every` names. Over all ranks the
+  /// `revisit.rows` flagged ones that have waited longest for their last visit or look, divided by 1 + their evidence
+  /// beyond the level. The same for any number of ranks. Throws as flagged() does.
   std::vector<Look> looks(int64_t step) const;
   /// Local. Measures the rows that looks() named, all of them, in its order, and adds what they show to the samples'
   /// evidence and verdicts: those whose evidence has fallen are taken back. Call under no-grad, before end_step; errors
@@ -153,6 +154,7 @@ class MEMSIEVE_API Sieve {
   /// COLLECTIVE: one gather of fixed size. Once per optimiser step, after the last micro-batch's backward, with the
   /// same `clock.step` on every rank. Throws PeerError or NonFiniteError on every rank at the same step: at once on a
   /// CPU; on a GPU two steps later, that step's update and those between having been skipped on the device.
+  /// Each step after such an error throws Error, and updates nothing.
   ///
   /// `gradients`: those that this rank is about to update with, reduced over the ranks or this rank's shard of them
   /// (any device that torch's foreach operators take; undefined ones do not count). A NaN or Inf in them, of finite

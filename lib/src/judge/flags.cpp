@@ -139,11 +139,16 @@ std::vector<Flags::Planned> Flags::plan_looks(int64_t step) const {
   std::partial_sort(waiting.begin(), waiting.begin() + count, waiting.end());
   std::vector<Planned> planned;
   for (int64_t place = 0; place < revisit_.rows; ++place) {
-    const bool counted = place < count;
-    const int64_t id = counted ? sample_of(waiting[place].second, step) : place % samples_;
-    planned.push_back({{id, stratified_time(step / revisit_.every, place, revisit_.rows), place}, counted});
+    planned.push_back(filler(step, place));
+    if (place >= count) continue;
+    planned.back().look.id = sample_of(waiting[place].second, step);
+    planned.back().counted = true;
   }
   return planned;
+}
+
+Flags::Planned Flags::filler(int64_t step, int64_t place) const {
+  return {{place % samples_, stratified_time(step / revisit_.every, place, revisit_.rows), place}, false};
 }
 
 std::map<std::string, at::Tensor> Flags::state() const {

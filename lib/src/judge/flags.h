@@ -36,6 +36,8 @@ class Flags {
   };
   /// Of step `step`, over all ranks, by place.
   const std::vector<Planned>& looks(int64_t step) const;
+  /// A look at place `place` of which nothing is kept.
+  Planned filler(int64_t step, int64_t place) const;
 
   /// Named CPU tensors; none without `action.pass_over`.
   std::map<std::string, at::Tensor> state() const;

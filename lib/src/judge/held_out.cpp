@@ -60,7 +60,7 @@ double stratified_time(int64_t turn, int64_t place, int64_t rows) {
 std::vector<HeldOutVisit> plan_held_out(int64_t step, int64_t rows, int64_t pictures, int64_t pseudo_rows, int64_t rank,
                                         int64_t rows_per_rank) {
   std::vector<HeldOutVisit> visits;
-  for (int64_t place = rank * rows_per_rank; place < std::min(rows, (rank + 1) * rows_per_rank); ++place) {
+  for (int64_t place = rank * rows_per_rank; place < (rank + 1) * rows_per_rank; ++place) {
     const int64_t number = step * rows + place;
     HeldOutVisit visit;
     visit.place = place;

@@ -215,8 +215,9 @@ void Judge::fold(const Gathered& gathered, int64_t step) {
   if (!options_.probe.every()) probe_.fold(all_slots, all.counted(), all.probed());
   if (options_.evidence.remembers()) threshold_.fold_verdicts(slot, visits.flagged(), visits.counted());
   if (from_training) threshold_.fold_training(training.score(), training.sound());
-  if (from_training || (from_held_out && observed)) refresh_levels();
   if (options_.evidence.discounts()) fold_discounted(training, visits, observed);
+  // Last: the levels rest on what was folded above, the held-out rows' precision and width among it.
+  if (from_training || (from_held_out && observed)) refresh_levels();
 }
 
 void Judge::fold_discounted(const LineView& training, const LineView& visits, bool observed) {

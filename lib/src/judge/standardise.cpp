@@ -32,7 +32,7 @@ Schema StandardiseOptions::schema() {
       .integer("min_count", d.min_count, 2, 1000000,
                "a bin with fewer scores gives no z-score yet; nor is there a threshold from fewer (`quantile`, "
                "`robust_z`: recent scores; `held_out`: held-out rows with evidence)")
-      .real("clip", d.clip, 0.1, 1e300, "z-scores are clipped to ± this")
+      .real("clip", d.clip, 0.1, 1e38, "z-scores are clipped to ± this")
       .real("decay", d.decay, 0, 0.999999,
             "what `running_mean` keeps of the mean at each new error; it starts at 0 and knows every training row, "
             "dropped ones too");

@@ -13,7 +13,7 @@ namespace memsieve {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kHuge = 1e300;
+constexpr double kHuge = 1e38;  // levels are float32
 const Names kThresholdKinds{"fixed", "quantile", "robust_z", "held_out", "rate"};
 const Names kTails{"normal", "conformal"};
 

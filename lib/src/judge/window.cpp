@@ -1,6 +1,7 @@
 #include "judge/window.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 
 #include <limits>
 
@@ -8,7 +9,16 @@ namespace memsieve {
 
 namespace {
 constexpr int64_t kPairs = 512;  // keys up to which all pairs are compared
+
+/// [..., 1]: the lower median of those along the last dimension that are not NaN; NaN where none is.
+at::Tensor lower_median(const at::Tensor& values) {
+  // On a GPU nanmedian is refused then, for the indices that it returns as well; sorting takes longer.
+  if (!at::globalContext().deterministicAlgorithms()) return std::get<0>(at::nanmedian(values, -1, /*keepdim=*/true));
+  const auto sorted = std::get<0>(at::sort(values, -1));  // NaN last
+  const auto count = at::isnan(values).logical_not().sum(-1, /*keepdim=*/true);
+  return sorted.gather(-1, at::floor_divide(count - 1, 2).clamp_min(0));
 }
+}  // namespace
 
 Ranks rank_within_key(const at::Tensor& keys) {
   const int64_t n = keys.size(0);
@@ -57,8 +67,8 @@ at::Tensor Rings::counts() const {
 
 Robust robust(const at::Tensor& values) {
   const auto flat = values.select(-1, 0);
-  const auto median = std::get<0>(at::nanmedian(flat, -1, /*keepdim=*/true));
-  const auto mad = std::get<0>(at::nanmedian((flat - median).abs(), -1));
+  const auto median = lower_median(flat);
+  const auto mad = lower_median((flat - median).abs()).squeeze(-1);
   return {median.squeeze(-1), 1.4826 * mad, at::isnan(flat).logical_not().sum(-1)};
 }
 

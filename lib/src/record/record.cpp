@@ -2,13 +2,20 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
-
 #include "nan.h"
 
 namespace memsieve {
 
-namespace {}
+namespace {
+/// Length of the longest part of UTF-8 `text` that has at most `most` bytes and cuts no character in two.
+size_t cut_at_character(const std::string& text, size_t most) {
+  if (text.size() <= most) return text.size();
+  const auto continues = [&](size_t at) { return (static_cast<unsigned char>(text[at]) & 0xC0U) == 0x80U; };
+  size_t length = most;
+  while (length > 0 && most - length < 3 && continues(length)) --length;
+  return continues(length) ? most : length;  // more continuation bytes than a character has: no UTF-8
+}
+}  // namespace
 
 at::Tensor record_lines(const at::Tensor& ids, const RawScores& s, const Verdicts& v, const RecordShape& shape) {
   const auto column = [](const at::Tensor& t) { return t.to(at::kDouble).unsqueeze(1); };
@@ -88,7 +95,7 @@ void RecordBuilder::set_drift(const at::Tensor& drift) {
 void RecordBuilder::fail(const std::string& message) {
   if (failed_) return;
   failed_ = true;
-  const auto length = std::min<int64_t>(RecordShape::kMessage, static_cast<int64_t>(message.size()));
+  const auto length = static_cast<int64_t>(cut_at_character(message, RecordShape::kMessage));
   at::Tensor head = at::tensor({1., static_cast<double>(length)}, at::kDouble);
   at::Tensor text = at::zeros({length}, at::kDouble);
   for (int64_t i = 0; i < length; ++i) text.mutable_data_ptr<double>()[i] = static_cast<unsigned char>(message[i]);

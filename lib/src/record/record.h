@@ -121,7 +121,7 @@ class RecordBuilder {
   void set_step(int64_t step);
   /// 0-dim, on the device.
   void set_drift(const at::Tensor& drift);
-  /// Keeps the first error of the step.
+  /// Keeps the first error of the step: as much of its UTF-8 message as kMessage bytes hold in whole characters.
   void fail(const std::string& message);
   const at::Tensor& flat() const { return flat_; }
 

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
 
+#include <chrono>
 #include <cmath>
 #include <limits>
 
@@ -12,6 +13,8 @@ namespace memsieve {
 
 namespace {
 constexpr int64_t kLagOnGpu = 2;  // steps; long enough that waiting for the copy never stalls the queue of kernels
+
+constexpr std::chrono::seconds kLastWait{10};  // for a step's records when the sieve goes away
 
 constexpr size_t kReportsKept = 10000;  // of a loop that never asks for them
 
@@ -47,8 +50,19 @@ Reporter::Reporter(const RecordOptions& options, const Setup& setup, const Recor
 }
 
 Reporter::~Reporter() {
+  if (!ledger_) return;
+  // A loop that ends without flush(): its last steps are waited for, but not for ever, since a peer may never have come
+  // to their gather.
+  while (!pending_.empty()) {
+    const Pending step = take_oldest();
+    try {
+      if (!step.records.wait_for(kLastWait)) break;
+      digest({step.clock, step.records.wait(), step.passed_over});
+    } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): nobody is left to be told
+    }
+  }
   try {
-    if (ledger_ && !rows_.empty()) ledger_->append(std::move(rows_));  // a loop that ends without flush()
+    if (!rows_.empty()) ledger_->append(std::move(rows_));
   } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): an earlier write failed and was reported then
   }
 }
@@ -61,10 +75,15 @@ void Reporter::push(const Clock& clock, const at::Tensor& all, std::vector<int64
 void Reporter::catch_up(bool everything) {
   const int64_t keep = everything ? 0 : lag_;
   while (static_cast<int64_t>(pending_.size()) > keep) {
-    Pending step = std::move(pending_.front());
-    pending_.pop_front();
+    Pending step = take_oldest();
     digest({step.clock, step.records.wait(), std::move(step.passed_over)});
   }
+}
+
+Reporter::Pending Reporter::take_oldest() {
+  Pending step = std::move(pending_.front());
+  pending_.pop_front();
+  return step;
 }
 
 void Reporter::digest(const Arrived& step) {
@@ -85,7 +104,15 @@ void Reporter::digest(const Arrived& step) {
       write_error_ = std::current_exception();
     }
   }
-  throw_errors(step, host);
+  if (!ended_.empty())
+    throw Error("step " + std::to_string(step.clock.step) + ": no update, since this sieve has ended (" + ended_ +
+                "); make a new one and restore the last checkpoint");
+  try {
+    throw_errors(step, host);
+  } catch (const std::exception& error) {
+    ended_ = error.what();
+    throw;
+  }
 }
 
 void Reporter::blame(const std::exception_ptr& error) {
@@ -128,7 +155,7 @@ StepReport Reporter::report(const Arrived& step, const Gathered& host) const {
       options_.fail_on_nonfinite && count_set(host.held_out.select(1, RecordShape::nonfinite)) +
                                             count_set(host.looks.select(1, RecordShape::nonfinite)) >
                                         0;
-  r.skipped = r.weight == 0 || broken(host) || others_fail;
+  r.skipped = r.weight == 0 || broken(host) || others_fail || !ended_.empty();
   return r;
 }
 
@@ -182,14 +209,15 @@ void Reporter::add_passed_over(const Arrived& step) {
   }
 }
 
-void Reporter::throw_peer_error(const std::string& where, const at::Tensor& all) const {
+void Reporter::throw_peer_error(const std::string& where, const at::Tensor& all) {
   const std::string error = first_error(all);
   if (error.empty()) return;
   const bool mine = all[rank_][RecordShape::failed].item<double>() > 0;
-  throw PeerError(where + error, mine ? own_error_ : nullptr);
+  const auto cause = std::exchange(own_error_, nullptr);
+  throw PeerError(where + error, mine ? cause : nullptr);
 }
 
-void Reporter::throw_errors(const Arrived& step, const Gathered& host) const {
+void Reporter::throw_errors(const Arrived& step, const Gathered& host) {
   throw_peer_error("step " + std::to_string(step.clock.step) + ": ", step.host);
   const auto at_step = host.step.accessor<double, 1>();
   for (int64_t rank = 1; rank < host.step.size(0); ++rank) {

@@ -30,13 +30,13 @@ class Reporter {
   /// Starts the copy of a step's gathered records [ranks, length] to the host; `passed_over`: samples.
   void push(const Clock& clock, const at::Tensor& all, std::vector<int64_t> passed_over = {});
   /// Works through the steps that are due: all on a CPU, all but the newest two on a GPU; every one with `everything`.
-  /// Throws what those steps brought: PeerError, NonFiniteError.
+  /// Throws what those steps brought: PeerError, NonFiniteError; for each step after one of these Error.
   void catch_up(bool everything);
   /// Keeps the first error of this rank, to be the cause of the PeerError that its record will bring.
   void blame(const std::exception_ptr& error);
   /// Throws PeerError, `where` in front, if any rank's record (at least its head; [ranks, ...] on the CPU) carries
   /// an error.
-  void throw_peer_error(const std::string& where, const at::Tensor& all) const;
+  void throw_peer_error(const std::string& where, const at::Tensor& all);
   /// Why the ledger could not be written since the last call, or null. It is for all ranks to know, so catch_up does
   /// not throw it.
   std::exception_ptr take_write_error() { return std::exchange(write_error_, nullptr); }
@@ -71,12 +71,13 @@ class Reporter {
     at::Tensor host;
     std::vector<int64_t> passed_over;
   };
+  Pending take_oldest();
   void digest(const Arrived& step);
   StepReport report(const Arrived& step, const Gathered& host) const;
   void add_rows(const Arrived& step, const at::Tensor& lines, LedgerKind kind);
   void add_passed_over(const Arrived& step);
   int64_t group_of(int64_t sample) const { return group_id_.empty() ? sample : group_id_[sample]; }
-  void throw_errors(const Arrived& step, const Gathered& host) const;
+  void throw_errors(const Arrived& step, const Gathered& host);
 
   const RecordOptions& options_;
   RecordShape shape_;
@@ -88,6 +89,8 @@ class Reporter {
   int64_t rank_;
   bool writes_ledger_, begun_ = false;
   std::exception_ptr own_error_, write_error_;
+  /// the message of the error after which nothing was updated any more, "" = none
+  std::string ended_;
   std::deque<Pending> pending_;
   std::deque<StepReport> reports_;
   std::vector<LedgerRow> rows_;

@@ -114,6 +114,23 @@ TEST_CASE("configurations that could never drop anything are refused", "[contrac
              Contains("rms is for the magnitude alone; prediction_error is no norm"));
 }
 
+TEST_CASE("numbers that float32 does not hold are refused by their key", "[contract]") {
+  const auto setup = with_held_out(1000, 8, 64);
+  const auto keys = [](const std::string& clip, const std::string& drop, const std::string& release) {
+    return "filters: {prediction_error: {}}, held_out: {rows: 8}, standardise: {clip: " + clip +
+           "}, threshold: {kind: fixed, drop: " + drop + ", release: " + release + "}";
+  };
+  for (const std::string level : {"1e38", "-1e38"}) {
+    auto sieve = make(keys("1e38", level, "-1e38"), setup);
+    const auto batch = good_batch();
+    sieve.inspect(batch, {}).loss(at::ones({8}));
+    CHECK_NOTHROW(sieve.end_step({}));
+  }
+  CHECK_THAT(refusal(keys("1e39", "1", "0"), setup), Contains("standardise.clip: "));
+  CHECK_THAT(refusal(keys("4", "1e39", "0"), setup), Contains("threshold.drop: "));
+  CHECK_THAT(refusal(keys("4", "1", "-1e39"), setup), Contains("threshold.release: "));
+}
+
 TEST_CASE("a level that is no rate needs a release level of its own", "[contract]") {
   const auto setup = with_held_out(1000, 8, 64);
   for (const char* kind : {"kind: fixed, drop: 6", "kind: robust_z, drop: 3", "kind: quantile, drop: 0.99"}) {

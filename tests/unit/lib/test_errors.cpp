@@ -134,3 +134,27 @@ TEST_CASE("an error of what is no std::exception has a line of its own", "[law]"
   CHECK(memsieve::one_line(std::make_exception_ptr(42)) == "unknown exception");
   CHECK(memsieve::one_line(std::make_exception_ptr(memsieve::DataError("first\nsecond"))) == "first");
 }
+
+TEST_CASE("a message that is too long for a record ends between two characters", "[law]") {
+  for (const int64_t before : {0, 1, 2, 3}) {  // one of them cuts through a character, wherever the record ends
+    for (const std::string character : {"\u00e9", "\u4e2d", "\U0001f600", "\x80"}) {
+      auto sieve = Sieve::from_text(published(2), "test", std::make_shared<memsieve::SoloComm>(), toy::setup(50, 8));
+      std::string text(static_cast<size_t>(before), 'a');
+      for (int i = 0; i < 300; ++i) text += character;
+      sieve.fail(std::make_exception_ptr(std::runtime_error(text)));
+      std::string what;
+      try {
+        sieve.end_step({0, 0});
+      } catch (const memsieve::PeerError& error) {
+        what = error.what();
+      }
+      const std::string head = "step 0: rank 0: ";
+      CAPTURE(before, character, what);
+      REQUIRE(what.substr(0, head.size()) == head);
+      what = what.substr(head.size());
+      CHECK(text.substr(0, what.size()) == what);
+      CHECK((what.size() - static_cast<size_t>(before)) % character.size() == 0);
+      CHECK(what.size() > 200);
+    }
+  }
+}

@@ -118,6 +118,56 @@ TEST_CASE("law 9: a NaN that only the gradient shows, on any rank", "[law]") {
   }
 }
 
+TEST_CASE("law 9: of several losses that a loop asks of one plan each counts", "[law]") {
+  const bool first = GENERATE(false, true);
+  auto sieve = Sieve::from_text(published(1e9), "test", std::make_shared<memsieve::SoloComm>(), setup_of(true, 8, 1));
+  const toy::Model model;
+  const auto batch = toy::batch_of(model, toy::make_step(8, 50, 1, 0), 0, 8);
+  const auto plan = sieve.inspect(batch, {});
+  const auto good = toy::per_sample_loss(batch), bad = good * at::where(at::arange(8) == 3, kNaN, 1.0);
+  plan.loss(first ? bad : good);
+  plan.loss(first ? good : bad);
+  require_skipped_and_counted(sieve, sieve.end_step({}), 1);
+}
+
+TEST_CASE("law 9: a loop that goes on after an error is told in each step that nothing is updated any more", "[law]") {
+  const bool nonfinite = GENERATE(false, true);
+  const auto errors = toy::on_ranks(2, [&](auto comm) {
+    auto sieve = Sieve::from_text(published(1e9), "test", comm, setup_of(false, 16, 2));
+    const toy::Model model;
+    const auto end = [&](int64_t number, bool bad) -> std::string {
+      auto batch = toy::batch_of(model, toy::make_step(16, 50, 1, 0), comm->rank() * 8, comm->rank() * 8 + 8);
+      auto loss = toy::per_sample_loss(batch);
+      if (bad && nonfinite) loss = loss * kNaN;
+      if (bad && !nonfinite && comm->rank() == 1) sieve.fail(std::make_exception_ptr(std::runtime_error("no luck")));
+      sieve.inspect(batch, {number, 0}).loss(loss);
+      try {
+        sieve.end_step({number, 0});
+      } catch (const memsieve::PeerError& error) {
+        return error.what();
+      } catch (const memsieve::NonFiniteError& error) {
+        return error.what();
+      } catch (const memsieve::Error& error) {
+        return std::string("other: ") + error.what();
+      }
+      return "";
+    };
+    if (!end(0, false).empty()) throw std::runtime_error("an error too soon");
+    const std::string what = end(1, true);
+    const std::string expected = nonfinite ? "step 1: sample " : "step 1: rank 1: no luck";
+    if (what.find(expected) != 0) throw std::runtime_error("first: " + what);
+    sieve.take_reports();
+    for (int64_t number = 2; number < 5; ++number) {
+      const std::string later = end(number, number == 3);
+      if (later != "other: step " + std::to_string(number) + ": no update, since this sieve has ended (" + what +
+                       "); make a new one and restore the last checkpoint")
+        throw std::runtime_error("later: " + later);
+      if (!sieve.take_reports().at(0).skipped) throw std::runtime_error("not reported as skipped");
+    }
+  });
+  for (const auto& error : errors) CHECK(error == "");
+}
+
 namespace {
 
 const std::string kHeldOut = R"(

@@ -1,4 +1,5 @@
 // The laws under the recommended rule: discounted sums, likeness, flagged samples that leave the batch, looks.
+#include <cmath>
 #include <map>
 
 #include <support/operators.h>
@@ -40,6 +41,13 @@ sieve:
   block_rows: 4
   held_out: {rows: 8, every: 2}
 )";
+
+/// A level that rests on the held-out rows' evidence, and so on how wide it is.
+const std::string kHeldOutLevel = "{kind: held_out, drop: 0.05, release: 0.2}";
+
+std::string with(std::string yaml, const std::string& words, const std::string& others) {
+  return yaml.replace(yaml.find(words), words.size(), others);
+}
 
 memsieve::Setup setup_of(int64_t ranks) {
   auto setup = toy::setup(kSamples, kRows, ranks);
@@ -140,18 +148,27 @@ TEST_CASE("laws 4 and 8, recommended rule: 1, 2 and 4 ranks decide and remember 
 }
 
 TEST_CASE("law 8, recommended rule: a run resumed at any step goes on as an uninterrupted one, bit for bit", "[law]") {
-  auto whole = make(kRule);
+  const bool held_out_level = GENERATE(false, true);
+  const std::string yaml = held_out_level ? with(kRule, "{kind: rate, false_drop_rate: 0.01}", kHeldOutLevel) : kRule;
+  CAPTURE(yaml);
+  auto whole = make(yaml);
   std::vector<at::Tensor> weights;
+  std::vector<double> levels;
   std::map<int64_t, State> states;
   for (int64_t s = 0; s < kSteps; ++s) {
     if (s % 7 == 3) states[s] = whole.state();
     weights.push_back(take_step(whole, s));
+    levels.push_back(whole.take_reports().back().drop_level);
   }
+  CHECK(std::isfinite(levels.back()));
   for (const auto& [from, state] : states) {
     INFO("resumed at step " << from);
-    auto resumed = make(kRule);
+    auto resumed = make(yaml);
     resumed.restore(state);
-    for (int64_t s = from; s < kSteps; ++s) REQUIRE(at::equal(take_step(resumed, s), weights[static_cast<size_t>(s)]));
+    for (int64_t s = from; s < kSteps; ++s) {
+      REQUIRE(at::equal(take_step(resumed, s), weights[static_cast<size_t>(s)]));
+      REQUIRE(resumed.take_reports().back().drop_level == levels[static_cast<size_t>(s)]);
+    }
     check_same(resumed.state(), whole.state());
   }
 }

@@ -6,7 +6,9 @@
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <chrono>
 #include <memory>
+#include <thread>
 
 namespace memsieve::detail {
 
@@ -25,6 +27,15 @@ class HostCopy {
   const at::Tensor& wait() const {
     if (arrived_) arrived_->synchronize();
     return host_;
+  }
+  /// The same, but gives up after `limit`; whether it is there.
+  bool wait_for(std::chrono::milliseconds limit) const {
+    const auto end = std::chrono::steady_clock::now() + limit;
+    while (arrived_ && !arrived_->query()) {
+      if (std::chrono::steady_clock::now() >= end) return false;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return true;
   }
 
  private:

@@ -1,10 +1,13 @@
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <rapidcheck.h>
 
 #include <cmath>
 #include <deque>
 #include <map>
 
+#include <support/operators.h>
 #include "judge/window.h"
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
@@ -81,4 +84,25 @@ TEST_CASE("robust location and scale ignore what was never written", "[window]")
   CHECK(stats.median.item<float>() == 3.F);
   CHECK(stats.scale.item<float>() == Approx(1.4826));
   CHECK(stats.count.item<int64_t>() == 5);
+}
+
+TEST_CASE("torch.use_deterministic_algorithms changes no number, and nothing is called that it refuses", "[window]") {
+  const auto g = at::detail::createCPUGenerator(3);
+  for (const int64_t length : {1, 2, 7, 64, 101}) {
+    auto values = at::randn({9, length, 1}, g, at::kFloat).mul(4).round().div(4);  // with ties
+    values.masked_fill_(at::rand({9, length, 1}, g, at::kFloat) < 0.3, std::nanf(""));
+    values[0].fill_(std::nanf(""));
+    const auto plain = memsieve::robust(values);
+    memsieve::Robust other;
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+    const auto used = toy::operators_of([&] { other = memsieve::robust(values); });
+    at::globalContext().setDeterministicAlgorithms(false, false);
+    CHECK(used.count("aten::sort") == 1);
+    CHECK(used.count("aten::nanmedian") == 0);  // refused on a GPU
+    for (const auto& [a, b] : {std::pair(plain.median, other.median), {plain.scale, other.scale}}) {
+      CHECK(a.sizes() == b.sizes());
+      CHECK(at::allclose(a, b, 0, 0, /*equal_nan=*/true));
+    }
+    CHECK(at::equal(plain.count, other.count));
+  }
 }
