@@ -82,7 +82,8 @@ if [ ! -d "$marked/run/checkpoints" ]; then
   rm -rf "$marked/run"
   say "audit: a short run on marked data, $processes processes"
   "$VENV/bin/torchrun" --standalone --no-python --nproc_per_node "$processes" build/release/trainer/memsieve-train \
-    --config configs/demo.yaml --set filter=off --set "data.train=$marked/planted.h5" --set "output_dir=$marked/run" \
+    --config configs/demo.yaml --set filter=off --set "data.train=$(quoted "$marked/planted.h5")" \
+    --set "output_dir=$(quoted "$marked/run")" \
     --set "train_batch_size=$((32 / processes))" --set max_train_steps=220 --set validation.every=0 --set sampling.every=0 ||
     fail "the run on marked data failed"
   took "training on marked data"

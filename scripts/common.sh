@@ -10,6 +10,12 @@ export PATH="$VENV/bin:$PATH" MEMSIEVE_VENV="$VENV" PYTHONPATH="$ROOT/python${PY
 say() { printf '%s\n' "$*"; }
 fail() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
+# A value as YAML's single-quoted style has it, for --set key=VALUE: a path may hold " #" or ": ".
+quoted() {
+  local quote="'"
+  printf '%s' "$quote${1//$quote/$quote$quote}$quote"
+}
+
 # took PART [MORE]: prints the seconds since the last call, or since the script began.
 LAST_SECONDS=0
 took() { say "$(basename "$0" .sh): $1 took $((SECONDS - LAST_SECONDS)) s${2:-}"; LAST_SECONDS=$SECONDS; }

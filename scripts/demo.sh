@@ -59,7 +59,7 @@ train() {
   shift
   say "demo: run '$run', $processes processes"
   "$VENV/bin/torchrun" --standalone --no-python --nproc_per_node "$processes" build/release/trainer/memsieve-train \
-    --set "seed=$seed" --set "output_dir=$out/$run" --set "train_batch_size=$rows" \
+    --set "seed=$seed" --set "output_dir=$(quoted "$out/$run")" --set "train_batch_size=$rows" \
     --set "sieve.block_rows=$blocks" "$@" ||
     fail "run '$run' failed"
   took "run '$run'"

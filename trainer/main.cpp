@@ -6,6 +6,7 @@
 #include <trainer/loop/train.h>
 #include <trainer/rooms.h>
 
+#include <boost/algorithm/string/replace.hpp>
 #include <boost/program_options.hpp>
 #include <iostream>
 
@@ -22,6 +23,11 @@ struct CommandLine {
   std::vector<std::string> overrides;
   bool print_config = false, dry_run = false, load_plugins = false, answered = false;
 };
+
+/// As YAML's single-quoted style has it, which leaves ` #`, `: ` and all else as it is; a value that is empty stays so.
+std::string quoted(const std::string& text) {
+  return text.empty() ? text : "'" + boost::replace_all_copy(text, "'", "''") + "'";
+}
 
 /// docs/configuration.md is this output; a test compares them.
 void print_reference() {
@@ -64,7 +70,7 @@ CommandLine read_command_line(int argc, char** argv) {
   line.config = given["config"].as<std::string>();
   if (given.count("set") > 0) line.overrides = given["set"].as<std::vector<std::string>>();
   if (given.count("resume-from") > 0) {
-    line.overrides.push_back("resume_from_checkpoint=" + given["resume-from"].as<std::string>());
+    line.overrides.push_back("resume_from_checkpoint=" + quoted(given["resume-from"].as<std::string>()));
   }
   line.print_config = given.count("print-config") > 0;
   line.dry_run = given.count("dry-run") > 0;

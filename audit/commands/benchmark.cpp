@@ -56,6 +56,7 @@ class Benchmark {
     on_all_ranks(group, [&] { open_sets(); });
     decoder_ = picture_decoder(config, *model_, *prompts_, group);
     if (decoder_) drawn_.decoder = &*decoder_;
+    inputs_.push_back(comparison_input(decoder_));
     on_all_ranks(group, [&] {
       std::vector<const Prompts*> all;
       for (const DrawnSet& set : sets_) all.push_back(&set.prompts);

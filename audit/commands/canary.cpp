@@ -46,6 +46,7 @@ class CanaryAudit {
         {"model", model_.identity},
         {"prompts", prompts_->identity()},
         {"picture set", pictures_identity(*prompts_)},
+        {"lot of canaries", rows_identity(canary_rows())},
         {"reference", reference_ ? reference_->identity : "none"}};
     Measurements measurements(config_.out, {config_.command, config_.settings, inputs}, group_);
     std::vector<UnitBatch> batches;
@@ -60,10 +61,22 @@ class CanaryAudit {
     AuditConfig other = config_;
     other.model = config_.settings.text("reference");
     if (other.model.empty()) return;
+    other.model_key = "reference";
     other.lora.clear();
     other.ema = false;
     reference_.emplace(load_audited_model(other, group_));
     open_prompts(other, *reference_, group_);  // whether that model takes them
+  }
+
+  /// Of all canaries, each after its number of variants. What was planted is left out: nothing that is measured depends
+  /// on it.
+  std::vector<int64_t> canary_rows() const {
+    std::vector<int64_t> all;
+    for (const Canary& canary : canaries_) {
+      all.push_back(static_cast<int64_t>(canary.rows.size()));
+      all.insert(all.end(), canary.rows.begin(), canary.rows.end());
+    }
+    return all;
   }
 
   void add_batches(const Asked& asked, std::vector<UnitBatch>& batches) {

@@ -57,6 +57,7 @@ class PictureCheck {
         prompts_(open_prompts(config, model_, group)) {
     on_all_ranks(group, [&] { open_sets(); });
     decoder_ = picture_decoder(config, model_, *prompts_, group);
+    inputs_.push_back(comparison_input(decoder_));
   }
 
   Json run() {

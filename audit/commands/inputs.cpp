@@ -50,6 +50,11 @@ std::string pictures_identity(const Prompts& prompts) {
   return prompts.has_pictures() ? pictures_identity(picture_hashes(prompts)) : "none";
 }
 
+std::string rows_identity(const std::vector<int64_t>& rows) {
+  const uint64_t all = detail::fnv1a(rows.data(), rows.size() * sizeof(int64_t), detail::kFnv1aStart);
+  return std::to_string(rows.size()) + ", " + detail::in_hex(all);
+}
+
 at::Tensor own_pictures(const Prompts& prompts, const std::vector<int64_t>& rows, PictureDecoder& decoder,
                         c10::Device device) {
   if (prompts.data().codec()) return prompts.data().load_images(rows);

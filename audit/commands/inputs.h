@@ -24,6 +24,9 @@ std::string pictures_identity(const std::vector<uint64_t>& hashes);
 /// The same of the prompts' pictures; "none" where their file holds none.
 std::string pictures_identity(const Prompts& prompts);
 
+/// Which rows these are, in their order.
+std::string rows_identity(const std::vector<int64_t>& rows);
+
 /// [R, 3, H, W] uint8 on the CPU: the own pictures of prompts `rows`, latents decoded on `device`. Only for prompts
 /// that have pictures.
 at::Tensor own_pictures(const Prompts& prompts, const std::vector<int64_t>& rows, PictureDecoder& decoder,

@@ -34,7 +34,8 @@ class Comparison {
                             .settings = config_.settings,
                             .inputs = {{"model", model_.identity},
                                        {"prompts", prompts_->identity()},
-                                       {"picture set", pictures_identity(*prompts_)}}};
+                                       {"picture set", pictures_identity(*prompts_)},
+                                       comparison_input(decoder_)}};
     Measurements measurements(config_.out, question, group_);
     measure_all(measurements, batches(), "mitigate", group_);
     write_results(config_.out, summary(measurements.rows()), group_);

@@ -87,7 +87,8 @@ class Pruning {
     rows_ = chosen_rows(s, *prompts_);
     calls_ = std::min(s.integer("calls"), config_.steps);
     require_ratio();
-    inputs_ = {{"model", model_.identity}, {"prompts", prompts_->identity()}};
+    // The pruned weights are those of all rows together.
+    inputs_ = {{"model", model_.identity}, {"prompts", prompts_->identity()}, {"choice of rows", rows_identity(rows_)}};
     sets_.push_back({"target", &*prompts_, false});
     const std::string& base = s.text("base");
     if (base.empty()) {

@@ -10,8 +10,10 @@
 
 #include <filesystem>
 #include <fstream>
+#include <iomanip>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 
 namespace memsieve::audit {
 
@@ -133,7 +135,10 @@ Model load_weights(const AuditConfig& c, const Folders& folders, const ModelOpti
   if (!base.empty() && base != model.base_fingerprint())
     throw ConfigError(c.settings.where("model") + ": is not the model that the adapters of " + c.lora +
                       " were trained on; name that one");
-  identity = model.base_fingerprint() + "+" + hash_of(model.lora()->parameters());
+  const LoraConfig& lora = model.lora()->config();
+  std::ostringstream scale;
+  scale << std::setprecision(17) << lora.alpha / static_cast<double>(lora.rank);
+  identity = model.base_fingerprint() + "+" + scale.str() + "*" + hash_of(model.lora()->parameters());
   return model;
 }
 

@@ -91,6 +91,10 @@ std::optional<PictureDecoder> picture_decoder(const AuditConfig& config, const A
   return decoder;
 }
 
+std::pair<std::string, std::string> comparison_input(const std::optional<PictureDecoder>& decoder) {
+  return {"comparison", decoder ? "pixels by " + decoder->identity() : "latents"};
+}
+
 void write_picture(const std::string& folder, const std::string& name, const at::Tensor& picture) {
   const fs::path path = fs::path(folder) / name;
   std::error_code error;

@@ -10,6 +10,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 
 namespace memsieve::audit {
 
@@ -27,6 +28,9 @@ void write_results(const std::string& folder, const Json& summary, Group& group)
 /// it says. Throws ConfigError, DataError.
 std::optional<PictureDecoder> picture_decoder(const AuditConfig& config, const AuditedModel& model,
                                               const Prompts& prompts, Group& group);
+
+/// How drawings are compared, for Question::inputs: correlations of latents are none of pixels.
+std::pair<std::string, std::string> comparison_input(const std::optional<PictureDecoder>& decoder);
 
 /// Writes one picture [3, H, W] uint8 to FOLDER/`name`, making the folder that it lies in. DataError.
 void write_picture(const std::string& folder, const std::string& name, const at::Tensor& picture);

@@ -4,8 +4,10 @@
 #include <diffusion/io/hdf5_file.h>
 #include <diffusion/io/contact_sheet.h>
 
+#include <algorithm>
 #include <array>
 #include <filesystem>
+#include <vector>
 
 namespace memsieve::diffusion {
 
@@ -22,10 +24,34 @@ void rename_into_place(const std::string& temporary, const std::string& path) {
   if (error) throw DataError(path + ": cannot be written: " + error.message());
 }
 
+// [rows, columns, 3, H, W] with H and W divided by `factor`, each pixel the mean of factor x factor.
+at::Tensor shrunk(const at::Tensor& images, int64_t factor) {
+  std::vector<at::Tensor> pictures;  // one at a time: all of them as float32 may not fit into memory
+  for (const at::Tensor& picture : images.flatten(0, 1).unbind())
+    pictures.push_back(at::avg_pool2d(picture.to(at::kFloat), {factor, factor}).round().to(at::kByte));
+  const at::Tensor all = at::stack(pictures);
+  return all.view({images.size(0), images.size(1), 3, all.size(2), all.size(3)});
+}
+
+// The pictures as the sheet shows them.
+at::Tensor sized(const at::Tensor& images, const ContactSheetOptions& options) {
+  const int64_t h = images.size(3), w = images.size(4);
+  int64_t zoom = options.zoom, factor = 1;
+  const auto too_large = [&] {
+    const auto side = [&](int64_t count, int64_t pixels) {
+      return count * (pixels * zoom / factor + options.margin) + options.margin;
+    };
+    return std::max(side(images.size(0), h), side(images.size(1), w)) > options.most_pixels;
+  };
+  while (zoom > 1 && too_large()) zoom /= 2;
+  while (std::min(h, w) >= 2 * factor && too_large()) factor *= 2;
+  if (factor > 1) return shrunk(images, factor);
+  return zoom > 1 ? images.repeat_interleave(zoom, 3).repeat_interleave(zoom, 4) : images;
+}
+
 // [rows, columns, 3, H, W] -> [height, width, 3], white margins.
 at::Tensor grid(const at::Tensor& images, const ContactSheetOptions& options) {
-  at::Tensor cells = images.cpu();
-  if (options.zoom > 1) cells = cells.repeat_interleave(options.zoom, 3).repeat_interleave(options.zoom, 4);
+  const at::Tensor cells = sized(images.cpu(), options);
   const int64_t m = options.margin, rows = cells.size(0), columns = cells.size(1);
   const int64_t h = cells.size(3) + m, w = cells.size(4) + m;
   at::Tensor sheet = at::full({rows * h + m, columns * w + m, 3}, 255, at::kByte);

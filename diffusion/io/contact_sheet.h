@@ -12,6 +12,9 @@ struct ContactSheetOptions {
   int64_t margin = 2;
   /// each pixel becomes zoom x zoom
   int64_t zoom = 1;
+  /// of the whole sheet, in each direction: where it would be larger the zoom is halved, then the pictures are, until
+  /// it fits or they are a pixel wide or high
+  int64_t most_pixels = 8192;
 };
 
 /// Writes `images` (uint8 [rows, columns, 3, H, W]) as one RGB PNG grid, to a temporary name and renamed. Throws

@@ -137,14 +137,35 @@ def test_a_reference_is_not_left_out_of_measurements_that_have_one(world, found,
     assert_refused(run(*world.command(tmp_path / "out", "seen")), 2, "measurements.jsonl", "another reference", "now none")
 
 
+def test_another_manifest_is_refused_and_another_lot_is_not(world, found, tmp_path):
+    shutil.copytree(found["seen"].out, tmp_path / "out")
+    command = world.command(tmp_path / "out", "seen", "--reference", world.models["start"])
+    command[command.index("--manifest") + 1] = manifest = tmp_path / "other.json"
+    secret = json.loads((world.folder / "secret.json").read_text())
+    # What was planted is no measurement, so the same errors tell its rank.
+    for canary in secret["canaries"]:
+        canary["planted"] = (canary["planted"] + 1) % VARIANTS
+    manifest.write_text(json.dumps(secret))
+    run_ok(*command)
+    assert Found(tmp_path / "out").text == found["seen"].text
+    summary = Found(tmp_path / "out").summary
+    assert [c["planted"] for c in summary["canaries"]] == [c["planted"] for c in secret["canaries"]]
+    # The same variants as other canaries: each has noise of its own.
+    secret["canaries"].reverse()
+    manifest.write_text(json.dumps(secret))
+    assert_refused(run(*command), 2, "measurements.jsonl", "another lot of canaries", "--out")
+    assert Found(tmp_path / "out").summary == summary
+
+
 @pytest.mark.parametrize("change, code, words", [
     (lambda w: ["--manifest", ""], 2, ["manifest", "memsieve canaries"]),
+    (lambda w: ["--reference", "models/nope"], 2, ["reference", "models/nope", "no such folder"]),
     (lambda w: ["--manifest", w.folder / "run.yaml"], 3, ["run.yaml", "no manifest"]),
     (lambda w: ["--prompts", w.folder / "planted.h5"], 3, ["planted.h5", "variant"]),
     (lambda w: ["--prompts", w.folder / "train.h5"], 3, ["train.h5", "/file_name"]),
 ])
 def test_what_cannot_be_tested_is_said_in_a_line(world, tmp_path, change, code, words):
-    command = world.command(tmp_path / "out", "start")
+    command = world.command(tmp_path / "out", "start", "--reference", world.models["start"])
     option, value = change(world)
     command[command.index(option) + 1] = value
     assert_refused(run(*command), code, *words)

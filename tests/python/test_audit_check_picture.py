@@ -127,6 +127,9 @@ def test_without_a_vae_latents_are_compared(case, found, tmp_path):
     # The same numbers with and without a VAE until something is drawn.
     for unit in ("prompts/0/errors", "prompts/2/errors"):
         assert compared.rows[unit]["errors"] == found.rows[unit]["errors"]
+    # Pixels are not put beside latents.
+    assert_refused(run(*command, "--vae", case.world.pipeline / "vae"), 2, "measurements.jsonl", "another comparison", "latents", "pixels")
+    assert Found(tmp_path / "out").text == compared.text
 
 
 def test_what_is_said_follows_from_the_measurements(case, found):

@@ -8,6 +8,7 @@ import torch
 from audited import GUIDANCE, PICTURES, PROMPTS, Drawer, Found
 from audited import epsilon_world, world  # noqa: F401
 from conftest import assert_refused, run, run_ok
+from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 
 METHODS = ("dynamic_guidance", "embedding", "random_tokens", "attention", "rephrased")
@@ -210,6 +211,17 @@ def test_without_a_vae_latents_are_compared(epsilon_world, tmp_path):
         expected = np.corrcoef(drawn.numpy().ravel(), scale * latents[prompt].astype(np.float64).ravel())[0, 1]
         assert row_of(found, "none", prompt, picture)["similarity"] == pytest.approx(expected, abs=2e-3)
     assert found.summary["similarity"] == "latents" and "copies" in found.summary["methods"][0]
+    # Nor with pixels, or with those of another VAE, in the same folder.
+    assert_refused(run(*command, "--vae", epsilon_world.pipeline / "vae"), 2, "measurements.jsonl", "another comparison", "latents")
+    command[command.index("--out") + 1] = tmp_path / "pixels"
+    run_ok(*command, "--vae", epsilon_world.pipeline / "vae")
+    shutil.copytree(epsilon_world.pipeline / "vae", tmp_path / "moved")
+    run_ok(*command, "--vae", tmp_path / "moved")
+    vae = AutoencoderKL.from_pretrained(tmp_path / "moved")
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.add_(0.25)
+    vae.save_pretrained(tmp_path / "moved")
+    assert_refused(run(*command, "--vae", tmp_path / "moved"), 2, "measurements.jsonl", "another comparison", "pixels")
 
 
 def test_what_is_missing_is_said(epsilon_world, tmp_path):

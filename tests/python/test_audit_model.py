@@ -74,8 +74,8 @@ def test_the_same_folder_is_not_continued_with_another_model(epsilon_world, chec
     assert_refused(detect(epsilon_world, checkpoint, tmp_path / "a", "--ema"), 2, "measurements.jsonl", "another model")
 
 
-def test_adapters_of_peft(epsilon_world, tmp_path):
-    unet = UNet2DConditionModel.from_pretrained(epsilon_world.pipeline / "unet")
+def adapted_unet(world):
+    unet = UNet2DConditionModel.from_pretrained(world.pipeline / "unet")
     config = LoraConfig(r=2, lora_alpha=3, target_modules=["to_q", "to_v", "to_out.0"])
     unet.add_adapter(config)
     torch.manual_seed(3)
@@ -83,9 +83,28 @@ def test_adapters_of_peft(epsilon_world, tmp_path):
         for name, weight in unet.named_parameters():
             if ".lora_B." in name:
                 weight.normal_(0, 0.5)
-    folder = tmp_path / "step-000008" / "lora"
+    return unet, config
+
+
+def save_adapters(folder, unet, config):
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet),
                                               unet_lora_adapter_metadata=config.to_dict())
+
+
+def test_the_same_folder_is_not_continued_with_adapters_of_another_scale(epsilon_world, tmp_path):
+    unet, config = adapted_unet(epsilon_world)
+    for alpha in (2, 4):
+        config.lora_alpha = alpha
+        save_adapters(tmp_path / str(alpha), unet, config)
+    first_magnitudes(epsilon_world, epsilon_world.pipeline, tmp_path / "out", "--lora", tmp_path / "2")
+    assert_refused(detect(epsilon_world, epsilon_world.pipeline, tmp_path / "out", "--lora", tmp_path / "4"), 2, "measurements.jsonl",
+                   "another model")
+
+
+def test_adapters_of_peft(epsilon_world, tmp_path):
+    unet, config = adapted_unet(epsilon_world)
+    folder = tmp_path / "step-000008" / "lora"
+    save_adapters(folder, unet, config)
     adapted = expected(epsilon_world, unet)
     for number, lora in enumerate((folder, folder / "pytorch_lora_weights.safetensors", folder.parent)):
         found = first_magnitudes(epsilon_world, epsilon_world.pipeline, tmp_path / str(number), "--lora", lora)

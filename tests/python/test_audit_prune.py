@@ -169,6 +169,15 @@ def test_another_ratio_in_the_same_folder_is_refused(epsilon_world, tmp_path):
     assert_refused(run(*command(epsilon_world, out, "--check=false", "--set", "ratio=0.3")), 2, "measurements.jsonl", "ratio", "--out")
 
 
+def test_other_rows_in_the_same_folder_are_refused_and_leave_the_result(epsilon_world, tmp_path):
+    out = tmp_path / "out"
+    run_ok(*command(epsilon_world, out, "--check=false", "--rows", 0))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert_refused(run(*command(epsilon_world, out, "--check=false", "--rows", 0, "--rows", 1)), 2, "measurements.jsonl",
+                   "another choice of rows", "--out")
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_refusals(epsilon_world, known, tmp_path):
     out = tmp_path / "out"
     base = prepare(epsilon_world.pipeline, PLAIN[:2], tmp_path / "base.h5")

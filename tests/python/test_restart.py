@@ -183,6 +183,32 @@ def test_auto_leaves_a_finished_run_and_refuses_another(tmp_path):
     assert_refused(auto(tmp_path), 2, "another run")
 
 
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_begun_anew(tmp_path):
+    tiny.write_run(tmp_path)
+    assert auto(tmp_path).returncode == 0
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.rename(tmp_path / "elsewhere")
+    before = files_of(tmp_path / "run")
+    assert_refused(auto(tmp_path), 2, "finished its 4 steps", "checkpoints are gone", "output_dir")
+    checkpoints.mkdir()
+    assert_refused(auto(tmp_path), 2, "finished its 4 steps", "checkpoints are gone", "output_dir")
+    checkpoints.rmdir()
+    assert files_of(tmp_path / "run") == before
+    checkpoints.symlink_to(tmp_path / "elsewhere")
+    assert "nothing to do" in auto(tmp_path).stderr
+    # Of a run that was not finished the folder of checkpoints may be on a disk that is not mounted.
+    run_json = tmp_path / "run" / "run.json"
+    run_json.write_text(json.dumps({k: v for k, v in json.loads(run_json.read_text()).items() if k != "finished_steps"}))
+    (tmp_path / "elsewhere").rename(tmp_path / "moved")
+    before = files_of(tmp_path / "run")
+    assert_refused(auto(tmp_path), 3, "checkpoints", "link to nothing")
+    assert files_of(tmp_path / "run") == before
+
+
 def test_what_follows_the_last_checkpoint_is_made_up_for(tmp_path):
     """The last checkpoint comes before the last validation and drawing: a run that ended between them makes these later."""
     tiny.write_run(tmp_path)
@@ -229,6 +255,16 @@ def test_an_attempt_that_fails_after_the_ledger_was_cut_strands_nothing(tmp_path
     again = auto(tmp_path)
     assert again.returncode == 0 and "resuming after 2 steps" in again.stderr + again.stdout, again.stderr
     assert visits(folder / "ledger.h5")[1].tobytes() == uncut.tobytes()
+
+
+@pytest.mark.parametrize("name", ["run #1", "a: b", "it's", "[x", "bilder-ä"])
+def test_a_checkpoint_is_named_on_the_command_line_as_its_folder_is_called(tmp_path, name):
+    tiny.write_run(tmp_path)
+    quote = "'"
+    setting = f"output_dir='{name.replace(quote, 2 * quote)}'"
+    assert auto(tmp_path, setting, "checkpointing_steps=2").returncode == 0
+    early = run(TRAIN, "--config", "run.yaml", "--set", setting, "--resume-from", f"{name}/checkpoints/step-000002", cwd=tmp_path)
+    assert early.returncode == 0 and "resuming after 2 steps" in early.stderr, early.stderr
 
 
 def test_data_may_move_between_the_parts_of_a_run_but_not_change(tmp_path):

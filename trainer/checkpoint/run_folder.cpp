@@ -136,6 +136,10 @@ std::vector<int64_t> RunFolder::checkpoints() const {
     if (name == step_name(step) && fs::is_directory(path, ignored)) steps.push_back(step);
   }
   // "None" would mean that the run can be begun anew, so it must be sure.
+  if (fs::is_symlink(file("checkpoints"), ignored) && !fs::exists(file("checkpoints"), ignored)) {
+    throw DataError(file("checkpoints") + ": is a link to nothing; put back what it names, or choose another folder " +
+                    "with --set output_dir=FOLDER");
+  }
   const bool none = error == std::errc::no_such_file_or_directory ||
                     (error == std::errc::not_a_directory && !fs::exists(file("checkpoints"), ignored));
   if (error && !none) {

@@ -45,12 +45,16 @@ SchedulerFile scheduler_for(const std::string& yaml, const std::string& source,
   if (!named.empty()) return read_scheduler_file(named);
   const std::string pretrained = peek("model.pretrained");
   if (pretrained.empty()) return {};
-  fs::path folder(pretrained);
-  if (folder.filename().empty()) folder = folder.parent_path();
-  if (denoiser_folder(pretrained) == pretrained) folder = folder.parent_path();
-  const fs::path beside = folder / "scheduler" / "scheduler_config.json";
+  const bool of_pipeline = denoiser_folder(pretrained) != pretrained;
   std::error_code error;
-  return fs::exists(beside, error) ? read_scheduler_file(beside.string()) : SchedulerFile{};
+  // As it is named, and where it really lies: `.` and a link have other neighbours.
+  for (fs::path folder : {fs::path(pretrained), fs::weakly_canonical(pretrained, error)}) {
+    if (folder.filename().empty()) folder = folder.parent_path();
+    if (!of_pipeline) folder = folder.parent_path();
+    const fs::path beside = folder / "scheduler" / "scheduler_config.json";
+    if (!folder.empty() && fs::exists(beside, error)) return read_scheduler_file(beside.string());
+  }
+  return {};
 }
 
 void add_diffusion_keys(Schema& schema, const SchedulerFile& file) {
@@ -123,6 +127,12 @@ DiffusionConfig diffusion_of(const Settings& s) {
 
 std::vector<std::string> scheduler_notes(const Settings& settings, const SchedulerFile& file) {
   std::vector<std::string> notes;
+  if (file.path.empty() && settings.text("model.scheduler").empty() && !settings.text("model.pretrained").empty() &&
+      !settings.has("prediction_type"))
+    notes.push_back(settings.where("model.pretrained") +
+                    ": has no scheduler/scheduler_config.json beside it that says what it predicts; it is trained as a "
+                    "model of prediction_type " +
+                    settings.text("prediction_type") + "; set that key, or name the file in model.scheduler");
   if (settings.integer("sampling.every") > 0 && settings.boolean("rescale_betas_zero_snr") &&
       settings.text("sampling.timestep_spacing") != "trailing")
     notes.push_back(settings.where("sampling.timestep_spacing") + ": is " + settings.text("sampling.timestep_spacing") +

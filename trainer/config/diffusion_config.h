@@ -32,8 +32,8 @@ void add_sampling_keys(Schema& schema, const SchedulerFile& file);
 /// Throws ConfigError, with the place of the key, for a schedule that cannot be trained or drawn with.
 DiffusionConfig diffusion_of(const Settings& settings);
 
-/// What the user should be told, a line each: keys that the YAML sets to another value than the file, and drawing that
-/// does not begin where a zero-terminal-SNR schedule ends.
+/// What the user should be told, a line each: that nothing says what a pretrained model predicts, keys that the YAML
+/// sets to another value than the file, and drawing that does not begin where a zero-terminal-SNR schedule ends.
 std::vector<std::string> scheduler_notes(const Settings& settings, const SchedulerFile& file);
 
 }  // namespace memsieve::trainer

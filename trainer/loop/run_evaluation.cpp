@@ -56,7 +56,8 @@ void RunEvaluation::draw(int64_t step) const {
     std::filesystem::create_directory(folder.file("samples"), error);
     write_samples(folder.file(name + ".h5"), images);
     write_captions();
-    write_contact_sheet(folder.file(name + ".png"), as_sheet(images), {.margin = 2, .zoom = 2});
+    const int64_t zoom = std::max(images.size(-2), images.size(-1)) < 128 ? 2 : 1;
+    write_contact_sheet(folder.file(name + ".png"), as_sheet(images), {.margin = 2, .zoom = zoom});
     parts_.metrics.samples(step, name + ".h5", name + ".png");
   });
 }

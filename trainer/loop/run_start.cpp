@@ -19,7 +19,7 @@ std::string start_from(const std::string& checkpoint) {
 }
 
 /// Takes away what an earlier attempt wrote before it had a checkpoint. Throws ConfigError if the folder's run is not
-/// this one.
+/// this one, or was finished.
 void clear_unsaved_run(const RunFolder& folder, const Settings& settings, const std::string& where, bool dry) {
   const auto existing = folder.run_id();
   if (!existing) return folder.refuse_if_used(where);
@@ -28,6 +28,12 @@ void clear_unsaved_run(const RunFolder& folder, const Settings& settings, const 
     throw ConfigError(where + ": " + folder.path() + " holds run " + *existing +
                       ", which has no checkpoint and another configuration (now / then): " + difference->line() +
                       "; choose another folder with --set output_dir=FOLDER");
+  }
+  if (const int64_t steps = folder.finished_steps(); steps > 0) {
+    throw ConfigError(where + ": " + folder.path() + " holds run " + *existing + ", which finished its " +
+                      std::to_string(steps) +
+                      " steps, but its checkpoints are gone; put them back into checkpoints/, or choose another folder "
+                      "with --set output_dir=FOLDER");
   }
   if (dry) return;
   log_warning(folder.path() + " holds run " + *existing + ", which ended before its first checkpoint; starting anew");

@@ -1,6 +1,9 @@
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
+#include <diffusion/models/lora/lora.h>
 #include <diffusion/models/vae/picture_decoder.h>
+
+#include <sstream>
 
 namespace memsieve::diffusion {
 
@@ -38,6 +41,16 @@ PictureDecoder::PictureDecoder(const std::string& vae_folder, const Dataset& dat
   vae_ = load_vae_decoder(vae_folder);
   check_vae(vae_->config(), data, keys.vae);
   vae_->to(device);
+}
+
+std::string PictureDecoder::identity() const {
+  if (codec_) return "codec";
+  const VaeConfig& config = vae_->config();
+  std::ostringstream text;
+  text.precision(17);
+  text << fingerprint(*vae_.ptr()) << ", " << config.norm_num_groups << " groups, scaled by " << config.scaling_factor
+       << ", shifted by " << config.shift_factor;
+  return text.str();
 }
 
 int64_t PictureDecoder::factor() const {

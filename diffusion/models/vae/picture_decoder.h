@@ -24,6 +24,10 @@ class PictureDecoder {
   /// latents come from.
   PictureDecoder(const std::string& vae_folder, const Dataset& data, c10::Device device, const VaeKeys& keys = {});
 
+  /// Which VAE it is: 16 hexadecimal digits (diffusion/models/lora/lora.h) and what its weights do not show; "codec"
+  /// for the data set's own. Reads every parameter.
+  std::string identity() const;
+
   /// Pixels per latent, in each direction.
   int64_t factor() const;
   /// [B, C, H, W] float32 -> [B, 3, factor H, factor W] uint8, same device; from the VAE's -1..1 as diffusers does it:

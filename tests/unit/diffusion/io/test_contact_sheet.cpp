@@ -51,6 +51,33 @@ TEST_CASE("zoom repeats pixels") {
                     pictures()[1][1].permute({1, 2, 0})));
 }
 
+TEST_CASE("a sheet that would be too large loses its zoom, then halves its pictures") {
+  const TemporaryFolder folder;
+  const auto images = at::arange(2 * 3 * 3 * 8 * 12, at::kLong).remainder(251).to(at::kByte).view({2, 3, 3, 8, 12});
+  const auto size = [&](int64_t zoom, int64_t most) {
+    write_contact_sheet(folder.file("sheet.png"), images, {.margin = 2, .zoom = zoom, .most_pixels = most});
+    return read_png(folder.file("sheet.png")).sizes().vec();
+  };
+  CHECK(size(2, 80) == std::vector<int64_t>{2 * 18 + 2, 3 * 26 + 2, 3});
+  CHECK(size(2, 79) == std::vector<int64_t>{2 * 10 + 2, 3 * 14 + 2, 3});
+  CHECK(size(1, 43) == std::vector<int64_t>{2 * 6 + 2, 3 * 8 + 2, 3});
+  const auto sheet = read_png(folder.file("sheet.png"));
+  const auto means = images[1][2].to(at::kFloat).view({3, 4, 2, 6, 2}).mean({2, 4}).round().to(at::kByte);
+  CHECK(at::equal(sheet.narrow(0, 8, 4).narrow(1, 18, 6), means.permute({1, 2, 0})));
+  // Margins alone are larger: what cannot be halved further is written.
+  CHECK(size(1, 1) == std::vector<int64_t>{2 * 3 + 2, 3 * 3 + 2, 3});
+}
+
+TEST_CASE("a sheet of many large pictures stays within what PNG can hold") {
+  const TemporaryFolder folder;
+  // 40 of 2048 in a row, without their memory.
+  const auto images = at::full({1, 1, 3, 16, 1}, 7, at::kByte).expand({1, 40, 3, 16, 2048});
+  write_contact_sheet(folder.file("sheet.png"), images, {.margin = 2, .zoom = 2});
+  const auto sheet = read_png(folder.file("sheet.png"));
+  CHECK(sheet.size(1) == 40 * (2048 / 16 + 2) + 2);
+  CHECK(sheet.size(0) == 1 + 4);
+}
+
 TEST_CASE("sample files hold /images") {
   const TemporaryFolder folder;
   write_samples(folder.file("s.h5"), pictures());

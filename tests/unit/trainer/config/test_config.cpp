@@ -142,6 +142,39 @@ TEST_CASE("a pipeline's scheduler gives the defaults, and the YAML overrides the
   CHECK_THAT(refusal(kNoModel, {"model.scheduler=nowhere.json"}), Catch::Contains("nowhere.json"));
 }
 
+TEST_CASE("a pipeline's scheduler is found from within its unet and through a link") {
+  const Pipeline pipeline(R"({"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"})");
+  const auto trains_v = [](const std::string& pretrained) {
+    const TrainConfig c = read(kNoModel, {"model.pretrained=" + pretrained});
+    return c.diffusion.schedule.prediction_type == "v_prediction" && c.notes.empty();
+  };
+  CHECK(trains_v(pipeline.path() + "/unet/."));
+  fs::create_directories(pipeline.path() + "/elsewhere");
+  fs::create_symlink(pipeline.path() + "/unet", pipeline.path() + "/elsewhere/link");
+  CHECK(trains_v(pipeline.path() + "/elsewhere/link"));
+  CHECK(trains_v(pipeline.path() + "/elsewhere/link/"));
+  const fs::path before = fs::current_path();
+  fs::current_path(pipeline.path() + "/unet");
+  CHECK(trains_v("."));
+  fs::current_path(pipeline.path());
+  CHECK(trains_v("."));
+  CHECK(trains_v("unet"));
+  fs::current_path(before);
+}
+
+TEST_CASE("a pretrained model of which nothing says what it predicts is told") {
+  const Pipeline pipeline("{}");
+  fs::remove_all(pipeline.path() + "/scheduler");
+  const std::string pretrained = "model.pretrained=" + pipeline.path();
+  const TrainConfig c = read(kNoModel, {pretrained});
+  REQUIRE(c.notes.size() == 1);
+  CHECK_THAT(c.notes[0], Catch::Contains("model.pretrained") && Catch::Contains("prediction_type epsilon") &&
+                             Catch::Contains("model.scheduler"));
+  CHECK(read(kNoModel, {pretrained, "prediction_type=epsilon"}).notes.empty());
+  CHECK(read(kNoModel, {pretrained, "model.scheduler=none"}).notes.empty());
+  CHECK(read(kGood).notes.empty());
+}
+
 TEST_CASE("a configuration printed in full means the same") {
   const TrainConfig c = read(kGood, {"sieve.filters.magnitude.norm=rms"});
   CHECK(read(c.settings.yaml()).settings.yaml() == c.settings.yaml());
