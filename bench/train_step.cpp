@@ -136,7 +136,8 @@ Options read_command_line(int argc, char** argv) {
   options.add_options()("config", po::value(&o.config)->required(), "YAML file");
   options.add_options()("set", po::value(&o.overrides)->composing(), "a.b=c: overrides a key");
   options.add_options()("rounds", po::value(&o.rounds), "medians are taken over rounds");
-  options.add_options()("steps", po::value(&o.steps), "steps in a round (16); of 16 one has held-out and revisited rows");
+  options.add_options()("steps", po::value(&o.steps),
+                        "steps in a round (16); of 16 one has held-out and revisited rows");
   options.add_options()("serve", po::value(&o.serve), "where to write the first step's rows");
   options.add_options()("kernels", po::bool_switch(&o.kernels), "also what a GPU's kernels do in a step");
   options.add_options()("sync-check", po::value(&o.sync_check), "steps in which the host must not wait for the GPU");

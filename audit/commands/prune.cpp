@@ -87,7 +87,10 @@ class Pruning {
     rows_ = chosen_rows(s, *prompts_);
     calls_ = std::min(s.integer("calls"), config_.steps);
     require_ratio();
-    inputs_ = {{"model", model_.identity}, {"prompts", prompts_->identity()}};
+    // Unlike other audits, whose prompts are looked at one by one: all together decide what is pruned.
+    std::string numbers;
+    for (const int64_t row : rows_) numbers += (numbers.empty() ? "" : ",") + std::to_string(row);
+    inputs_ = {{"model", model_.identity}, {"prompts", prompts_->identity()}, {"rows", numbers}};
     sets_.push_back({"target", &*prompts_, false});
     const std::string& base = s.text("base");
     if (base.empty()) {

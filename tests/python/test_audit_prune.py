@@ -169,6 +169,17 @@ def test_another_ratio_in_the_same_folder_is_refused(epsilon_world, tmp_path):
     assert_refused(run(*command(epsilon_world, out, "--check=false", "--set", "ratio=0.3")), 2, "measurements.jsonl", "ratio", "--out")
 
 
+def test_other_prompts_in_the_same_folder_are_refused(epsilon_world, tmp_path):
+    """All prompts together decide what is pruned: more of them would overwrite the pruned model."""
+    out = tmp_path / "out"
+    run_ok(*command(epsilon_world, out, "--check=false", "--rows", 0))
+    pruned = out / "pruned" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = pruned.read_bytes()
+    assert_refused(run(*command(epsilon_world, out, "--check=false", "--rows", 0, "--rows", 1)), 2, "measurements.jsonl", "rows", "--out")
+    assert pruned.read_bytes() == before
+    run_ok(*command(epsilon_world, out, "--check=false", "--rows", 0))
+
+
 def test_refusals(epsilon_world, known, tmp_path):
     out = tmp_path / "out"
     base = prepare(epsilon_world.pipeline, PLAIN[:2], tmp_path / "base.h5")

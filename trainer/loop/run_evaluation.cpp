@@ -4,32 +4,14 @@
 #include <runtime/agreement.h>
 #include <runtime/log.h>
 #include <trainer/loop/run_evaluation.h>
+#include <trainer/loop/sample_sheet.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <numeric>
 
 namespace memsieve::trainer {
-
-namespace {
-
-/// [P, S, ...] as [rows, prompts_per_row * S, ...]: a sheet about as wide as high, the pictures of a prompt side
-/// by side.
-at::Tensor as_sheet(const at::Tensor& images) {
-  const int64_t prompts = images.size(0), seeds = images.size(1);
-  const auto side = std::sqrt(static_cast<double>(prompts * seeds));
-  const int64_t in_a_row = std::clamp<int64_t>(std::llround(side / static_cast<double>(seeds)), 1, prompts);
-  const int64_t rows = (prompts + in_a_row - 1) / in_a_row;
-  auto shape = images.sizes().vec();
-  shape[0] = rows * in_a_row;
-  at::Tensor sheet = at::full(shape, 255, images.options());
-  sheet.narrow(0, 0, prompts).copy_(images);
-  return sheet.view({rows, in_a_row * seeds, shape[2], shape[3], shape[4]});
-}
-
-}  // namespace
 
 void RunEvaluation::run(int64_t step, bool end, const std::function<void()>& before_log) const {
   if (!is_due(step, end)) return;
@@ -56,7 +38,8 @@ void RunEvaluation::draw(int64_t step) const {
     std::filesystem::create_directory(folder.file("samples"), error);
     write_samples(folder.file(name + ".h5"), images);
     write_captions();
-    write_contact_sheet(folder.file(name + ".png"), as_sheet(images), {.margin = 2, .zoom = 2});
+    const SampleSheet sheet = sample_sheet(images);
+    write_contact_sheet(folder.file(name + ".png"), sheet.images, {.margin = kSheetMargin, .zoom = sheet.zoom});
     parts_.metrics.samples(step, name + ".h5", name + ".png");
   });
 }
@@ -67,7 +50,8 @@ void RunEvaluation::write_captions() const {
   std::iota(all.begin(), all.end(), 0);
   std::string text;
   for (std::string caption : parts_.prompts->captions(all)) {
-    std::replace(caption.begin(), caption.end(), '\n', ' ');
+    std::replace_if(
+        caption.begin(), caption.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
     text += caption + "\n";
   }
   write_text_atomically(parts_.folder.file("samples/captions.txt"), text);
