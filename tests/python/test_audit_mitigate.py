@@ -216,8 +216,8 @@ def test_without_a_vae_latents_are_compared(epsilon_world, tmp_path):
 
 def test_a_caption_may_hold_what_ends_a_line_elsewhere(epsilon_world, tmp_path):
     caption = "a\u2028cat"
-    command = epsilon_world.command("mitigate", tmp_path / "out", "--methods", "dynamic_guidance", "--set", "num_inference_steps=2")
-    command[command.index("--prompts") + 1] = prepare(epsilon_world.pipeline, [caption], tmp_path / "odd.h5")
+    command = epsilon_world.command("mitigate", tmp_path / "out", "--methods", "random_tokens", "--set", "num_inference_steps=2")
+    command[command.index("--prompts") + 1] = prepare(epsilon_world.pipeline, [caption], tmp_path / "odd.h5", "--random-tokens", 1)
     run_ok(*command)
     found = Found(tmp_path / "out")
     assert any(caption in json.dumps(row, ensure_ascii=False) for row in found.rows.values())
