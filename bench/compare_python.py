@@ -103,6 +103,8 @@ def start_ours(case, kind, threshold, precision, rows):
     """Ours with the published rule, with our rule, or plain."""
     settings = [f"train_batch_size={case['batch']}", f"model.pretrained={case['unet']}", "model.config=", "proportion_empty_prompts=0",
                 f"mixed_precision={precision}"]
+    if kind == "ours" and "made" not in case:
+        settings.append(f"sieve.block_rows={min(16, case['batch'])}")   # a block is never larger than a batch
     settings += {"plain": ["filter=off"], "published": [f"sieve.threshold.drop={threshold}"], "ours": []}[kind]
     config = case["configs"]["ours" if kind == "ours" else "published"]
     return Worker(BINARY, "--config", config, *(word for s in settings for word in ("--set", s)), "--serve", rows)

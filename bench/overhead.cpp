@@ -64,8 +64,8 @@ class OverheadProgram : public memsieve::runtime::Program {
   bool parse(int argc, char** argv) override {
     po::options_description options("memsieve-bench-overhead");
     options.add_options()("rounds", po::value(&rounds_)->default_value(10), "interleaved rounds");
-    options.add_options()("steps", po::value(&steps_)->default_value(8),
-                          "steps of each variant in a round; 8 bring one with held-out rows");
+    options.add_options()("steps", po::value(&steps_)->default_value(16),
+                          "steps of each variant in a round; of 16 one has held-out and revisited rows");
     options.add_options()("help", "this text");
     po::variables_map given;
     try {

@@ -1,5 +1,5 @@
 // Our own training step for a configuration: images/s, milliseconds per part, peak memory.
-//   memsieve-bench-train-step --config FILE [--set a.b=c]... [--rounds 5] [--steps 4] [--kernels]
+//   memsieve-bench-train-step --config FILE [--set a.b=c]... [--rounds 5] [--steps 16] [--kernels]
 //   memsieve-bench-train-step --config FILE [--set a.b=c]... --serve ROWS.safetensors
 //   memsieve-bench-train-step --config FILE [--set a.b=c]... --sync-check STEPS
 // The first form prints a table and, as the last line, one JSON object. The second writes the first step's rows and
@@ -33,7 +33,7 @@ using runtime::Group;
 struct Options {
   std::string config, serve;
   std::vector<std::string> overrides;
-  int64_t rounds = 5, steps = 4, sync_check = 0;
+  int64_t rounds = 5, steps = 16, sync_check = 0;
   bool kernels = false;
 };
 
@@ -136,7 +136,8 @@ Options read_command_line(int argc, char** argv) {
   options.add_options()("config", po::value(&o.config)->required(), "YAML file");
   options.add_options()("set", po::value(&o.overrides)->composing(), "a.b=c: overrides a key");
   options.add_options()("rounds", po::value(&o.rounds), "medians are taken over rounds");
-  options.add_options()("steps", po::value(&o.steps), "steps in a round");
+  options.add_options()("steps", po::value(&o.steps),
+                        "steps in a round (16); of 16 one has held-out and revisited rows");
   options.add_options()("serve", po::value(&o.serve), "where to write the first step's rows");
   options.add_options()("kernels", po::bool_switch(&o.kernels), "also what a GPU's kernels do in a step");
   options.add_options()("sync-check", po::value(&o.sync_check), "steps in which the host must not wait for the GPU");

@@ -15,9 +15,14 @@ done
 [ "${demo#/}" != "$demo" ] || demo=$PWD/$demo
 cd "$ROOT"
 [ "$demo" != "$PWD/runs/demo" ] || demo=runs/demo
-newest() { find "$demo/$1/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
-off=$(newest off) on=$(newest on)
+# The last checkpoint of the run in a folder. Names with a dot are of checkpoints that were being written or replaced.
+newest() { find "$1/checkpoints" -maxdepth 1 -name 'step-[0-9]*' ! -name '*.*' 2>/dev/null | sort | tail -n 1; }
+off=$(newest "$demo/off") on=$(newest "$demo/on")
 [ -n "$off" ] && [ -n "$on" ] || fail "$demo holds no demo with checkpoints of off and on; run scripts/demo.sh first"
+for run in off on; do
+  grep -q '"finished_steps"' "$demo/$run/run.json" 2>/dev/null ||
+    fail "$demo/$run was stopped before its end; finish it with scripts/demo.sh first"
+done
 [ -f data/demo/mix.h5 ] || fail "data/demo/mix.h5 is missing; run scripts/demo.sh first"
 
 scripts/setup.sh --demo
@@ -78,17 +83,16 @@ if [ ! -f "$marked/canaries.json" ]; then
   "$PYTHON" -m memsieve canaries plant --originals data/demo/validation.h5 --into "$marked/coated.h5" --out "$marked/planted.h5" \
     --all "$marked/canaries.h5" --manifest "$marked/canaries.json" --canaries 8 --variants 32 --copies 10 --seed 1
 fi
-if [ ! -d "$marked/run/checkpoints" ]; then
-  rm -rf "$marked/run"
+if ! grep -q '"finished_steps"' "$marked/run/run.json" 2>/dev/null; then
   say "audit: a short run on marked data, $processes processes"
   "$VENV/bin/torchrun" --standalone --no-python --nproc_per_node "$processes" build/release/trainer/memsieve-train \
-    --config configs/demo.yaml --set filter=off --set "data.train=$(quoted "$marked/planted.h5")" \
+    --config configs/demo.yaml --resume-from auto --set filter=off --set "data.train=$(quoted "$marked/planted.h5")" \
     --set "output_dir=$(quoted "$marked/run")" \
     --set "train_batch_size=$((32 / processes))" --set max_train_steps=220 --set validation.every=0 --set sampling.every=0 ||
     fail "the run on marked data failed"
   took "training on marked data"
 fi
-planted=$(find "$marked/run/checkpoints" -maxdepth 1 -name 'step-*' | sort | tail -n 1)
+planted=$(newest "$marked/run")
 scheduler=$planted/scheduler
 ask_for_marks() { # MODEL SUFFIX
   audit canary "canary$2" --model "$1" --prompts "$marked/canaries.h5" --manifest "$marked/canaries.json" --reference models/demo_base \

@@ -65,18 +65,21 @@ train_step() {
     shift 2
   done
   [[ $processes =~ ^[1-9][0-9]*$ && ${batch:-1} =~ ^[1-9][0-9]*$ ]] || usage
-  local demo=
+  if [ -n "$unet" ]; then batch=${batch:-4}; elif [ "$config" = configs/demo.yaml ]; then batch=${batch:-32}; fi
+  [ $((${batch:-$processes} % processes)) -eq 0 ] ||
+    fail "train-step: --batch $batch cannot be divided among --processes $processes; make it a multiple"
+  local demo= rows=$((${batch:-0} / processes))
   [[ -n $unet || $config != configs/demo* ]] || demo=demo
   prepare memsieve-bench-train-step $demo
   if [ -n "$unet" ]; then
-    latents=${latents:-$([ "$unet" = sd15 ] && echo 64 || echo 32)} batch=${batch:-4}
-    case=data/bench/$unet-$latents-$((batch / processes))
-    "$PYTHON" bench/make_case.py --unet "$unet" --latents "$latents" --batch $((batch / processes)) --out "$case"
+    latents=${latents:-$([ "$unet" = sd15 ] && echo 64 || echo 32)}
+    case=data/bench/$unet-$latents-$rows
+    "$PYTHON" bench/make_case.py --unet "$unet" --latents "$latents" --batch "$rows" --out "$case"
     config=$case/$rule.yaml
-  elif [ "$config" = configs/demo.yaml ]; then
-    batch=${batch:-32}
+  elif [[ $config = configs/demo.yaml && $rows -lt 16 ]]; then
+    pass=(--set "sieve.block_rows=$rows" "${pass[@]}")  # a block is never larger than what a process sees
   fi
-  [ -z "$batch" ] || pass=(--set "train_batch_size=$((batch / processes))" "${pass[@]}")
+  [ -z "$batch" ] || pass=(--set "train_batch_size=$rows" "${pass[@]}")
   local threads=$(($(cores) / processes))
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
   local command=(build/release/bench/memsieve-bench-train-step --config "$config" "${pass[@]}")

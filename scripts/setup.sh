@@ -31,7 +31,8 @@ quietly() {
   local what=$1 log
   log=$(mktemp "$LOGS/XXXXXX")
   shift
-  "$@" >"$log" 2>&1 || fail "$what failed: $(grep -iE 'error|E:' "$log" | tail -n 1 || true) (command: $*)"
+  "$@" >"$log" 2>&1 ||
+    fail "$what failed: $(grep -iE 'error|E:' "$log" | tail -n 1 | grep . || tail -n 1 "$log") (command: $*)"
 }
 
 install_packages() {

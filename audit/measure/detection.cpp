@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 namespace memsieve::audit {
 
@@ -33,9 +34,11 @@ at::Tensor cosine_on_noise(AuditedModel& model, const DrawingStart& start, doubl
   return mean_cosine(answer.narrow(0, rows, rows), answer.narrow(0, 0, rows));
 }
 
-double norm_factor(const NoiseSchedule& schedule, double timestep) {
+/// nullopt where there is next to no signal (rescale_betas_zero_snr): the factor would leave nothing of the norm.
+std::optional<double> norm_factor(const NoiseSchedule& schedule, double timestep) {
   if (schedule.prediction() != Prediction::v) return 1;
   const double a = signal_level(schedule, timestep);
+  if (!(a > 1e-6)) return std::nullopt;
   return std::sqrt(a) / (1 - a);
 }
 
@@ -87,14 +90,15 @@ std::vector<Json> measure_drawings(const std::vector<Drawing>& batch, const Prom
     require_finite_rows(cosine, "the cosine", batch, set.prompts);
   }
   if (decoder != nullptr && options.first_steps < 0) pictures = decoder->decode(drawn).cpu();
+  const auto factor = norm_factor(model.schedule, timesteps.front());
   std::vector<Json> rows;
   for (size_t i = 0; i < batch.size(); ++i) {
     const auto at = static_cast<int64_t>(i);
     Json row{{"set", set.name},
              {"prompt", batch[i].prompt},
              {"picture_number", batch[i].picture},
-             {"magnitude", numbers(magnitudes[at])},
-             {"norm", magnitudes[at][0].item<double>() * norm_factor(model.schedule, timesteps.front())}};
+             {"magnitude", numbers(magnitudes[at])}};
+    if (factor) row["norm"] = magnitudes[at][0].item<double>() * *factor;
     if (options.cosine) row["cosine"] = cosine[at].item<double>();
     if (looks) add_attention(row, *looks, at, options.first_steps < 0);
     if (pictures.defined()) {

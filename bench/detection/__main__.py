@@ -14,7 +14,7 @@ from memsieve.reports.files import replace_file
 from memsieve.reports.program import InputError
 
 from . import bases, book, line, plan, rules, runs
-from .scenarios import BASES
+from .scenarios import BASES, BATCH
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, PLOT = Path("docs/detection.md"), Path("docs/images/detection.svg")
@@ -56,8 +56,10 @@ def options_of(words):
 def place_of(options, root):
     folder = Path("runs/detection-quick" if options.quick else "runs/detection")
     results = folder / "results" if options.quick else Path("bench/detection/results")
-    return runs.Place(root, folder, results, root / "build/release/trainer/memsieve-train", options.processes,
-                      max(1, options.cores // options.processes))
+    # With more, a process would have fewer rows than a block, which is part of the rule.
+    processes = min(options.processes, BATCH // rules.BLOCK)
+    return runs.Place(root, folder, results, root / "build/release/trainer/memsieve-train", processes,
+                      max(1, options.cores // processes))
 
 
 def split_missing(jobs):

@@ -78,7 +78,7 @@ class Found:
         self.out = out
         self.text = (out / "measurements.jsonl").read_text()
         self.summary = json.loads((out / "summary.json").read_text())
-        self.rows = {row["unit"]: row for row in map(json.loads, self.text.splitlines()[1:])}
+        self.rows = {row["unit"]: row for row in map(json.loads, self.text.rstrip("\n").split("\n")[1:])}
 
 
 class Drawer:

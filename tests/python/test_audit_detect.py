@@ -1,4 +1,5 @@
 """memsieve-audit detect: figures against drawing in Python, ranks, resuming, and what is refused."""
+import json
 import shutil
 
 import h5py
@@ -138,6 +139,18 @@ def test_the_gain_of_a_caption_is_that_of_python(epsilon_world, tmp_path):
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------------
+
+
+def test_without_signal_at_the_first_timestep_there_is_no_norm(epsilon_world, tmp_path):
+    """For v-prediction the norm has a factor that is 0 there: the score would be the cosine under another name."""
+    config = json.loads((epsilon_world.pipeline / "scheduler" / "scheduler_config.json").read_text())
+    config |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    found = epsilon_world.audit("detect", tmp_path / "out", "--scheduler", tmp_path / "scheduler")
+    assert all("cosine" in row and "norm" not in row for row in found.rows.values() if "magnitude" in row)
+    said = json.dumps(found.summary)
+    assert '"magnitude_first"' in said and '"cosine"' in said and '"norm_and_cosine"' not in said
 
 
 def test_negatives_of_another_encoder_are_refused(epsilon_world, tmp_path):

@@ -1,15 +1,17 @@
 """memsieve-audit mitigate: each method against a second implementation in Python, written from its description."""
+import json
 import shutil
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from audited import GUIDANCE, PICTURES, PROMPTS, Drawer, Found
+from audited import GUIDANCE, PICTURES, PROMPTS, Drawer, Found, prepare
 from audited import epsilon_world, world  # noqa: F401
 from conftest import assert_refused, run, run_ok
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
+from memsieve.commands import audit_page
 
 METHODS = ("dynamic_guidance", "embedding", "random_tokens", "attention", "rephrased")
 TARGET_SHARE, RATE, UPDATES = 0.6, 0.02, 6
@@ -222,6 +224,18 @@ def test_without_a_vae_latents_are_compared(epsilon_world, tmp_path):
         vae.decoder.conv_out.bias.add_(0.25)
     vae.save_pretrained(tmp_path / "moved")
     assert_refused(run(*command, "--vae", tmp_path / "moved"), 2, "measurements.jsonl", "another comparison", "pixels")
+
+
+def test_a_caption_may_hold_what_ends_a_line_elsewhere(epsilon_world, tmp_path):
+    caption = "a\u2028cat"
+    command = epsilon_world.command("mitigate", tmp_path / "out", "--methods", "random_tokens", "--set", "num_inference_steps=2")
+    command[command.index("--prompts") + 1] = prepare(epsilon_world.pipeline, [caption], tmp_path / "odd.h5", "--random-tokens", 1)
+    run_ok(*command)
+    found = Found(tmp_path / "out")
+    assert any(caption in json.dumps(row, ensure_ascii=False) for row in found.rows.values())
+    (tmp_path / "out" / "page.html").unlink(missing_ok=True)
+    assert audit_page.main([str(tmp_path / "out")]) == 0
+    assert "cat" in (tmp_path / "out" / "page.html").read_text()
 
 
 def test_what_is_missing_is_said(epsilon_world, tmp_path):

@@ -82,6 +82,36 @@ def test_train_step_refuses(tmp_path):
     assert_refused(run(STEP, "--config", tmp_path / "none.yaml", "--rounds", "0"), 2, "--rounds")
 
 
+def test_what_is_timed_has_steps_of_all_kinds(tmp_path, monkeypatch):
+    """Every so many steps a batch has held-out and revisited rows, too: a round has whole turns of them."""
+    sieve = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())["sieve"]
+    turn = max(sieve["held_out"]["every"], sieve["revisit"]["every"])
+    said = run_ok(BUILD / "bench" / "memsieve-bench-overhead", "--help")
+    assert int(re.search(r"--steps arg \(=(\d+)\)", said)[1]) % turn == 0
+    tiny.write_run(tmp_path)
+    said = run_ok(STEP, "--config", "run.yaml", "--rounds", "1", cwd=tmp_path)
+    assert json.loads(said.splitlines()[-1])["steps"] % turn == 0
+    monkeypatch.syspath_prepend(ROOT / "bench" / "gpu_kit")
+    import parts
+    calls = []
+    monkeypatch.setattr(parts, "call", lambda *command: calls.append(command) or [])
+    monkeypatch.setattr(parts, "need_gpu", lambda why: None)
+    for name in ("overhead", "train_step_sd15", "train_step_sdxl_lora"):
+        parts.PARTS[name][0](False)
+    steps = [command[command.index("--steps") + 1] for command in calls if "--steps" in command]
+    assert len(steps) == 3 and all(count % turn == 0 for count in steps)
+
+
+def test_a_demo_s_block_is_no_larger_than_a_batch(monkeypatch):
+    commands = []
+    monkeypatch.setattr(compare_python, "Worker", lambda *command: commands.append(command))
+    case = {"batch": 4, "unet": "unet", "configs": {"ours": "demo.yaml", "published": "demo_published.yaml"}}
+    for more in ({}, {"batch": 32}, {"made": "folder"}):
+        compare_python.start_ours(case | more, "ours", 1.0, "no", "rows")
+    found = [[word for word in command if str(word).startswith("sieve.block_rows")] for command in commands]
+    assert found == [["sieve.block_rows=4"], ["sieve.block_rows=16"], []]
+
+
 def test_made_cases_are_runs(tmp_path):
     run_ok(sys.executable, ROOT / "bench" / "make_case.py", "--unet", "sd15_quarter", "--latents", "8", "--batch", "2", "--out", tmp_path)
     for rule in ("plain", "published", "ours"):

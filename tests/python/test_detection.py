@@ -275,6 +275,14 @@ def test_every_rule_is_one_that_the_trainer_takes(tmp_path):
     assert len(seen) >= 12
 
 
+@pytest.mark.parametrize("processes", ["1", "2", "4", "32"])
+def test_on_many_gpus_a_process_still_has_a_block_of_rows(processes):
+    place = program.place_of(program.options_of(["--processes", processes]), ROOT)
+    job = runs.Job(place, scenarios.SCENARIOS["a"], "default", 1)
+    assert job.config["train_batch_size"] >= job.config["sieve"]["block_rows"]
+    assert job.config["train_batch_size"] * place.processes == scenarios.BATCH
+
+
 def test_the_plan_has_every_run_once_and_plain_runs_for_all():
     every = list(plan.in_table())
     assert len(every) == len(set(every))

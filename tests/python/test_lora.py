@@ -8,7 +8,7 @@ import torch
 from conftest import BUILD, assert_refused, run, run_ok, torchrun
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -114,6 +114,44 @@ def test_without_an_alpha_in_the_file_it_is_the_rank(tmp_path, named_by):
 
 
 @pytest.fixture
+def peft_s_own(tmp_path):
+    """(folder, PeftModel, path of adapter_model.safetensors) of a small UNet in folder/unet, as peft saves it."""
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(**SMALL)
+    unet.save_pretrained(tmp_path / "unet")
+    model = get_peft_model(unet, LoraConfig(r=2, lora_alpha=5, target_modules=DEFAULT))
+    filled(model)
+    model.save_pretrained(tmp_path / "adapter")
+    save_file(inputs_of(unet), tmp_path / "in.safetensors")
+    return tmp_path, model, tmp_path / "adapter" / "adapter_model.safetensors"
+
+
+def test_the_file_that_peft_itself_saves(peft_s_own):
+    folder, model, path = peft_s_own
+    run_ok(UNET_PROGRAM, folder / "unet", "--inputs", folder / "in.safetensors", "--out", folder / "out.safetensors", "--lora", path)
+    with torch.no_grad():
+        theirs = model(**load_file(folder / "in.safetensors")).sample
+        with model.disable_adapter():
+            assert difference(theirs, model(**load_file(folder / "in.safetensors")).sample) > 1e-3
+    assert difference(load_file(folder / "out.safetensors")["prediction"], theirs) < 1e-5
+
+
+@pytest.mark.parametrize("key, value", [("use_dora", True), ("rank_pattern", {"to_q": 3}), ("init_lora_weights", "pissa")])
+def test_a_config_of_peft_that_asks_for_something_else(peft_s_own, key, value):
+    folder, _, path = peft_s_own
+    config = path.with_name("adapter_config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    result = run(UNET_PROGRAM, folder / "unet", "--inputs", folder / "in.safetensors", "--out", folder / "out.safetensors", "--lora", path)
+    assert_refused(result, 3, str(config), key, "not supported")
+
+
+def test_peft_s_own_file_needs_its_config(peft_s_own):
+    folder, _, path = peft_s_own
+    path.with_name("adapter_config.json").unlink()
+    refused(folder, path, ["adapter_config.json", "missing", "side by side"])
+
+
+@pytest.fixture
 def adapter(tmp_path):
     """(folder, path of a good adapter file) of a small UNet in folder/unet."""
     torch.manual_seed(1)
@@ -133,7 +171,8 @@ Q = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     (lambda t: t.update({Q + ".lora_A.weight": torch.zeros(3, 16)}), ["lora_A.weight", "[3, 16]", "[2, 16]"]),
     (lambda t: t.update({"unet.nowhere.to_q.lora_A.weight": torch.zeros(2, 16)}), ["nowhere.to_q", "no such layer"]),
     (lambda t: t.update({"unet.conv_norm_out.lora_A.weight": torch.zeros(2, 16)}), ["conv_norm_out", "no such layer"]),
-    (lambda t: t.update({"text_encoder.x.lora_A.weight": torch.zeros(2, 16)}), ["text_encoder.x", "no such layer"]),
+    (lambda t: t.update({"text_encoder.x.lora_A.weight": torch.zeros(2, 16)}), ["text_encoder.x", "unet alone", "unet_lora_layers"]),
+    (lambda t: t.update({"text_encoder_2.x.lora_A.weight": torch.zeros(2, 16)}), ["text_encoder_2.x", "unet alone"]),
     (lambda t: t.update({Q + ".alpha": torch.tensor(3.0)}), [Q + ".alpha", "diffusers' form"]),
     (lambda t: t.update({Q + ".lora_magnitude_vector": torch.zeros(16)}), ["lora_magnitude_vector"]),
     (lambda t: (t.clear(), t.update({Q + ".lora_B.weight": torch.zeros(16, 2)})), ["no lora_A"]),
@@ -147,7 +186,8 @@ def test_adapter_files_that_do_not_fit(adapter, damage, words):
 
 
 @pytest.mark.parametrize("key, value", [("unet.use_dora", True), ("unet.use_rslora", True), ("unet.lora_alpha", 0),
-                                        ("unet.lora_alpha", "2"), ("unet.alpha_pattern", {"to_q": 3}), ("lora_bias", True)])
+                                        ("unet.lora_alpha", "2"), ("unet.alpha_pattern", {"to_q": 3}), ("lora_bias", True),
+                                        ("unet.init_lora_weights", "pissa_niter_4"), ("unet.init_lora_weights", "olora")])
 def test_adapter_headers_that_ask_for_something_else(adapter, key, value):
     folder, path = adapter
     with safe_open(path, "pt") as file:

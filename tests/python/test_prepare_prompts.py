@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_pipeline
 import torch
+from memsieve.commands import prepare_dataset
 from memsieve.commands import prepare_prompts as tool
 from memsieve.prepare import prompts
 from prepared import pipelines, read  # noqa: F401
@@ -36,6 +37,23 @@ def test_every_kind_of_file_gives_its_prompts(tmp_path):
     coco = write(tmp_path / "captions_val2017.json", json.dumps({"images": [], "annotations": annotations}))
     assert prompts.read(coco) == wanted
     assert prompts.read(write(tmp_path / "odd", '{"mine": "x"}\n'), "jsonl", "mine") == ["x"]
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+def test_what_ends_a_line_elsewhere_is_part_of_a_caption(tmp_path, end):
+    wanted = [f"a{end}cat", "a dog"]
+    records = [json.dumps({"caption": text}, ensure_ascii=end < " ") for text in wanted]
+    assert prompts.read(write(tmp_path / "a.txt", "\n".join(wanted))) == wanted
+    assert prompts.read(write(tmp_path / "a.jsonl", "\n".join(records))) == wanted
+    assert prompts.read(write(tmp_path / "a.csv", f"prompt\n{wanted[0]}\n{wanted[1]}\n")) == wanted
+    assert prompts.read(write(tmp_path / "b.csv", f'caption;kind\n"{wanted[0]}";x\n{wanted[1]};y\n')) == wanted
+    assert prepare_dataset.read_prompts(write(tmp_path / "c.txt", "\n".join(wanted))) == wanted
+    wordings = write(tmp_path / "r.jsonl", json.dumps({"prompt": wanted[0], "rephrased": [f"x{end}y"]}, ensure_ascii=end < " ") + "\n")
+    assert [v.caption for v in prompts.rephrased_of(wanted, wordings)] == [f"x{end}y"]
+
+
+def test_a_quoted_line_end_in_a_table_is_kept(tmp_path):
+    assert prompts.read(write(tmp_path / "a.csv", 'prompt\n"a\ncat"\n')) == ["a\ncat"]
 
 
 @pytest.mark.parametrize("name, text, words", [

@@ -1,5 +1,7 @@
 """The shell scripts: how tests are counted, and what they refuse."""
+import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -97,8 +99,8 @@ STUBS = {
 }
 
 
-def set_up(tmp_path):
-    for name, body in STUBS.items():
+def set_up(tmp_path, **stubs):
+    for name, body in (STUBS | stubs).items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     return run(ROOT / "scripts" / "setup.sh", PATH=f"{tmp_path}:{os.environ['PATH']}", STUBS=str(tmp_path),
@@ -114,6 +116,57 @@ def test_packages_of_both_kinds_are_installed_at_once(tmp_path):
 def test_a_python_package_that_cannot_be_installed_is_one_line(tmp_path):
     (tmp_path / "broken").touch()
     assert_refused(set_up(tmp_path), 1, "installing Python packages failed: ERROR: no such wheel")
+
+
+def test_without_the_word_error_the_last_line_is_the_reason(tmp_path):
+    stub = STUBS["environment-python"].replace("ERROR: no such wheel", "a password is required")
+    (tmp_path / "broken").touch()
+    assert_refused(set_up(tmp_path, **{"environment-python": stub}), 1, "installing Python packages failed: a password is required")
+
+
+def stopped_demo(folder, finished):
+    for name in ("off", "on"):
+        (folder / name / "checkpoints" / "step-000100").mkdir(parents=True)
+        (folder / name / "run.json").write_text(json.dumps({"run_id": name} | ({"finished_steps": 100} if name in finished else {})))
+
+
+@pytest.mark.parametrize("finished, stopped", [((), "off"), (("off",), "on")])
+def test_a_demo_that_was_stopped_is_not_audited(tmp_path, finished, stopped):
+    stopped_demo(tmp_path, finished)
+    result = run(ROOT / "scripts" / "audit.sh", "--demo", tmp_path)
+    assert_refused(result, 1, f"{tmp_path}/{stopped} was stopped before its end", "scripts/demo.sh")
+    assert not (tmp_path / "audit").exists()
+
+
+def test_checkpoints_that_are_being_written_are_none(tmp_path):
+    stopped_demo(tmp_path, ("off", "on"))
+    checkpoints = tmp_path / "on" / "checkpoints"
+    (checkpoints / "step-000100").rename(checkpoints / "step-000200.tmp")
+    assert_refused(run(ROOT / "scripts" / "audit.sh", "--demo", tmp_path), 1, "holds no demo with checkpoints")
+
+
+def bench_sh(folder, *words):
+    """What scripts/bench.sh starts, in a tree where nothing need be installed or built."""
+    stub = '#!/bin/bash\n[[ $0 != */memsieve-bench-* ]] || echo "$@"\n'
+    for name in ("scripts/setup.sh", "scripts/build.sh", "venv/bin/python", "build/release/bench/memsieve-bench-train-step"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(stub)
+        path.chmod(0o755)
+    for name in ("bench.sh", "common.sh"):
+        shutil.copy(ROOT / "scripts" / name, folder / "scripts")
+    return run(folder / "scripts" / "bench.sh", *words, MEMSIEVE_VENV=str(folder / "venv"))
+
+
+@pytest.mark.parametrize("batch, block", [(8, "--set sieve.block_rows=8 "), (16, ""), (64, "")])
+def test_a_block_is_no_larger_than_what_a_process_sees(tmp_path, batch, block):
+    result = bench_sh(tmp_path, "train-step", "--batch", batch)
+    assert result.stdout == f"--config configs/demo.yaml --set train_batch_size={batch} {block}".rstrip() + "\n", result.stderr
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(tmp_path):
+    assert_refused(bench_sh(tmp_path, "train-step", "--batch", 3, "--processes", 2), 1, "--batch 3", "--processes 2")
+    assert_refused(bench_sh(tmp_path, "train-step", "--processes", 3), 1, "--batch 32", "--processes 3")
 
 
 @pytest.mark.parametrize("arguments", [["--what"], ["--out"], ["--python-version"]])

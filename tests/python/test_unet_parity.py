@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from conftest import BUILD
+from conftest import BUILD, assert_refused
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from sd_configs import FAMILIES
@@ -280,3 +280,12 @@ def test_a_model_that_no_machine_holds(small):
     for kernel, words in ((32001, "memory"), (65535, "parameters")):
         path.write_text(json.dumps(config | {"conv_in_kernel": kernel}))
         assert words in fails(small)
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.non_ema.safetensors", "diffusion_pytorch_model.bf16-00001-of-00002.safetensors"])
+def test_a_folder_of_another_variant_is_told(tmp_path, name):
+    UNet2DConditionModel(**ONE_LEVEL).save_pretrained(tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").rename(tmp_path / name)
+    save_file({"sample": torch.zeros(1)}, tmp_path / "in.safetensors")
+    result = run(tmp_path, "--inputs", tmp_path / "in.safetensors", "--out", tmp_path / "out.safetensors")
+    assert_refused(result, 3, f"'{name}'", f"variant='{'bf16' if 'bf16' in name else 'non_ema'}'", "save the model again")

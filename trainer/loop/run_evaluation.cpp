@@ -68,7 +68,8 @@ void RunEvaluation::write_captions() const {
   std::iota(all.begin(), all.end(), 0);
   std::string text;
   for (std::string caption : parts_.prompts->captions(all)) {
-    std::replace(caption.begin(), caption.end(), '\n', ' ');
+    std::replace_if(
+        caption.begin(), caption.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
     text += caption + "\n";
   }
   write_text_atomically(parts_.folder.file("samples/captions.txt"), text);

@@ -38,6 +38,25 @@ std::string others(std::size_t count) {
   return count > 1 ? ", and so are " + std::to_string(count - 1) + " more" : "";
 }
 
+/// What stands in the folder in place of the weights, and how to make them of it; "" = nothing of theirs.
+std::string instead_of_weights(const fs::path& folder) {
+  if (fs::exists(folder / "diffusion_pytorch_model.bin"))
+    return "; the folder holds a .bin file: save the model again with diffusers, safe_serialization=True";
+  const std::string stem = "diffusion_pytorch_model.", kind = ".safetensors";
+  std::set<std::string> variants;
+  std::error_code error;
+  for (fs::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (name.rfind(stem, 0) == 0 && entry->path().extension() == kind && name.size() > stem.size() + kind.size())
+      variants.insert(name);
+  }
+  if (variants.empty()) return "";
+  const std::string& first = *variants.begin();
+  const std::string variant = first.substr(stem.size(), first.find_first_of(".-", stem.size()) - stem.size());
+  return "; the folder holds the variant " + in_quotes(first) + ": save the model again with diffusers, " +
+         "from_pretrained(FOLDER, variant=" + in_quotes(variant) + ").save_pretrained(FOLDER)";
+}
+
 }  // namespace
 
 FolderWeights read_weights(const std::string& folder) {
@@ -46,10 +65,7 @@ FolderWeights read_weights(const std::string& folder) {
     if (fs::exists(in / whole)) return {load_safetensors((in / whole).string()), (in / whole).string()};
     if (fs::exists(in / index)) return read_shards(in, in / index);
   }
-  throw DataError(weights_path(folder) + ": cannot be opened" +
-                  (fs::exists(in / "diffusion_pytorch_model.bin")
-                       ? "; the folder holds a .bin file: save the model again with diffusers, safe_serialization=True"
-                       : ""));
+  throw DataError(weights_path(folder) + ": cannot be opened" + instead_of_weights(in));
 }
 
 void fill_parameters(torch::nn::Module& model, FolderWeights&& weights) {

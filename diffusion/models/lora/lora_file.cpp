@@ -1,4 +1,5 @@
 #include <ATen/core/grad_mode.h>
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/json_text.h>
 #include <diffusion/io/safetensors.h>
@@ -7,9 +8,11 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+#include <sstream>
 
 namespace memsieve::diffusion {
 
@@ -45,9 +48,15 @@ std::string value_in(const std::string& where, const std::string& key, const Jso
   return where + ": " + key + " is " + json_text(value);
 }
 
+/// Whether adapters that peft starts so stand beside other weights than the model's own.
+bool changes_base(const Json& init) {
+  if (!init.is_string()) return false;
+  const auto name = init.get<std::string>();
+  return name.rfind("pissa", 0) == 0 || name == "olora" || name == "corda" || name == "loftq";
+}
+
 // Of what peft's LoraConfig can ask for, only what is computed here may be in the file.
-std::optional<double> read_alpha(const std::string& path, const std::string& text, const std::string& prefix) {
-  const std::string where = path + ": " + metadata_key;
+std::optional<double> read_alpha(const std::string& where, const std::string& text, const std::string& prefix) {
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) throw DataError(where + " is not a JSON object");
   std::optional<double> alpha;
@@ -58,11 +67,12 @@ std::optional<double> read_alpha(const std::string& path, const std::string& tex
         throw DataError(value_in(where, key, value) + ", must be a number above 0");
       alpha = value.get<double>();
     }
-    static const std::set<std::string> switches = {"use_dora", "use_rslora", "lora_bias", "fan_in_fan_out"};
+    static const std::set<std::string> switches = {"use_dora", "use_rslora", "use_qalora", "lora_bias",
+                                                   "fan_in_fan_out"};
     const bool asks = value.is_boolean() && value.get<bool>();
     const bool differs_by_layer =
         (name == "alpha_pattern" || name == "rank_pattern") && value.is_object() && !value.empty();
-    if ((switches.count(name) > 0 && asks) || differs_by_layer)
+    if ((switches.count(name) > 0 && asks) || differs_by_layer || (name == "init_lora_weights" && changes_base(value)))
       throw DataError(value_in(where, key, value) + ", which is not supported");
   }
   return alpha;
@@ -76,11 +86,36 @@ std::string as_peft_names_it(const std::string& name) {
   return name;
 }
 
-AdapterFile read_file(const std::string& path, const std::string& prefix) {
+/// alpha as in the adapter_config.json beside a file that peft itself has saved.
+std::optional<double> read_config_beside(const std::string& path) {
+  const std::string config = (std::filesystem::path(path).parent_path() / "adapter_config.json").string();
+  std::error_code error;
+  if (!std::filesystem::exists(config, error))
+    throw DataError(path + ": is peft's own file, and " + config +
+                    ", which has its alpha, is missing; put both side by side");
+  detail::require_regular_file<DataError>(config);
+  std::ostringstream text;
+  text << std::ifstream(config).rdbuf();
+  return read_alpha(config, text.str(), "");
+}
+
+void refuse_text_encoder(const std::string& path, const std::string& name, const std::string& component) {
+  if (name.rfind("text_encoder.", 0) != 0 && name.rfind("text_encoder_", 0) != 0) return;
+  throw DataError(tensor_in(path, name) +
+                  ": the file holds adapters of a text encoder, too, which is not trained here; " +
+                  "save those of the " + component + " alone, with diffusers: save_lora_weights(FOLDER, " + component +
+                  "_lora_layers=...)");
+}
+
+AdapterFile read_file(const std::string& path, const std::string& component) {
+  const std::string prefix = component + ".", peft_prefix = "base_model.model.";
   Metadata metadata;
   AdapterFile file;
+  bool of_peft = false;
   for (auto& [name, tensor] : load_safetensors(path, &metadata)) {
-    const std::string own = as_peft_names_it(without_prefix(name, prefix));
+    refuse_text_encoder(path, name, component);
+    of_peft |= name.rfind(peft_prefix, 0) == 0;
+    const std::string own = as_peft_names_it(without_prefix(without_prefix(name, peft_prefix), prefix));
     if (!ends_with(own, ".lora_A.weight") && !ends_with(own, ".lora_B.weight"))
       throw DataError(tensor_in(path, name) + " is not named " + prefix +
                       "LAYER.lora_A.weight or .lora_B.weight: no adapter of this model in "
@@ -91,7 +126,11 @@ AdapterFile read_file(const std::string& path, const std::string& prefix) {
   }
   if (file.tensors.empty()) throw DataError(path + ": holds no tensor");
   const auto found = metadata.find(metadata_key);
-  if (found != metadata.end()) file.alpha = read_alpha(path, found->second, prefix);
+  if (found != metadata.end()) {
+    file.alpha = read_alpha(path + ": " + metadata_key, found->second, prefix);
+  } else if (of_peft) {
+    file.alpha = read_config_beside(path);
+  }
   return file;
 }
 
@@ -119,7 +158,7 @@ Json number(double value) {
 }  // namespace
 
 Lora Lora::load(torch::nn::Module& model, const std::string& path, const std::string& component) {
-  const AdapterFile file = read_file(path, component + ".");
+  const AdapterFile file = read_file(path, component);
   const auto modules = model.named_modules("", /*include_self=*/false);
   LoraConfig config;
   config.target_modules.clear();
@@ -143,7 +182,7 @@ Lora Lora::load(torch::nn::Module& model, const std::string& path, const std::st
 }
 
 void Lora::restore(const std::string& path) {
-  const AdapterFile file = read_file(path, component_ + ".");
+  const AdapterFile file = read_file(path, component_);
   const double alpha = file.alpha.value_or(static_cast<double>(config_.rank));
   if (alpha != config_.alpha)
     throw DataError(path + ": alpha is " + number(alpha).dump() + ", here it is " + number(config_.alpha).dump() +

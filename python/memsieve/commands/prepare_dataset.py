@@ -136,7 +136,7 @@ def encode_batch(encoder, batch, captions):
 
 def read_prompts(path):
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding=pictures.UTF8).splitlines()]
+        lines = [line.strip() for line in Path(path).read_text(encoding=pictures.UTF8).split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise PrepareError(f"{path}: cannot be read ({one_line(error)})") from None
     lines = [line for line in lines if line]

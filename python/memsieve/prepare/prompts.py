@@ -1,6 +1,7 @@
 """Prompts for memsieve-audit: read from the files that people have, varied, and written with their tokens (docs/audit.md)."""
 
 import csv
+import io
 import json
 import os
 import random
@@ -18,6 +19,7 @@ NUMBER_LIMIT, TOKEN_LIMIT = 100_000, 49_400  # of the published random tokens
 
 
 # ---- what there is ---------------------------------------------------------------------------------------------------------
+# Lines end where files end them: str.splitlines would also cut a caption at U+2028 and the like.
 
 
 def column_of(names, asked, path):
@@ -32,12 +34,12 @@ def column_of(names, asked, path):
 
 
 def from_lines(text, path, column):
-    return [line for line in text.splitlines()]
+    return text.split("\n")
 
 
 def from_jsonl(text, path, column):
     found = []
-    for where, entry in json_objects(text.splitlines(), path, "is not a JSON object"):
+    for where, entry in json_objects(text.split("\n"), path, "is not a JSON object"):
         value = entry[column_of(list(entry), column, where)]
         if not isinstance(value, str):
             raise PrepareError(f"{where}: the prompt is not text")
@@ -47,9 +49,9 @@ def from_jsonl(text, path, column):
 
 def from_csv(text, path, column):
     """MemBench's SD1_final.csv and the like; separated by commas, or by semicolons if the header has no comma."""
-    lines = text.splitlines(keepends=True)
-    separator = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
-    rows = csv.DictReader(lines, delimiter=separator)
+    header = text.partition("\n")[0]
+    separator = ";" if ";" in header and "," not in header else ","
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     name = column_of(rows.fieldnames or [], column, path)
     return [row[name] or "" for row in rows]
 
@@ -136,7 +138,7 @@ def variants_of(prompts, seed, random_tokens=0, random_variants=1, leave_out=Fal
 def rephrased_of(prompts, path):
     """The wordings of prompts that a file of JSON lines gives: {"prompt": ..., "rephrased": [...]}."""
     try:
-        lines = Path(path).read_text(encoding=UTF8).splitlines()
+        lines = Path(path).read_text(encoding=UTF8).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PrepareError(f"{path}: cannot be read ({one_line(error)})") from None
     places, found = {}, []

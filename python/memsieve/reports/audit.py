@@ -19,9 +19,9 @@ class Audit:
     def read(folder):
         folder = Path(folder)
         summary = read_json(folder / "summary.json", folder)
-        lines = (folder / "measurements.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (folder / "measurements.jsonl").read_text(encoding="utf-8").split("\n")  # no other end of line: captions may hold one
         try:
-            rows = [json.loads(line) for line in lines[1:]]
+            rows = [json.loads(line) for line in lines[1:] if line]
         except ValueError:
             raise InputError(f"{folder / 'measurements.jsonl'}: holds a line that is not JSON") from None
         return Audit(folder, summary, rows)

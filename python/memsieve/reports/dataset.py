@@ -62,7 +62,7 @@ class PictureList:
     def __init__(self, path):
         self.path, self.paths, with_ids = path, {}, False
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise InputError(f"{path}: cannot be read as a list of pictures: {reason}") from None

@@ -97,7 +97,7 @@ class Run:
         if not path.exists():
             raise InputError(f"{path}: no such file")
         steps, validation = {}, {}
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(path.read_text().split("\n"), 1):
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:
