@@ -216,6 +216,7 @@ def test_previews_are_decoded_by_the_pipelines_vae(folder, pipelines, kind):
     for name in ("train.h5", "held_out.h5"):
         with h5py.File(folder / name, "r+") as file:
             file["latents"].attrs["scaling_factor"] = scale
+            file["caption"][3] = "picture\r3"
     trained(folder, *DRAW, f"sampling.vae={pipelines / kind / 'vae'}", step=1)
     images = drawn(folder, "run")
     assert images.shape == (8, 2, 3, 16, 16) and images.std() > 5
