@@ -33,8 +33,7 @@ class Comparison {
     for (const auto& option : schema.options) {
       if (option.incidental && keys_ == Keys::binding) continue;
       const YAML::Node node = given ? then[option.name] : YAML::Node(YAML::NodeType::Undefined);
-      auto found =
-          option.keys ? section(option, prefix + option.name, node) : leaf(option, prefix + option.name, node);
+      auto found = option.keys ? section(option, prefix + option.name, node) : leaf(option, prefix + option.name, node);
       if (found) return found;
     }
     if (!given) return std::nullopt;

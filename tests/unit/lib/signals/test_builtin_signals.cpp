@@ -94,8 +94,7 @@ TEST_CASE("each built-in signal is its formula, and a prediction that several re
   CHECK(rows.calls == std::map<std::string, int>{{"null", 1}, {"start", 1}, {"guidance", 1}});
 }
 
-TEST_CASE("start_gap is no score of the starting model itself, and more the better the model has become",
-          "[signals]") {
+TEST_CASE("start_gap is no score of the starting model itself, and more the better the model has become", "[signals]") {
   Rows rows;
   const at::Tensor prediction = rows.batch.prediction.detach();
   rows.batch.counterfactuals["start"] = [&](const at::Tensor& which) { return prediction.index_select(0, which); };
