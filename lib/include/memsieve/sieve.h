@@ -183,8 +183,9 @@ class MEMSIEVE_API Sieve {
   /// Names of the counterfactual predictions that the configured filters read (SignalEntry::counterfactual): what a
   /// batch must be able to supply.
   std::vector<std::string> counterfactuals() const;
-  /// Why this configuration will never drop anything with a data set of this size, or never take anything back, and
-  /// after restore() what the ledger has lost (rank 0), a line each; usually none.
+  /// Why this configuration will never drop anything, or no sample for what it shows by itself, with a data set of this
+  /// size, or never take anything back, and after restore() what the ledger has lost (rank 0), a line each; usually
+  /// none.
   std::vector<std::string> warnings() const;
 
  private:

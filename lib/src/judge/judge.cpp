@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdio>
 
 #include "config/read.h"
 #include "nan.h"
@@ -77,8 +79,26 @@ Judge::Judge(const JudgeOptions& options, const Setup& setup, int64_t ranks)
   refresh_levels();
 }
 
+std::vector<std::string> Judge::rate_warnings() const {
+  const auto& sums = options_.evidence.sums;
+  const double level = rate_level(options_.threshold.false_drop_rate, held_out_size_);
+  // Of a sample with as many visits as can be, each of the largest z-score in every channel.
+  const double lasting = (1 - sums.discount) / (1 + sums.discount) + sums.spread;
+  const double most =
+      options_.standardise.clip * std::sqrt(static_cast<double>(options_.weights.size()) / std::max(lasting, 1e-12));
+  if (level < most) return {};
+  char text[200];
+  std::snprintf(text, sizeof text,
+                "no sample is dropped for what it shows by itself: with %lld held-out pictures the level is %.2f, and "
+                "evidence reaches %.2f at most; hold out more pictures",
+                static_cast<long long>(held_out_size_), level, most);
+  return {text};
+}
+
 std::vector<std::string> Judge::warnings() const {
   const int64_t rows = pseudo_rows(), min_count = options_.standardise.min_count;
+  if (options_.threshold.kind == ThresholdOptions::Kind::rate && options_.standardise.from_held_out())
+    return rate_warnings();
   if (!options_.threshold.from_held_out()) return {};
   const std::string have = "nothing will be dropped: the threshold rests on " + std::to_string(rows) +
                            " held-out rows (" + std::to_string(held_out_size_) + " pictures), ";

@@ -76,7 +76,8 @@ class Judge {
 
   const JudgeOptions& options() const { return options_; }
   int64_t pseudo_rows() const { return slots_.pseudo_rows(); }
-  /// Why this configuration will never drop anything with a data set of this size, a line each.
+  /// Why this configuration will never drop anything, or no sample for what it shows by itself, with a data set of this
+  /// size, a line each.
   std::vector<std::string> warnings() const;
   /// Every tensor of the state.
   State state();
@@ -84,6 +85,7 @@ class Judge {
   void restored();
 
  private:
+  std::vector<std::string> rate_warnings() const;
   Past recall_slots(const at::Tensor& ids, bool held_out) const;
   int64_t block(int64_t rows) const { return options_.block_rows > 0 ? options_.block_rows : rows; }
   /// z [B, C]: standardised, less what the starting model explains.

@@ -153,6 +153,17 @@ TEST_CASE("too few held-out pictures for the threshold: a warning says so", "[co
   CHECK(make(keys + "conformal}", with_held_out(50, 32, 99)).warnings().empty());
 }
 
+TEST_CASE("too few held-out pictures for a rate: a warning says so", "[contract]") {
+  const std::string keys =
+      "filters: {start_gap: {}}, held_out: {rows: 8}, standardise: {population: held_out, clip: 8, min_count: 8}, "
+      "evidence: {kind: discounted, spread: 3}, threshold: {kind: rate}";
+  // 5.08 for 4 pictures, 3.51 for 7; a sample that always has the largest z-score reaches 4.58.
+  const auto few = make(keys, with_held_out(50, 32, 4)).warnings();
+  REQUIRE(few.size() == 1);
+  CHECK_THAT(few[0], Contains("with 4 held-out pictures the level is 5.0") && Contains("reaches 4.58 at most"));
+  CHECK(make(keys, with_held_out(50, 32, 7)).warnings().empty());
+}
+
 TEST_CASE("a reference pass whose draws all lie below a filter's timesteps is refused", "[contract]") {
   const auto setup = with_held_out(1000, 8, 64);
   const auto with = [&](const std::string& draws) {

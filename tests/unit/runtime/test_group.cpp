@@ -131,8 +131,9 @@ TEST_CASE("different world sizes") {
   const int port = free_port();
   const auto errors =
       run_ranks(2, [&](int rank) { Group(local_launch(rank, 2 + rank, port), c10::kCPU, impatient(3)); });
+  // Where rank 0, which keeps the store, has left before rank 1 could read what is wrong, only rank 0 says it.
   CHECK_THAT(errors[1], Contains("ConfigError: group: rank 1 was started with a world size of 3, rank 0 with 2") ||
-                            Contains("lost the store"));
+                            Contains("lost the store") || Contains("did not come"));
   CHECK_THAT(errors[0], Contains("ConfigError: group: rank 0 was started with a world size of 2, rank 1 with 3"));
 }
 
