@@ -96,8 +96,7 @@ struct StepEnd {
 };
 
 /// A training sample to look at again: judged memorised, so that the loop passes over it. Where fewer are than rows to
-/// look at, or a rank's share is larger than what is left, some other sample, of which nothing is kept: shapes stay the
-/// same.
+/// look at, or than a rank's share, some other sample, of which nothing is kept, so that shapes stay the same.
 struct Look {
   int64_t id = 0;
   /// suggested t / num_timesteps, stratified over the step's looks

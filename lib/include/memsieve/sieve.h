@@ -184,8 +184,7 @@ class MEMSIEVE_API Sieve {
   /// batch must be able to supply.
   std::vector<std::string> counterfactuals() const;
   /// Why this configuration will never drop anything, or no sample for what it shows by itself, with a data set of this
-  /// size, or never take anything back, and after restore() what the ledger has lost (rank 0), a line each; usually
-  /// none.
+  /// size, or never take anything back, and after restore() what the ledger has lost (rank 0). A line each.
   std::vector<std::string> warnings() const;
 
  private:
