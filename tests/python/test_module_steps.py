@@ -221,6 +221,15 @@ def test_reports():
     assert sieve.reports() == []
 
 
+def scaled_update(model, optimizer, scaler, overflow):
+    """What a loop does after its last backward; `overflow`: with a gradient that the scaler refuses."""
+    if overflow:
+        model.weight.grad[0, 0] = float("inf")
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+
+
 def test_attached_beside_a_scaler_that_finds_an_overflow():
     """The scaler does not step the optimiser then; the sieve's step ends all the same, and the next one is an ordinary one."""
     explicit = train("random", sgd)[0]
@@ -232,11 +241,7 @@ def test_attached_beside_a_scaler_that_finds_an_overflow():
     def step(number, overflow=False):
         plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number), 0, toy.ROWS))
         scaler.scale(plan.loss(loss)).backward()
-        if overflow:
-            model.weight.grad[0, 0] = float("inf")
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
+        scaled_update(model, optimizer, scaler, overflow)
 
     step(0)
     step(1, overflow=True)
@@ -259,11 +264,7 @@ def test_attached_beside_a_scaler_that_finds_an_overflow_in_a_short_step(known):
         for m in range(micros):
             plan, loss = toy.inspect(sieve, model, toy.rows_of(toy.Step(number, "one_rank"), m * rows, (m + 1) * rows))
             scaler.scale(plan.loss(loss)).backward()
-        if overflow:
-            model.weight.grad[0, 0] = float("inf")
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
+        scaled_update(model, optimizer, scaler, overflow)
 
     expected = toy.by_hand("one_rank")
     step(0)
