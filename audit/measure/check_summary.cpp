@@ -47,11 +47,9 @@ struct PictureFindings {
 
 DrawnCopies copies_of(const Json& drawn, double threshold) {
   const auto similarity = drawn.at("similarity").get<std::vector<double>>();
-  DrawnCopies found;
-  found.add({.drawings = static_cast<int64_t>(similarity.size()),
-             .copies = count_at_least(similarity, threshold),
-             .best = similarity.empty() ? found.best : *std::max_element(similarity.begin(), similarity.end())});
-  return found;
+  return {.drawings = static_cast<int64_t>(similarity.size()),
+          .copies = count_at_least(similarity, threshold),
+          .best = similarity.empty() ? -1 : *std::max_element(similarity.begin(), similarity.end())};
 }
 
 void add_row(PictureFindings& found, const Json& row, double threshold) {

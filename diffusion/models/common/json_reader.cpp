@@ -1,11 +1,9 @@
 #include <memsieve/detail/printable.h>
-#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/json_text.h>
 #include <diffusion/models/common/json_reader.h>
 
 #include <algorithm>
-#include <fstream>
 #include <sstream>
 
 namespace memsieve::diffusion {
@@ -22,15 +20,6 @@ void check_parameter_count(const std::string& where, double at_least) {
   text << where << ": asks for a model of at least " << at_least << " parameters; at most " << most
        << " can be had, so its widths, kernels or numbers of layers are wrong";
   throw ConfigError(text.str());
-}
-
-std::string read_config_text(const std::string& path, const std::string& remedy) {
-  detail::require_regular_file<ConfigError>(path);
-  std::ifstream file(path);
-  if (!file) throw ConfigError(path + ": cannot be opened; " + remedy);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
 }
 
 JsonReader::JsonReader(const std::string& json_text, std::string where, const std::string& class_name)

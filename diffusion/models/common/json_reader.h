@@ -64,7 +64,4 @@ inline constexpr int64_t kMostLevels = 16, kMostLayers = 64;
 /// config.json asks for is refused before any of it is allocated.
 void check_parameter_count(const std::string& where, double at_least);
 
-/// The text of a file. ConfigError with `remedy` if it cannot be opened.
-std::string read_config_text(const std::string& path, const std::string& remedy);
-
 }  // namespace memsieve::diffusion

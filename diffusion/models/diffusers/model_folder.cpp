@@ -1,10 +1,9 @@
-#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/safetensors_index.h>
+#include <diffusion/io/text_file.h>
 #include <diffusion/models/diffusers/model_folder.h>
 
 #include <filesystem>
-#include <fstream>
 #include <set>
 
 namespace memsieve::diffusion {
@@ -19,10 +18,7 @@ const std::pair<const char*, const char*> names[] = {
     {"diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"}};
 
 std::set<std::string> shards_of(const fs::path& index) {
-  detail::require_regular_file<DataError>(index.string());
-  std::ostringstream text;
-  text << std::ifstream(index).rdbuf();
-  return parse_safetensors_index(text.str(), index.string());
+  return parse_safetensors_index(read_text<DataError>(index.string()), index.string());
 }
 
 FolderWeights read_shards(const fs::path& folder, const fs::path& index) {

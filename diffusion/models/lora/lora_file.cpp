@@ -1,18 +1,16 @@
 #include <ATen/core/grad_mode.h>
-#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/io/json_text.h>
 #include <diffusion/io/safetensors.h>
+#include <diffusion/io/text_file.h>
 #include <diffusion/models/lora/lora.h>
 
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
-#include <sstream>
 
 namespace memsieve::diffusion {
 
@@ -93,10 +91,7 @@ std::optional<double> read_config_beside(const std::string& path) {
   if (!std::filesystem::exists(config, error))
     throw DataError(path + ": is peft's own file, and " + config +
                     ", which has its alpha, is missing; put both side by side");
-  detail::require_regular_file<DataError>(config);
-  std::ostringstream text;
-  text << std::ifstream(config).rdbuf();
-  return read_alpha(config, text.str(), "");
+  return read_alpha(config, read_text<DataError>(config), "");
 }
 
 void refuse_text_encoder(const std::string& path, const std::string& name, const std::string& component) {

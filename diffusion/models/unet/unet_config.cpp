@@ -1,6 +1,7 @@
-#include <diffusion/models/unet/unet_config.h>
-#include <diffusion/models/common/json_reader.h>
 #include <memsieve/error.h>
+#include <diffusion/io/text_file.h>
+#include <diffusion/models/common/json_reader.h>
+#include <diffusion/models/unet/unet_config.h>
 
 #include <algorithm>
 #include <map>
@@ -183,7 +184,7 @@ UNetConfig parse_unet_config(const std::string& json_text, const std::string& wh
 }
 
 UNetConfig read_unet_config(const std::string& path) {
-  return parse_unet_config(read_config_text(path, "a UNet folder holds config.json and its weights"), path);
+  return parse_unet_config(read_text<ConfigError>(path, "a UNet folder holds config.json and its weights"), path);
 }
 
 bool UNetConfig::attends(int64_t level) const {

@@ -2,6 +2,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <memsieve/error.h>
+#include <diffusion/io/text_file.h>
 #include <diffusion/models/common/group_norm.h>
 #include <diffusion/models/common/json_reader.h>
 #include <diffusion/models/common/layers.h>
@@ -141,7 +142,8 @@ double least_parameters(const VaeConfig& c) {
 VaeConfig read_vae_config(const std::string& path) {
   const UnusedFeatures unused = {
       {"act_fn", {"silu", "swish"}}, {"latents_mean", {nullptr}}, {"latents_std", {nullptr}}};
-  JsonReader reader(read_config_text(path, "a VAE folder holds config.json and its weights"), path, "AutoencoderKL");
+  JsonReader reader(read_text<ConfigError>(path, "a VAE folder holds config.json and its weights"), path,
+                    "AutoencoderKL");
   VaeConfig c;
   std::vector<std::string> up(1, "UpDecoderBlock2D");
   std::optional<double> shift;
