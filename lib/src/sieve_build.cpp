@@ -26,6 +26,10 @@ void check_setup(const Setup& setup) {
   at_least(1, setup.num_timesteps, "num_timesteps");
   at_least(0, setup.held_out_size, "held_out_size");
   at_least(1, setup.strata, "strata");
+  if (const int64_t samples = setup.samples.value_or(1); samples < 1 || samples > setup.dataset_size) {
+    throw ConfigError("Setup::samples: is " + std::to_string(samples) + ", must be 1 to dataset_size = " +
+                      std::to_string(setup.dataset_size) + "; leave it out where ids have no gaps");
+  }
   if (!setup.group_id.empty() && static_cast<int64_t>(setup.group_id.size()) != setup.dataset_size) {
     throw ConfigError("Setup::group_id: has " + std::to_string(setup.group_id.size()) + " entries for " +
                       std::to_string(setup.dataset_size) + " samples");

@@ -83,6 +83,7 @@ Setup setup_of(const py::dict& words) {
   setup.filters = builtin_filters();
   add_filters(setup.filters, words["filters"].cast<py::list>());
   setup.dataset_size = words["dataset_size"].cast<int64_t>();
+  setup.samples = words["samples"].cast<std::optional<int64_t>>();
   setup.rows_per_micro_batch = words["batch_size"].cast<int64_t>();
   setup.micro_batches = words["micro_batches"].cast<int64_t>();
   setup.num_timesteps = words["num_timesteps"].cast<int64_t>();

@@ -42,6 +42,9 @@ struct Setup {
   std::vector<std::string> overrides;
   /// kinds of rows that are compared each with its own: Batch::stratum lies in [0, strata)
   int64_t strata = 1;
+  /// How many samples there are where ids leave gaps in [0, dataset_size), as hashes of names do: 1 to dataset_size;
+  /// unset = dataset_size. Held-out evidence spans as many visits as that of one sample in so many.
+  std::optional<int64_t> samples = {};
 };
 
 /// What happened in one optimiser step, over all ranks; read on the host some steps later on a GPU, at once on a CPU.

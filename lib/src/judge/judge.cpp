@@ -253,7 +253,7 @@ void Judge::fold(const Gathered& gathered, int64_t step) {
 
 void Judge::fold_discounted(const LineView& training, const LineView& visits, bool observed) {
   evidence_.fold_bulk(slots_.of(training.id(), false), population_of(training) & training.flagged().logical_not(),
-                      threshold_.flagged_share());
+                      threshold_.flagged_share(slots_.used()));
   if (observed) evidence_.refresh_precision(slots_.training(), options_.standardise.min_count);
   if (options_.probe.likeness == 0) return;
   likeness_.fold_seen(training.likeness(), training.id(), training.sound());

@@ -321,3 +321,25 @@ TEST_CASE("a filter's name and options must leave room for the library's own", "
   CHECK_THROWS_WITH(registry.add({"a.b", "", {}, make_picky}), Contains("must not hold a dot"));
   CHECK(registry.find("picky") == nullptr);
 }
+
+TEST_CASE("more samples than ids, or none, are refused, and ranks must agree on them", "[contract]") {
+  auto setup = toy::setup(50, 16, 2);
+  for (const int64_t samples : {0, 51}) {
+    setup.samples = samples;
+    CHECK_THAT(refusal(kPlain, setup),
+               Contains("Setup::samples: is " + std::to_string(samples) + ", must be 1 to dataset_size = 50"));
+  }
+  for (const int64_t other : {49, 50}) {
+    const auto errors = toy::on_ranks(2, [&](auto comm) {
+      auto own = toy::setup(50, 16, 2);
+      if (comm->rank() == 1) own.samples = other;
+      Sieve::from_text("sieve: {" + kPlain + "}", "test", comm, own);
+    });
+    for (const auto& error : errors) {
+      if (other == 50)
+        CHECK(error == "");
+      else
+        CHECK_THAT(error, Contains("rank 1 differs from rank 0 in the loop's setup"));
+    }
+  }
+}
