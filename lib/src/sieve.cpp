@@ -161,6 +161,7 @@ Plan Sieve::inspect(const Batch& batch, const Clock& clock) {
   plan.rows_per_micro_batch_ = s.shape.rows;
   plan.micro_batches_ = s.shape.micro_batches;
   plan.seen_ = std::make_shared<Plan::Seen>();
+  s.likeness_given |= batch.likeness.defined();
   Impl::Asking asking;
   try {
     if (s.micro >= s.shape.micro_batches) {
@@ -260,6 +261,7 @@ StepEnd Sieve::end_step(const Clock& clock, at::TensorList gradients) {
   if (s.judge.options().evidence.discounts()) s.record.set_drift(s.judge.drift());
   const auto all = s.communicator->all_gather(s.record.flat());
   s.record.clear();
+  s.inspected |= s.micro > 0;
   s.micro = s.held_out_seen = 0;
   const Gathered gathered = split(all, s.shape);
   s.judge.fold(gathered, clock.step);

@@ -48,6 +48,8 @@ struct Sieve::Impl {
   /// lines of the reference pass: picture, held out, timestep, stratum, raw...
   std::vector<at::Tensor> draws;
   bool reference_known = false;
+  /// a step with a batch has ended; some batch had features that Batch::likeness is for
+  bool inspected = false, likeness_given = false;
 
   /// The counterfactual predictions that a call asks for: of how many rows, 0 = none, and which it has asked for.
   struct Asking {

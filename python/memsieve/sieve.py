@@ -63,8 +63,8 @@ class Sieve:
         self._attached = None
         self._passed_over = {}
         self.last_step: optimizers.StepEnd | None = None
-        for line in self.warnings():
-            warnings.warn(line, stacklevel=2)
+        self._told = set()
+        self._warn()
 
     # -- a step ---------------------------------------------------------------------------------------------------------------
 
@@ -156,7 +156,9 @@ class Sieve:
         self._seen = 0
         self._step += 1
         end = self._core.end_step(clock, list(gradients))
-        self.last_step = optimizers.StepEnd(end.grad_scale, end.skip, end.nonfinite)
+        first, self.last_step = self.last_step is None, optimizers.StepEnd(end.grad_scale, end.skip, end.nonfinite)
+        if first:
+            self._warn()
         return self.last_step
 
     def attach(self, optimizer: Any, *, scaler: Any = None) -> _Handle:
@@ -272,7 +274,8 @@ class Sieve:
         return self._core.channels()
 
     def warnings(self) -> list[str]:
-        """Why this configuration will never drop anything, or what the ledger has lost; usually none."""
+        """Why this configuration will never drop anything, what the ledger has lost, and, once a step has ended, that no batch had the
+        `likeness` that the rule asks for; usually none. What there is at the start and after the first step is warned of by itself."""
         return self._core.warnings()
 
     def reports(self) -> list[_core.StepReport]:
@@ -318,6 +321,12 @@ class Sieve:
         self._step, self.epoch = (int(one) for one in clock)
 
     # -- inside -------------------------------------------------------------------------------------------------------------------
+
+    def _warn(self):
+        news = [line for line in self.warnings() if line not in self._told]
+        self._told.update(news)
+        for line in news:
+            warnings.warn(line, stacklevel=3)
 
     def _clock(self):
         return _core.Clock(self._step, self.epoch)

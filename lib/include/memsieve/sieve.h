@@ -188,7 +188,8 @@ class MEMSIEVE_API Sieve {
   /// batch must be able to supply.
   std::vector<std::string> counterfactuals() const;
   /// Why this configuration will never drop anything, or no sample for what it shows by itself, with a data set of this
-  /// size, or never take anything back, and after restore() what the ledger has lost (rank 0). A line each.
+  /// size, or never take anything back; after restore() what the ledger has lost (rank 0); and, once a step has ended,
+  /// that no batch so far had the likeness that `probe.likeness` is about. A line each.
   std::vector<std::string> warnings() const;
 
  private:

@@ -164,6 +164,31 @@ TEST_CASE("too few held-out pictures for a rate: a warning says so", "[contract]
   CHECK(make(keys, with_held_out(50, 32, 7)).warnings().empty());
 }
 
+TEST_CASE("a loop that never gives the likeness that the rule asks for: a warning says so after its first step",
+          "[contract]") {
+  const auto warnings = [](const std::string& likeness, const std::string& pool, bool given) {
+    auto setup = toy::setup(50, 8);
+    setup.group_id.resize(50);
+    auto sieve = make(
+        "filters: {prediction_error: {}}, standardise: {population: training}, evidence: {kind: discounted, "
+        "pool: " +
+            pool + "}, threshold: {kind: rate}, held_out: {rows: 0}, probe: {kind: budget, likeness: " + likeness + "}",
+        setup);
+    CHECK(sieve.warnings().empty());
+    auto batch = good_batch();
+    if (given) batch.likeness = at::ones({8, 4});
+    sieve.inspect(batch, {}).loss(at::ones({8}));
+    sieve.end_step({});
+    return sieve.warnings();
+  };
+  const auto lines = warnings("6", "sample", false);
+  REQUIRE(lines.size() == 1);
+  CHECK_THAT(lines[0], Contains("no batch had Batch::likeness") && Contains("or set probe.likeness to 0"));
+  CHECK(warnings("6", "sample", true).empty());
+  CHECK(warnings("6", "group", false).empty());  // groups tell which samples are copies
+  CHECK(warnings("0", "sample", false).empty());
+}
+
 TEST_CASE("a reference pass whose draws all lie below a filter's timesteps is refused", "[contract]") {
   const auto setup = with_held_out(1000, 8, 64);
   const auto with = [&](const std::string& draws) {
