@@ -23,8 +23,8 @@ class Sieve:
     config: path of a YAML file with a `sieve:` mapping; or that mapping as a dict; or the name of a rule of the package
         (`memsieve.rules()`).
     dataset_size: samples in the training set; ids lie in [0, dataset_size).
-    samples: how many there are where ids leave gaps in [0, dataset_size), as those of `memsieve.id_of` do; None = dataset_size.
     batch_size: rows of one micro-batch on one rank; smaller ones are fine.
+    samples: how many there are where ids leave gaps in [0, dataset_size), as those of `memsieve.id_of` do; None = dataset_size.
     micro_batches: micro-batches in one optimiser step (gradient accumulation).
     num_timesteps: timesteps lie in [0, num_timesteps).
     held_out_size: pictures kept out of training, 0 = none.
@@ -41,15 +41,16 @@ class Sieve:
     COLLECTIVE: every rank of the group makes it with the same arguments. Raises ConfigError, on every rank.
     """
 
-    def __init__(self, config: str | os.PathLike | dict = "default", *, dataset_size: int, batch_size: int, micro_batches: int = 1,
-                 num_timesteps: int = 1000, held_out_size: int = 0, group_ids: Tensor | Sequence[int] | None = None, strata: int = 1,
-                 device: torch.device | str | None = None, group: Any = None, ledger: str | os.PathLike | None = None, run_id: str = "",
-                 overrides: Sequence[str] = (), filters: Sequence[Any] = (), divide_loss: bool = True, samples: int | None = None):
+    def __init__(self, config: str | os.PathLike | dict = "default", *, dataset_size: int, batch_size: int, samples: int | None = None,
+                 micro_batches: int = 1, num_timesteps: int = 1000, held_out_size: int = 0,
+                 group_ids: Tensor | Sequence[int] | None = None, strata: int = 1, device: torch.device | str | None = None, group: Any = None,
+                 ledger: str | os.PathLike | None = None, run_id: str = "", overrides: Sequence[str] = (), filters: Sequence[Any] = (),
+                 divide_loss: bool = True):
         group = arguments.group_of(group)
         self.device = arguments.device_of(device, group)
         text, source = arguments.configuration_of(config)
-        words = dict(dataset_size=dataset_size, samples=samples, batch_size=batch_size, micro_batches=micro_batches, num_timesteps=num_timesteps,
-                     held_out_size=held_out_size, group_ids=group_ids, strata=strata, device=self.device,
+        words = dict(dataset_size=dataset_size, samples=samples, batch_size=batch_size, micro_batches=micro_batches,
+                     num_timesteps=num_timesteps, held_out_size=held_out_size, group_ids=group_ids, strata=strata, device=self.device,
                      ledger="" if ledger is None else os.fspath(ledger), run_id=run_id, overrides=list(overrides),
                      filters=[one.entry() for one in filters])
         self._core = _core.Sieve(text, source, group, arguments.checked_numbers(words))

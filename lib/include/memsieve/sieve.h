@@ -43,7 +43,7 @@ struct Setup {
   /// kinds of rows that are compared each with its own: Batch::stratum lies in [0, strata)
   int64_t strata = 1;
   /// How many samples there are where ids leave gaps in [0, dataset_size), as hashes of names do: 1 to dataset_size;
-  /// unset = dataset_size. Held-out evidence spans as many visits as that of one sample in so many.
+  /// unset = dataset_size. Held-out rows come as often as one sample in so many, and shares of the set are of so many.
   std::optional<int64_t> samples = {};
 };
 

@@ -64,7 +64,7 @@ class Judge {
   Past recall_look(const at::Tensor& ids, const at::Tensor& likeness) const;
   /// Rows [k] to probe in step `step`, going by the scores that cost nothing; k depends on it and on shapes alone.
   at::Tensor rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible, int64_t step) const;
-  /// How many that are of `rows`, held out or for training.
+  /// k for so many rows, all held out or all for training.
   int64_t probe_count(int64_t rows, bool held_out, int64_t step) const;
   Verdicts judge(const Past& past, const RawScores& scores, int64_t step) const;
   /// What the starting model's raw scores [R, C] of pictures [R] say, `held_out` [R] bool. May synchronise.
