@@ -91,12 +91,13 @@ at::Tensor Sieve::Impl::device_ids(const Batch& batch, int64_t limit) const {
   return to_device(ids, setup.device);
 }
 
-Sieve::Impl::Judged Sieve::Impl::judged(const Batch& batch, const at::Tensor& ids, const Past& past,
-                                        int64_t step) const {
+Sieve::Impl::Judged Sieve::Impl::judged(const Batch& batch, const at::Tensor& ids, const Past& past, int64_t step,
+                                        Asking& asking) const {
   const at::NoGradGuard no_grad;
-  RawScores scores = signals.measure(batch, [&](const RawScores& free, const at::Tensor& eligible) {
+  const auto choose = [&](const RawScores& free, const at::Tensor& eligible) {
     return judge.rows_to_probe(past, free, eligible, step);
-  });
+  };
+  RawScores scores = signals.measure(batch, choose, asking.done);
   scores.likeness = past.likeness;
   const Verdicts verdicts = judge.judge(past, scores, step);
   return {record_lines(ids, scores, verdicts, shape), verdicts.weight};
@@ -105,6 +106,17 @@ Sieve::Impl::Judged Sieve::Impl::judged(const Batch& batch, const at::Tensor& id
 void Sieve::Impl::fail(const std::exception_ptr& error, const std::string& where) {
   record.fail(where + one_line(error));
   reporter.blame(error);
+}
+
+int64_t Sieve::Impl::rows_to_ask(const Batch& batch, int64_t most, bool held_out, int64_t step) const {
+  const bool any = batch.prediction.defined() && batch.prediction.dim() > 0;
+  const int64_t rows = any ? batch.prediction.size(0) : 0;
+  return judge.probe_count(rows > 0 && rows < most ? rows : most, held_out, step);
+}
+
+void Sieve::Impl::fail_asking(const Batch& batch, const Asking& asking, const std::string& where) {
+  fail(std::current_exception(), where);
+  if (asking.rows > 0) signals.ask_rest(batch, asking.rows, asking.done);
 }
 
 void Sieve::Impl::carry_losses() {
@@ -149,19 +161,22 @@ Plan Sieve::inspect(const Batch& batch, const Clock& clock) {
   plan.rows_per_micro_batch_ = s.shape.rows;
   plan.micro_batches_ = s.shape.micro_batches;
   plan.seen_ = std::make_shared<Plan::Seen>();
+  s.likeness_given |= batch.likeness.defined();
+  Impl::Asking asking;
   try {
     if (s.micro >= s.shape.micro_batches) {
       bad_batch("inspect called more than micro_batches = " + std::to_string(s.shape.micro_batches) +
                 " times before end_step");
     }
+    asking.rows = s.rows_to_ask(batch, s.shape.rows, false, clock.step);
     s.check_batch(batch, s.shape.rows);
     const auto ids = s.device_ids(batch, s.setup.dataset_size);
-    const auto judged = s.judged(batch, ids, s.judge.recall(ids, s.signals.likeness(batch)), clock.step);
+    const auto judged = s.judged(batch, ids, s.judge.recall(ids, s.signals.likeness(batch)), clock.step, asking);
     s.record.put_training(s.micro, judged.lines);
     s.seen[s.micro] = plan.seen_;
     plan.weight_ = judged.weight;
   } catch (...) {
-    s.fail(std::current_exception());
+    s.fail_asking(batch, asking);
     if (batch.prediction.defined() && batch.prediction.dim() > 0) {
       plan.weight_ = at::ones({batch.prediction.size(0)}, at::device(s.setup.device).dtype(at::kFloat));
     }
@@ -211,17 +226,21 @@ int64_t Sieve::Impl::own_held_out() const {
 
 void Sieve::observe(const Batch& batch, const Clock& clock) {
   auto& s = *impl_;
+  Impl::Asking asking;
   try {
     if (!s.judge.options().held_out.observes(clock.step))
       bad_batch("step " + std::to_string(clock.step) + " observes no held-out rows");
-    const int64_t rows = s.check_batch(batch, s.shape.held_out - s.held_out_seen);
+    const int64_t left = s.shape.held_out - s.held_out_seen;
+    asking.rows = s.rows_to_ask(batch, left, true, clock.step);
+    const int64_t rows = s.check_batch(batch, left);
     const auto ids = s.device_ids(batch, s.judge.pseudo_rows());
     const int64_t kept = std::clamp<int64_t>(s.own_held_out() - s.held_out_seen, 0, rows);
-    const auto judged = s.judged(counting(batch, kept, s.setup.device), ids, s.judge.recall_held_out(ids), clock.step);
+    const auto judged =
+        s.judged(counting(batch, kept, s.setup.device), ids, s.judge.recall_held_out(ids), clock.step, asking);
     s.record.put_held_out(s.held_out_seen, judged.lines.slice(0, 0, kept));
     s.held_out_seen += rows;
   } catch (...) {
-    s.fail(std::current_exception(), "held-out: ");
+    s.fail_asking(batch, asking, "held-out: ");
   }
 }
 
@@ -242,6 +261,7 @@ StepEnd Sieve::end_step(const Clock& clock, at::TensorList gradients) {
   if (s.judge.options().evidence.discounts()) s.record.set_drift(s.judge.drift());
   const auto all = s.communicator->all_gather(s.record.flat());
   s.record.clear();
+  s.inspected |= s.micro > 0;
   s.micro = s.held_out_seen = 0;
   const Gathered gathered = split(all, s.shape);
   s.judge.fold(gathered, clock.step);

@@ -26,6 +26,10 @@ void check_setup(const Setup& setup) {
   at_least(1, setup.num_timesteps, "num_timesteps");
   at_least(0, setup.held_out_size, "held_out_size");
   at_least(1, setup.strata, "strata");
+  if (const int64_t samples = setup.samples.value_or(1); samples < 1 || samples > setup.dataset_size) {
+    throw ConfigError("Setup::samples: is " + std::to_string(samples) + ", must be 1 to dataset_size = " +
+                      std::to_string(setup.dataset_size) + "; leave it out where ids have no gaps");
+  }
   if (!setup.group_id.empty() && static_cast<int64_t>(setup.group_id.size()) != setup.dataset_size) {
     throw ConfigError("Setup::group_id: has " + std::to_string(setup.group_id.size()) + " entries for " +
                       std::to_string(setup.dataset_size) + " samples");
@@ -119,9 +123,15 @@ std::vector<std::string> Sieve::counterfactuals() const {
 
 std::vector<std::string> Sieve::warnings() const {
   auto lines = impl_->judge.warnings();
-  if (impl_->judge.options().action.pass_over && impl_->judge.options().revisit.rows == 0)
+  const auto& options = impl_->judge.options();
+  if (options.action.pass_over && options.revisit.rows == 0)
     lines.emplace_back(
         "samples that are passed over never come back: nothing looks at them again; set revisit.rows to 4 or so");
+  // Groups tell which samples are copies without it.
+  if (options.probe.likeness > 0 && !options.evidence.pools_groups() && impl_->inspected && !impl_->likeness_given)
+    lines.emplace_back(
+        "no batch had Batch::likeness (Python: likeness=), so copies of a picture are not judged together; give features "
+        "in which they are alike, or set probe.likeness to 0");
   if (const std::string note = impl_->reporter.ledger_note(); !note.empty()) lines.push_back(note);
   return lines;
 }

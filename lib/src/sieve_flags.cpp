@@ -47,9 +47,11 @@ std::vector<Look> Sieve::looks(int64_t step) const {
 
 void Sieve::look(const Batch& batch, const Clock& clock) {
   auto& s = *impl_;
+  Impl::Asking asking;
   try {
     const auto planned = s.own_looks(clock.step);
     if (planned.empty()) bad_batch("step " + std::to_string(clock.step) + " has no samples for this rank to look at");
+    asking.rows = s.shape.looks;  // all are probed
     const int64_t rows = s.check_batch(batch, s.shape.looks);
     const auto ids = s.device_ids(batch, s.setup.dataset_size);
     std::vector<int64_t> wanted;
@@ -60,10 +62,11 @@ void Sieve::look(const Batch& batch, const Clock& clock) {
     }
     if (rows != static_cast<int64_t>(wanted.size()) || !at::equal(batch.sample_id, at::tensor(wanted, at::kLong)))
       bad_batch("sample_id must be what looks(" + std::to_string(clock.step) + ") names, in its order");
-    s.record.put_looks(s.judged(batch, ids, s.judge.recall_look(ids, s.signals.likeness(batch)), clock.step).lines,
+    const auto past = s.judge.recall_look(ids, s.signals.likeness(batch));
+    s.record.put_looks(s.judged(batch, ids, past, clock.step, asking).lines,
                        to_device(at::tensor(counted, at::kByte), s.setup.device));
   } catch (...) {
-    s.fail(std::current_exception(), "look: ");
+    s.fail_asking(batch, asking, "look: ");
   }
 }
 

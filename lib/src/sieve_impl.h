@@ -6,6 +6,7 @@
 
 #include <exception>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,20 @@ struct Sieve::Impl {
   /// lines of the reference pass: picture, held out, timestep, stratum, raw...
   std::vector<at::Tensor> draws;
   bool reference_known = false;
+  /// a step with a batch has ended; some batch had features that Batch::likeness is for
+  bool inspected = false, likeness_given = false;
+
+  /// The counterfactual predictions that a call asks for: of how many rows, 0 = none, and which it has asked for.
+  struct Asking {
+    int64_t rows = 0;
+    std::set<std::string> done;
+  };
+  /// Of how many rows any rank's call asks in step `step` that takes up to `most` rows: of as many as the batch has, or
+  /// of `most` if it has none or more.
+  int64_t rows_to_ask(const Batch& batch, int64_t most, bool held_out, int64_t step) const;
+  /// Carries an error of a call, then asks for the predictions that it did not come to: the passes of a sharded model
+  /// are collectives, which the other ranks wait in.
+  void fail_asking(const Batch& batch, const Asking& asking, const std::string& where = "");
 
   /// Throws DataError for a batch that breaks the contract of memsieve/batch.h; returns its rows.
   int64_t check_batch(const Batch& batch, int64_t most) const;
@@ -57,7 +72,7 @@ struct Sieve::Impl {
   struct Judged {
     at::Tensor lines, weight;
   };
-  Judged judged(const Batch& batch, const at::Tensor& ids, const Past& past, int64_t step) const;
+  Judged judged(const Batch& batch, const at::Tensor& ids, const Past& past, int64_t step, Asking& asking) const;
   /// Of the rows that held_out_visits() names to this rank, the first so many count; others fill up.
   int64_t own_held_out() const;
   /// What this rank's looks of step `step` are: as many as any other's.

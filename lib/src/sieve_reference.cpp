@@ -76,12 +76,15 @@ bool Sieve::has_reference() const {
 bool Sieve::reference(const Batch& batch, bool held_out) {
   auto& s = *impl_;
   if (!s.judge.options().reference.is_on()) return true;
+  Impl::Asking asking;
+  asking.rows = 1;
+  const Batch shown = before_training(batch);
   try {
     const int64_t samples = s.setup.dataset_size;
     s.check_batch(batch, std::numeric_limits<int64_t>::max());
     const auto ids = s.device_ids(batch, held_out ? s.setup.held_out_size : samples);
     const at::NoGradGuard no_grad;
-    RawScores scores = s.signals.measure(before_training(batch), rows_to_ask_for);
+    RawScores scores = s.signals.measure(shown, rows_to_ask_for, asking.done);
     leave_out_start(scores, s.signals.channels());
     settle_nonfinite(scores, batch.sample_id, held_out, s.options.fail_on_nonfinite);
     const auto picture = ids + (held_out ? samples : 0);
@@ -91,7 +94,7 @@ bool Sieve::reference(const Batch& batch, bool held_out) {
         1));
     return true;
   } catch (...) {
-    s.fail(std::current_exception());
+    s.fail_asking(shown, asking);
     return false;
   }
 }

@@ -19,8 +19,20 @@ struct Arguments {
   py::object has_caption, exempt, stratum, likeness;
 };
 
+/// The predictions that are callables, or the others.
+void fill_counterfactuals(Batch& batch, const Arguments& from, bool callables) {
+  for (const auto& [name, source] : from.counterfactuals) {
+    const bool is_callable = !is_tensor(source) && PyCallable_Check(source.ptr()) != 0;
+    if (is_callable != callables) continue;
+    const auto key = name.cast<std::string>();
+    batch.counterfactuals[key] = counterfactual_of(py::reinterpret_borrow<py::object>(source), key, batch.prediction);
+  }
+}
+
 /// Throws DataError for what is no tensor, or if a prediction is missing that the filters read.
 void fill(Batch& batch, const Arguments& from, const std::vector<std::string>& needed) {
+  // First, since the sieve calls them for a batch with a mistake, too.
+  fill_counterfactuals(batch, from, true);
   batch.prediction = tensor_of(from.prediction, "prediction");
   batch.target = tensor_of(from.target, "target");
   batch.sample_id = tensor_of(from.ids, "ids");
@@ -29,10 +41,7 @@ void fill(Batch& batch, const Arguments& from, const std::vector<std::string>& n
   batch.exempt = tensor_of(from.exempt, "exempt");
   batch.stratum = tensor_of(from.stratum, "stratum");
   batch.likeness = tensor_of(from.likeness, "likeness");
-  for (const auto& [name, source] : from.counterfactuals) {
-    const auto key = name.cast<std::string>();
-    batch.counterfactuals[key] = counterfactual_of(py::reinterpret_borrow<py::object>(source), key, batch.prediction);
-  }
+  fill_counterfactuals(batch, from, false);
   for (const auto& name : needed) {
     if (batch.counterfactuals.count(name) == 0) {
       throw DataError("batch: the prediction '" + name + "' is missing, which the configured filters read; pass " +
@@ -74,6 +83,7 @@ Setup setup_of(const py::dict& words) {
   setup.filters = builtin_filters();
   add_filters(setup.filters, words["filters"].cast<py::list>());
   setup.dataset_size = words["dataset_size"].cast<int64_t>();
+  setup.samples = words["samples"].cast<std::optional<int64_t>>();
   setup.rows_per_micro_batch = words["batch_size"].cast<int64_t>();
   setup.micro_batches = words["micro_batches"].cast<int64_t>();
   setup.num_timesteps = words["num_timesteps"].cast<int64_t>();

@@ -53,7 +53,8 @@ def configuration_of(config):
 
 def checked_numbers(words):
     """`words` as they are, once each of these is a whole number."""
-    for name in ("dataset_size", "batch_size", "micro_batches", "num_timesteps", "held_out_size", "strata"):
+    names = ["dataset_size", "batch_size", "micro_batches", "num_timesteps", "held_out_size", "strata"]
+    for name in names + (["samples"] if words["samples"] is not None else []):
         if isinstance(words[name], bool) or not isinstance(words[name], int):
             raise ConfigError(f"Sieve: {name} is a {type(words[name]).__name__}; it must be an int")
     return words

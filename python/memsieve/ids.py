@@ -10,7 +10,8 @@ KEY = "sample_id"
 def id_of(name, dataset_size: int):
     """The id in [0, dataset_size) of a sample that has a name (a file's path, say) and no index: the same in every process and
     run. Two names in n collide with a probability of about n^2 / (2 dataset_size), and are then judged as one sample: make the
-    sieve with a `dataset_size` of some hundred times as many as there are names; each costs some bytes.
+    sieve with a `dataset_size` of some hundred times as many as there are names, each of which costs some bytes, and with
+    `samples` = how many names there are.
 
     `name`: str, bytes or path-like; a list or tuple of them gives an int64 tensor [B] on the CPU.
     """

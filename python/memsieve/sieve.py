@@ -24,6 +24,7 @@ class Sieve:
         (`memsieve.rules()`).
     dataset_size: samples in the training set; ids lie in [0, dataset_size).
     batch_size: rows of one micro-batch on one rank; smaller ones are fine.
+    samples: how many there are where ids leave gaps in [0, dataset_size), as those of `memsieve.id_of` do; None = dataset_size.
     micro_batches: micro-batches in one optimiser step (gradient accumulation).
     num_timesteps: timesteps lie in [0, num_timesteps).
     held_out_size: pictures kept out of training, 0 = none.
@@ -40,15 +41,16 @@ class Sieve:
     COLLECTIVE: every rank of the group makes it with the same arguments. Raises ConfigError, on every rank.
     """
 
-    def __init__(self, config: str | os.PathLike | dict = "default", *, dataset_size: int, batch_size: int, micro_batches: int = 1,
-                 num_timesteps: int = 1000, held_out_size: int = 0, group_ids: Tensor | Sequence[int] | None = None, strata: int = 1,
-                 device: torch.device | str | None = None, group: Any = None, ledger: str | os.PathLike | None = None, run_id: str = "",
-                 overrides: Sequence[str] = (), filters: Sequence[Any] = (), divide_loss: bool = True):
+    def __init__(self, config: str | os.PathLike | dict = "default", *, dataset_size: int, batch_size: int, samples: int | None = None,
+                 micro_batches: int = 1, num_timesteps: int = 1000, held_out_size: int = 0,
+                 group_ids: Tensor | Sequence[int] | None = None, strata: int = 1, device: torch.device | str | None = None, group: Any = None,
+                 ledger: str | os.PathLike | None = None, run_id: str = "", overrides: Sequence[str] = (), filters: Sequence[Any] = (),
+                 divide_loss: bool = True):
         group = arguments.group_of(group)
         self.device = arguments.device_of(device, group)
         text, source = arguments.configuration_of(config)
-        words = dict(dataset_size=dataset_size, batch_size=batch_size, micro_batches=micro_batches, num_timesteps=num_timesteps,
-                     held_out_size=held_out_size, group_ids=group_ids, strata=strata, device=self.device,
+        words = dict(dataset_size=dataset_size, samples=samples, batch_size=batch_size, micro_batches=micro_batches,
+                     num_timesteps=num_timesteps, held_out_size=held_out_size, group_ids=group_ids, strata=strata, device=self.device,
                      ledger="" if ledger is None else os.fspath(ledger), run_id=run_id, overrides=list(overrides),
                      filters=[one.entry() for one in filters])
         self._core = _core.Sieve(text, source, group, arguments.checked_numbers(words))
@@ -62,8 +64,8 @@ class Sieve:
         self._attached = None
         self._passed_over = {}
         self.last_step: optimizers.StepEnd | None = None
-        for line in self.warnings():
-            warnings.warn(line, stacklevel=2)
+        self._told = set()
+        self._warn()
 
     # -- a step ---------------------------------------------------------------------------------------------------------------
 
@@ -155,7 +157,9 @@ class Sieve:
         self._seen = 0
         self._step += 1
         end = self._core.end_step(clock, list(gradients))
-        self.last_step = optimizers.StepEnd(end.grad_scale, end.skip, end.nonfinite)
+        first, self.last_step = self.last_step is None, optimizers.StepEnd(end.grad_scale, end.skip, end.nonfinite)
+        if first:
+            self._warn()
         return self.last_step
 
     def attach(self, optimizer: Any, *, scaler: Any = None) -> _Handle:
@@ -271,7 +275,8 @@ class Sieve:
         return self._core.channels()
 
     def warnings(self) -> list[str]:
-        """Why this configuration will never drop anything, or what the ledger has lost; usually none."""
+        """Why this configuration will never drop anything, what the ledger has lost, and, once a step has ended, that no batch had the
+        `likeness` that the rule asks for; usually none. What there is at the start and after the first step is warned of by itself."""
         return self._core.warnings()
 
     def reports(self) -> list[_core.StepReport]:
@@ -317,6 +322,12 @@ class Sieve:
         self._step, self.epoch = (int(one) for one in clock)
 
     # -- inside -------------------------------------------------------------------------------------------------------------------
+
+    def _warn(self):
+        news = [line for line in self.warnings() if line not in self._told]
+        self._told.update(news)
+        for line in news:
+            warnings.warn(line, stacklevel=3)
 
     def _clock(self):
         return _core.Clock(self._step, self.epoch)

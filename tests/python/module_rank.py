@@ -135,6 +135,35 @@ def bad_ids(_):
 
 
 @case
+def passes_are_collectives(_):
+    """Whatever is wrong with rank 1's batch: the model's passes, which all ranks take part in as with FSDP, are the same number."""
+    mistakes = {"ids": object(), "t": None, "target": torch.zeros(3), "prediction": "none", "stratum": object(), "likeness": torch.zeros(3)}
+    rank, calls = dist.get_rank(), 0
+
+    def null(k):
+        nonlocal calls
+        calls += 1
+        together = torch.ones(1)
+        dist.all_reduce(together)
+        return torch.zeros(len(k), toy.DIM) + together
+
+    for what, wrong in mistakes.items():
+        sieve = sieve_of_rank({**toy.PUBLISHED, "held_out": {"rows": 24}}, held_out_size=12, micro_batches=1)
+        for measure, ids in ((sieve.inspect, torch.arange(6)), (sieve.observe, torch.tensor([one.id for one in sieve.held_out_visits()]))):
+            rows = len(ids)
+            batch = {"ids": ids, "t": torch.full((rows,), 500), "prediction": torch.ones(rows, toy.DIM), "target": torch.ones(rows, toy.DIM)}
+            batch.update({what: wrong} if rank == 1 else {})
+            measure(batch.pop("ids"), batch.pop("t"), batch.pop("prediction"), batch.pop("target"), null=null, **batch)
+        try:
+            sieve.end_step()
+        except memsieve.Error as error:
+            assert str(error).startswith("step 0: rank 1: "), error
+        else:
+            raise AssertionError(f"no error of {what}")
+    say(f"{calls} calls for {len(mistakes)} mistakes")
+
+
+@case
 def long_message(_):
     """One that is cut where a character has begun."""
     def null(k):

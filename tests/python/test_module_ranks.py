@@ -36,6 +36,10 @@ def test_bad_input_on_one_rank_stops_all_at_the_same_step():
     assert ranks(2, "bad_ids") == [f"0 2 PeerError: {words}", f"1 2 DataError: {words}"]
 
 
+def test_a_mistake_in_one_ranks_batch_leaves_none_waiting_in_the_models_collectives():
+    assert ranks(2, "passes_are_collectives") == ["12 calls for 6 mistakes"] * 2
+
+
 def test_a_message_that_is_cut_is_still_text():
     first, second = ranks(2, "long_message")
     assert first.startswith("0 2 PeerError: step 2: rank 1: ValueError: aéé") and second == "1 2 ValueError: a" + "é" * 200

@@ -153,6 +153,8 @@ SETUPS = {
     "no configuration": (dict(config=7), "config is a int; it must be a path, a dict, or one of the rules"),
     "dataset_size": (dict(dataset_size=0), "dataset_size: is 0, must be at least 1"),
     "batch_size": (dict(batch_size=2.5), "batch_size is a float; it must be an int"),
+    "samples": (dict(samples=51), "Setup::samples: is 51, must be 1 to dataset_size = 50"),
+    "samples' type": (dict(samples="50"), "samples is a str; it must be an int"),
     "group ids": (dict(group_ids=torch.zeros(3, dtype=torch.int64)), "group_id: has 3 entries for 50 samples"),
     "group ids' dtype": (dict(group_ids=torch.zeros(50)), "group_ids: must be int64"),
     "device": (dict(device="tpuu"), "device 'tpuu' is none"),

@@ -2,6 +2,7 @@
 import io
 import os
 import threading
+import warnings
 
 import module_toy as toy
 import pytest
@@ -174,6 +175,30 @@ def test_ids():
         for batch in loader:
             assert batch["sample_id"].dtype == torch.int64 and torch.equal(batch["x"], batch["sample_id"].float())
     assert memsieve.WithIds([(1, 2), (3, 4)])[1] == (3, 4, 1) and memsieve.WithIds(torch.arange(3))[2] == (torch.tensor(2), 2)
+
+
+def test_samples_with_hashed_ids():
+    """Held-out rows are as many as the samples take, however many ids there is room for."""
+    def held_out_ids(**size):
+        sieve = memsieve.Sieve({**toy.PUBLISHED, "held_out": {"rows": 4}}, batch_size=4, held_out_size=5, device="cpu", **size)
+        return {visit.id for step in range(100) for visit in sieve._core.held_out_visits(step)}
+
+    assert held_out_ids(dataset_size=5000, samples=50) == held_out_ids(dataset_size=50) != held_out_ids(dataset_size=5000)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_likeness_that_never_comes_is_told_once(given):
+    rule = {"filters": {"prediction_error": {}}, "standardise": {"population": "training"}, "evidence": {"kind": "discounted"},
+            "threshold": {"kind": "rate"}, "held_out": {"rows": 0}, "probe": {"kind": "budget", "likeness": 6}}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        sieve, model = memsieve.Sieve(rule, dataset_size=toy.SAMPLES, batch_size=toy.ROWS, device="cpu"), toy.Model()
+        for number in range(3):
+            assert not told or number
+            toy.inspect(sieve, model, toy.rows_of(toy.Step(number), 0, toy.ROWS), likeness=torch.ones(toy.ROWS, 4) if given else None)
+            sieve.end_step()
+    assert len(told) == (0 if given else 1)
+    assert all("no batch had Batch::likeness (Python: likeness=)" in str(one.message) for one in told)
 
 
 def test_rules_of_the_package():

@@ -14,7 +14,9 @@
 namespace memsieve {
 
 /// What would be predicted for chosen rows of this micro-batch if one thing were different, without gradient. `rows`:
-/// [k] int64 on the training device. Returns [k, C, H, W] in the model's dtype.
+/// [k] int64 on the training device. Returns [k, C, H, W] in the model's dtype. Called for a batch with a mistake, too,
+/// with zeros for rows, even if it has none, since the other ranks may wait in the model's collectives; what it then
+/// returns or throws is ignored.
 using Counterfactual = std::function<at::Tensor(const at::Tensor& rows)>;
 
 /// The caller's own model with the empty caption.

@@ -42,6 +42,9 @@ struct Setup {
   std::vector<std::string> overrides;
   /// kinds of rows that are compared each with its own: Batch::stratum lies in [0, strata)
   int64_t strata = 1;
+  /// How many samples there are where ids leave gaps in [0, dataset_size), as hashes of names do: 1 to dataset_size;
+  /// unset = dataset_size. Held-out rows come as often as one sample in so many, and shares of the set are of so many.
+  std::optional<int64_t> samples = {};
 };
 
 /// What happened in one optimiser step, over all ranks; read on the host some steps later on a GPU, at once on a CPU.
@@ -142,9 +145,10 @@ class MEMSIEVE_API Sieve {
   int64_t reference_draws() const;
   /// Local, before training. What the starting model finds easy. Every training sample and every held-out picture
   /// (`held_out` = true, sample_id = picture index) once per draw, divided over the ranks in any way. False: something
-  /// went wrong, and the pass need not go on; finish_reference throws it on every rank. Does nothing if the
-  /// configuration asks for no reference. Each counterfactual prediction is asked for exactly once for a batch,
-  /// whatever its rows hold, but for `start`: the batch's own prediction is that.
+  /// went wrong, and the pass need not go on (but of a sharded model, which the other ranks call); finish_reference
+  /// throws it on every rank. Does nothing if the configuration asks for no reference. Each counterfactual prediction
+  /// is asked for exactly once for a batch, whatever its rows hold, but for `start`: the batch's own prediction is
+  /// that.
   bool reference(const Batch& batch, bool held_out);
   /// COLLECTIVE. Ends the reference pass; does nothing if the configuration asks for none. Throws PeerError for what
   /// went wrong in it, DataError if a picture was never drawn.
@@ -184,7 +188,8 @@ class MEMSIEVE_API Sieve {
   /// batch must be able to supply.
   std::vector<std::string> counterfactuals() const;
   /// Why this configuration will never drop anything, or no sample for what it shows by itself, with a data set of this
-  /// size, or never take anything back, and after restore() what the ledger has lost (rank 0). A line each.
+  /// size, or never take anything back; after restore() what the ledger has lost (rank 0); and, once a step has ended,
+  /// that no batch so far had the likeness that `probe.likeness` is about. A line each.
   std::vector<std::string> warnings() const;
 
  private:

@@ -23,7 +23,7 @@ std::string describe(const Setup& setup) {
   std::ostringstream out;
   out << setup.dataset_size << ' ' << setup.rows_per_micro_batch << ' ' << setup.micro_batches << ' '
       << setup.num_timesteps << ' ' << setup.held_out_size << ' ' << setup.strata << ' '
-      << c10::DeviceTypeName(setup.device.type());
+      << setup.samples.value_or(setup.dataset_size) << ' ' << c10::DeviceTypeName(setup.device.type());
   for (int64_t group : setup.group_id) out << ' ' << group;
   return out.str();
 }

@@ -150,14 +150,25 @@ at::Tensor Judge::adjusted(const RawScores& scores, const at::Tensor& picture) c
   return reference_.apply(standardise_.apply(scores), picture);
 }
 
+bool Judge::probes_all(bool held_out) const {
+  // With `discounted` what a visit shows has no part in the choice, so held-out rows need not be chosen to be treated
+  // alike.
+  return options_.probe.every() || (held_out && options_.evidence.discounts());
+}
+
+int64_t Judge::probe_count(int64_t rows, bool held_out, int64_t step) const {
+  if (!held_out && !options_.probe.probes(step)) return 0;
+  if (probes_all(held_out)) return rows;
+  return probe_.count(rows, held_out ? kHeldOutBlock : block(rows));
+}
+
 at::Tensor Judge::rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible,
                                 int64_t step) const {
   const int64_t rows = free.timestep.size(0);
-  if (!past.held_out && !past.look && !options_.probe.probes(step)) return at::empty({0}, past.slot.options());
-  if (options_.probe.every() || past.look) return at::arange(rows, past.slot.options());
+  if (past.look) return at::arange(rows, past.slot.options());
+  if (probe_count(rows, past.held_out, step) == 0) return at::empty({0}, past.slot.options());
+  if (probes_all(past.held_out)) return at::arange(rows, past.slot.options());
   if (options_.evidence.discounts()) {
-    // What this visit shows has no part in the choice, so held-out rows need not be chosen to be treated alike.
-    if (past.held_out) return at::arange(rows, past.slot.options());
     const auto none = at::zeros_like(eligible);
     const auto known = evidence_.with_visit(past.evidence, at::full_like(free.raw, kNaN), none, past.neighbours);
     return probe_.choose_by_past(past.slot, known.score, past.neighbours.alike, past.flagged, threshold_.levels().drop,
@@ -242,7 +253,7 @@ void Judge::fold(const Gathered& gathered, int64_t step) {
 
 void Judge::fold_discounted(const LineView& training, const LineView& visits, bool observed) {
   evidence_.fold_bulk(slots_.of(training.id(), false), population_of(training) & training.flagged().logical_not(),
-                      threshold_.flagged_share());
+                      threshold_.flagged_share(slots_.used()));
   if (observed) evidence_.refresh_precision(slots_.training(), options_.standardise.min_count);
   if (options_.probe.likeness == 0) return;
   likeness_.fold_seen(training.likeness(), training.id(), training.sound());

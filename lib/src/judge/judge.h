@@ -64,6 +64,8 @@ class Judge {
   Past recall_look(const at::Tensor& ids, const at::Tensor& likeness) const;
   /// Rows [k] to probe in step `step`, going by the scores that cost nothing; k depends on it and on shapes alone.
   at::Tensor rows_to_probe(const Past& past, const RawScores& free, const at::Tensor& eligible, int64_t step) const;
+  /// k for so many rows, all held out or all for training.
+  int64_t probe_count(int64_t rows, bool held_out, int64_t step) const;
   Verdicts judge(const Past& past, const RawScores& scores, int64_t step) const;
   /// What the starting model's raw scores [R, C] of pictures [R] say, `held_out` [R] bool. May synchronise.
   void set_reference(const at::Tensor& picture, const RawScores& scores, const at::Tensor& held_out);
@@ -87,6 +89,7 @@ class Judge {
  private:
   std::vector<std::string> rate_warnings() const;
   Past recall_slots(const at::Tensor& ids, bool held_out) const;
+  bool probes_all(bool held_out) const;
   int64_t block(int64_t rows) const { return options_.block_rows > 0 ? options_.block_rows : rows; }
   /// z [B, C]: standardised, less what the starting model explains.
   at::Tensor adjusted(const RawScores& scores, const at::Tensor& picture) const;

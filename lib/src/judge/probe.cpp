@@ -71,10 +71,14 @@ at::Tensor Probe::choose_by_past(const at::Tensor& slot, const at::Tensor& score
   return best(priority, eligible, block);
 }
 
+int64_t Probe::per_block(int64_t block) const {
+  const auto wanted = static_cast<int64_t>(std::ceil(options_.fraction * static_cast<double>(block)));
+  return std::clamp<int64_t>(wanted, 1, block);
+}
+
 at::Tensor Probe::best(const at::Tensor& priority_of, const at::Tensor& eligible, int64_t block) const {
   const auto priority = priority_of + eligible.to(at::kFloat) * 1e4;
-  const auto per_block = static_cast<int64_t>(std::ceil(options_.fraction * static_cast<double>(block)));
-  return choose_rows(priority, block, std::clamp<int64_t>(per_block, 1, block));
+  return choose_rows(priority, block, per_block(block));
 }
 
 void Probe::fold(const at::Tensor& slot, const at::Tensor& counted, const at::Tensor& probed) {

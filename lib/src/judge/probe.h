@@ -42,11 +42,14 @@ class Probe {
   at::Tensor choose_by_past(const at::Tensor& slot, const at::Tensor& score, const at::Tensor& alike,
                             const at::Tensor& flagged, const at::Tensor& level, const at::Tensor& eligible,
                             int64_t block) const;
+  /// How many of `rows` either chooses.
+  int64_t count(int64_t rows, int64_t block) const { return (rows + block - 1) / block * per_block(block); }
   /// Visits of slots [R], where counted [R]; `probed` [R] bool.
   void fold(const at::Tensor& slot, const at::Tensor& counted, const at::Tensor& probed);
   State state() { return {{"unprobed", &unprobed_}}; }
 
  private:
+  int64_t per_block(int64_t block) const;
   at::Tensor best(const at::Tensor& priority, const at::Tensor& eligible, int64_t block) const;
 
   ProbeOptions options_;

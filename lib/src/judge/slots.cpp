@@ -21,11 +21,13 @@ std::vector<int64_t> dense_groups(const std::vector<int64_t>& group_id, int64_t&
 Slots::Slots(const Setup& setup, const HeldOutOptions& held_out, bool pool_groups, int64_t ranks)
     : dataset_size_(setup.dataset_size), held_out_size_(setup.held_out_size), training_(setup.dataset_size) {
   if (pool_groups) slot_of_ = at::tensor(dense_groups(setup.group_id, training_), at::kLong).to(setup.device);
+  const int64_t samples = setup.samples.value_or(dataset_size_);
+  used_ = std::min(training_, samples);
   if (held_out.rows == 0) return;
   // As many pseudo-rows as make each one visited about as often as a training row, so that their evidence spans the
   // same stretch of training.
   const double visits_per_epoch =
-      static_cast<double>(held_out.rows * setup.dataset_size) /
+      static_cast<double>(held_out.rows * samples) /
       static_cast<double>(setup.rows_per_micro_batch * setup.micro_batches * ranks * held_out.every);
   const auto copies = std::llround(visits_per_epoch / static_cast<double>(held_out_size_));
   pseudo_rows_ = std::max<int64_t>(1, copies) * held_out_size_;

@@ -18,6 +18,8 @@ class Slots {
   Slots(const Setup& setup, const HeldOutOptions& held_out, bool pool_groups, int64_t ranks);
 
   int64_t training() const { return training_; }
+  /// How many of them some sample has: fewer where ids leave gaps (Setup::samples).
+  int64_t used() const { return used_; }
   int64_t pseudo_rows() const { return pseudo_rows_; }
   int64_t size() const { return training_ + pseudo_rows_; }
   /// ids [B] int64 of training samples, or of pseudo-rows -> [B]
@@ -26,7 +28,7 @@ class Slots {
   at::Tensor picture(const at::Tensor& ids, bool held_out) const;
 
  private:
-  int64_t dataset_size_, held_out_size_, training_, pseudo_rows_ = 0;
+  int64_t dataset_size_, held_out_size_, training_, used_, pseudo_rows_ = 0;
   /// [dataset_size] when samples share slots
   at::Tensor slot_of_;
 };

@@ -164,6 +164,10 @@ Threshold::Threshold(const ThresholdOptions& options, int64_t slots, int64_t min
                 .to(device);
 }
 
+at::Tensor Threshold::flagged_share(int64_t used) const {
+  return flagged_.slice(0, 0, slots_).to(at::kFloat).mean() * (static_cast<double>(slots_) / static_cast<double>(used));
+}
+
 void Threshold::fold_verdicts(const at::Tensor& slot, const at::Tensor& flagged, const at::Tensor& counted) {
   const auto nowhere = at::full_like(slot, slots_);
   // Several visits of one slot in a step: the last one in the global order has the say, so that no place is

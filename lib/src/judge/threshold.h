@@ -60,8 +60,8 @@ class Threshold {
   const Levels& levels() const { return levels_; }
   /// [B] bool: the last verdicts on slots [B].
   at::Tensor flagged(const at::Tensor& slot) const { return flagged_.index_select(0, slot); }
-  /// 0-dim float32: the share of all training slots that are judged memorised.
-  at::Tensor flagged_share() const { return flagged_.slice(0, 0, slots_).to(at::kFloat).mean(); }
+  /// 0-dim float32: how many training slots are judged memorised, as a share of `used` ones.
+  at::Tensor flagged_share(int64_t used) const;
   /// Verdicts [R] on slots [R], where counted [R]; of several on one slot the last counts.
   void fold_verdicts(const at::Tensor& slot, const at::Tensor& flagged, const at::Tensor& counted);
   /// Evidence [R] of training visits, where valid [R].

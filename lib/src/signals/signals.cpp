@@ -1,6 +1,7 @@
 #include "signals/signals.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <memsieve/error.h>
 
 #include <algorithm>
@@ -81,7 +82,7 @@ std::string Signals::who_reads(const SignalEntry& signal) const {
 }
 
 void Signals::measure_counterfactual(const Batch& batch, const SignalRows& rows, const at::Tensor& chosen,
-                                     SignalView& view, RawScores& s) const {
+                                     SignalView& view, RawScores& s, std::set<std::string>& asked) const {
   SignalRows some{rows.timestep.index_select(0, chosen),
                   rows.prediction.index_select(0, chosen),
                   rows.target.index_select(0, chosen),
@@ -91,6 +92,7 @@ void Signals::measure_counterfactual(const Batch& batch, const SignalRows& rows,
   for (const auto& signal : counterfactual_) {
     const std::string& name = signal.counterfactual;
     if (made.count(name) == 0) {
+      asked.insert(name);
       made[name] = supplier(batch, name)(chosen).detach().to(at::kFloat);
       if (made[name].sizes() != some.prediction.sizes()) {
         throw DataError((name == "null" ? "null_prediction" : "counterfactuals[\"" + name + "\"]") +
@@ -132,6 +134,17 @@ std::vector<std::string> Signals::counterfactuals() const {
   return names;
 }
 
+void Signals::ask_rest(const Batch& batch, int64_t rows, const std::set<std::string>& asked) const {
+  const at::NoGradGuard no_grad;
+  for (const auto& name : counterfactuals()) {
+    if (asked.count(name) > 0 || !supplier(batch, name)) continue;
+    try {
+      supplier(batch, name)(at::zeros({rows}, at::device(device_).dtype(at::kLong)));
+    } catch (...) {  // the batch is lost for what is known already
+    }
+  }
+}
+
 void Signals::require_predictions(const Batch& batch) const {
   for (const auto& signal : counterfactual_) {
     const std::string& name = signal.counterfactual;
@@ -163,7 +176,7 @@ at::Tensor Signals::likeness(const Batch& batch) const {
   return project_likeness(to_device(batch.likeness.detach(), device_));
 }
 
-RawScores Signals::measure(const Batch& batch, const ChooseRows& choose) const {
+RawScores Signals::measure(const Batch& batch, const ChooseRows& choose, std::set<std::string>& asked) const {
   require_predictions(batch);
   const SignalRows rows{to_device(batch.timestep.detach(), device_).to(at::kFloat),
                         batch.prediction.detach().to(at::kFloat),
@@ -176,7 +189,7 @@ RawScores Signals::measure(const Batch& batch, const ChooseRows& choose) const {
   if (!counterfactual_.empty()) {
     const auto eligible = s.captioned & (s.timestep >= timestep_min_);
     const auto chosen = choose(s, eligible);
-    if (chosen.size(0) > 0) measure_counterfactual(batch, rows, chosen, view, s);
+    if (chosen.size(0) > 0) measure_counterfactual(batch, rows, chosen, view, s, asked);
     s.probed = s.probed & eligible;
     const auto magnitude = view.signals.find("magnitude");
     if (magnitude != view.signals.end()) view.magnitude = magnitude->second;

@@ -6,6 +6,7 @@
 #include <memsieve/batch.h>
 
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -24,8 +25,11 @@ class Signals {
   Signals(std::vector<Channel> channels, const SignalRegistry& registry, at::Device device, bool likeness = false);
 
   /// `choose` is called once, and only if some filter reads a counterfactual signal. Throws DataError for a
-  /// counterfactual prediction that is missing or of another shape, and what filters and signals throw.
-  RawScores measure(const Batch& batch, const ChooseRows& choose) const;
+  /// counterfactual prediction that is missing or of another shape, and what filters and signals throw. Names of the
+  /// predictions that were asked for are added to `asked`.
+  RawScores measure(const Batch& batch, const ChooseRows& choose, std::set<std::string>& asked) const;
+  /// Asks for the others, of the first row `rows` times over. What they predict or throw is ignored.
+  void ask_rest(const Batch& batch, int64_t rows, const std::set<std::string>& asked) const;
   /// [B, kLikenessWidth] float32: the rows' features; undefined = nobody asks, or the loop does not say.
   at::Tensor likeness(const Batch& batch) const;
   const std::vector<Channel>& channels() const { return channels_; }
@@ -40,7 +44,7 @@ class Signals {
   at::Tensor measured(const SignalEntry& signal, const SignalRows& rows) const;
   void measure_free(const SignalRows& rows, SignalView& view, RawScores& scores) const;
   void measure_counterfactual(const Batch& batch, const SignalRows& rows, const at::Tensor& chosen, SignalView& view,
-                              RawScores& scores) const;
+                              RawScores& scores, std::set<std::string>& asked) const;
   /// The filters that read a counterfactual signal, or those that do not.
   void score_channels(const SignalView& view, bool counterfactual, RawScores& scores) const;
   std::string who_reads(const SignalEntry& signal) const;

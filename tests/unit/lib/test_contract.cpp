@@ -164,6 +164,31 @@ TEST_CASE("too few held-out pictures for a rate: a warning says so", "[contract]
   CHECK(make(keys, with_held_out(50, 32, 7)).warnings().empty());
 }
 
+TEST_CASE("a loop that never gives the likeness that the rule asks for: a warning says so after its first step",
+          "[contract]") {
+  const auto warnings = [](const std::string& likeness, const std::string& pool, bool given) {
+    auto setup = toy::setup(50, 8);
+    setup.group_id.resize(50);
+    auto sieve = make(
+        "filters: {prediction_error: {}}, standardise: {population: training}, evidence: {kind: discounted, "
+        "pool: " +
+            pool + "}, threshold: {kind: rate}, held_out: {rows: 0}, probe: {kind: budget, likeness: " + likeness + "}",
+        setup);
+    CHECK(sieve.warnings().empty());
+    auto batch = good_batch();
+    if (given) batch.likeness = at::ones({8, 4});
+    sieve.inspect(batch, {}).loss(at::ones({8}));
+    sieve.end_step({});
+    return sieve.warnings();
+  };
+  const auto lines = warnings("6", "sample", false);
+  REQUIRE(lines.size() == 1);
+  CHECK_THAT(lines[0], Contains("no batch had Batch::likeness") && Contains("or set probe.likeness to 0"));
+  CHECK(warnings("6", "sample", true).empty());
+  CHECK(warnings("6", "group", false).empty());  // groups tell which samples are copies
+  CHECK(warnings("0", "sample", false).empty());
+}
+
 TEST_CASE("a reference pass whose draws all lie below a filter's timesteps is refused", "[contract]") {
   const auto setup = with_held_out(1000, 8, 64);
   const auto with = [&](const std::string& draws) {
@@ -320,4 +345,26 @@ TEST_CASE("a filter's name and options must leave room for the library's own", "
   CHECK_THROWS_WITH(registry.add({"picky", "", weighted, make_picky}), Contains("has the option `weight` already"));
   CHECK_THROWS_WITH(registry.add({"a.b", "", {}, make_picky}), Contains("must not hold a dot"));
   CHECK(registry.find("picky") == nullptr);
+}
+
+TEST_CASE("more samples than ids, or none, are refused, and ranks must agree on them", "[contract]") {
+  auto setup = toy::setup(50, 16, 2);
+  for (const int64_t samples : {0, 51}) {
+    setup.samples = samples;
+    CHECK_THAT(refusal(kPlain, setup),
+               Contains("Setup::samples: is " + std::to_string(samples) + ", must be 1 to dataset_size = 50"));
+  }
+  for (const int64_t other : {49, 50}) {
+    const auto errors = toy::on_ranks(2, [&](auto comm) {
+      auto own = toy::setup(50, 16, 2);
+      if (comm->rank() == 1) own.samples = other;
+      Sieve::from_text("sieve: {" + kPlain + "}", "test", comm, own);
+    });
+    for (const auto& error : errors) {
+      if (other == 50)
+        CHECK(error == "");
+      else
+        CHECK_THAT(error, Contains("rank 1 differs from rank 0 in the loop's setup"));
+    }
+  }
 }

@@ -77,3 +77,11 @@ TEST_CASE("the level of a rate is Student's quantile", "[threshold]") {
   CHECK(rate_level(rate, freedom + 1) / std::sqrt(1 + 1 / n) == Approx(quantile).epsilon(0.002));
   CHECK(rate_level(0.01, 0) == Approx(2.3263).epsilon(1e-4));
 }
+
+TEST_CASE("the share of flagged slots is of those that some sample has", "[threshold]") {
+  Threshold threshold({.kind = ThresholdOptions::Kind::fixed}, 12, 1, 0, at::kCPU);
+  const auto slot = at::tensor({1, 7, 9}, at::kLong);
+  threshold.fold_verdicts(slot, at::tensor({1, 0, 1}).to(at::kBool), at::ones({3}, at::kBool));
+  CHECK(threshold.flagged_share(4).item<float>() == Approx(0.5));
+  CHECK(threshold.flagged_share(12).item<float>() == at::tensor({2.0F / 12}).item<float>());
+}
