@@ -10,6 +10,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_laws {
+
 using memsieve::Sieve;
 using namespace memsieve::runtime;
 
@@ -130,3 +132,5 @@ TEST_CASE("a NaN row stops all processes at the same step, naming the sample", "
     CHECK(result.exit_codes[rank] == 0);
   }
 }
+
+}  // namespace of_test_laws

@@ -5,6 +5,8 @@
 
 #include <support/world.h>
 
+namespace of_test_pass_over {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 using namespace world;
@@ -91,3 +93,5 @@ TEST_CASE("where nobody is flagged passing over changes nothing, bit for bit") {
   CHECK(metrics(world, "without").find("passed_over") == std::string::npos);
   CHECK(sum_of(metrics(world, "with"), "passed_over") == 0);
 }
+
+}  // namespace of_test_pass_over

@@ -16,6 +16,8 @@
 
 #include <support/world.h>
 
+namespace of_test_train {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 using namespace world;
@@ -208,3 +210,5 @@ TEST_CASE("a row that one rank cannot read is known to all after the step") {
   INFO(result.outputs[0] << result.outputs[1]);
   CHECK(result.exit_codes == std::vector<int>{0, 0});
 }
+
+}  // namespace of_test_train

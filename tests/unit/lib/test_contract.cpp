@@ -7,6 +7,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_contract {
+
 using Catch::Contains;
 using memsieve::Sieve;
 
@@ -321,3 +323,5 @@ TEST_CASE("a filter's name and options must leave room for the library's own", "
   CHECK_THROWS_WITH(registry.add({"a.b", "", {}, make_picky}), Contains("must not hold a dot"));
   CHECK(registry.find("picky") == nullptr);
 }
+
+}  // namespace of_test_contract

@@ -6,6 +6,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_threshold {
+
 using namespace memsieve;
 
 namespace {
@@ -77,3 +79,5 @@ TEST_CASE("the level of a rate is Student's quantile", "[threshold]") {
   CHECK(rate_level(rate, freedom + 1) / std::sqrt(1 + 1 / n) == Approx(quantile).epsilon(0.002));
   CHECK(rate_level(0.01, 0) == Approx(2.3263).epsilon(1e-4));
 }
+
+}  // namespace of_test_threshold
