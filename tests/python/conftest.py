@@ -1,8 +1,13 @@
 """What the Python tests share: where the build is, and how a program of ours is run."""
+import multiprocessing
 import os
+import runpy
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +45,68 @@ def run_ok(*command, **options):
 def torchrun(processes, *command, **options):
     return run(sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python", "--nproc_per_node", processes,
                *command, **options)
+
+
+def launcher(processes):
+    """Variables of each rank as torchrun sets them; none for a single process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1",
+                 MASTER_PORT=port, TORCHELASTIC_RUN_ID="tests") if processes > 1 else {} for rank in range(processes)]
+
+
+def ended(command, ranks, code_of, kill, timeout):
+    """The exit code once all ranks have ended, or one has failed and the others were killed."""
+    deadline = time.monotonic() + timeout
+    while None in (codes := [code_of(rank) for rank in ranks]) and not any(codes):
+        if late := time.monotonic() > deadline:
+            break
+        time.sleep(0.005)
+    else:
+        late = False
+    for rank in ranks:
+        if code_of(rank) is None:
+            kill(rank)
+    if late:
+        raise subprocess.TimeoutExpired(command, timeout)
+    return next(filter(None, codes), 0)
+
+
+def on_ranks(processes, *command, timeout=300, cwd=None, **environment):
+    """As torchrun, which takes longer to start than most programs of ours run; the exit code is that of a rank that failed."""
+    command = [str(word) for word in command]
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = [subprocess.Popen(command, stdout=output, stderr=errors, cwd=cwd, env=clean_environment(**variables, **environment))
+                   for variables in launcher(processes)]
+        code = ended(command, started, subprocess.Popen.poll, lambda rank: (rank.kill(), rank.wait()), timeout)
+        output.seek(0), errors.seek(0)
+        return subprocess.CompletedProcess(command, code, output.read(), errors.read())
+
+
+def forked(processes, script, *words, timeout=300, **environment):
+    """As on_ranks(processes, sys.executable, script, *words), without starting Python: each rank is a fork of this process, which has
+    imported already what takes seconds to import. It must not have trained anything itself."""
+    command = [str(word) for word in (script, *words)]
+
+    def main(variables, output, errors):
+        for file, number in ((output, 1), (errors, 2)):
+            os.dup2(file.fileno(), number)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+        variables = clean_environment(**variables, **environment)
+        os.environ.clear()
+        os.environ.update(variables)
+        sys.argv = command
+        sys.path.insert(0, str(Path(script).parent))
+        runpy.run_path(command[0], run_name="__main__")
+
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = [multiprocessing.get_context("fork").Process(target=main, args=(variables, output, errors)) for variables in launcher(processes)]
+        for rank in started:
+            rank.start()
+        code = ended(command, started, lambda rank: rank.exitcode, lambda rank: (rank.kill(), rank.join()), timeout)
+        output.seek(0), errors.seek(0)
+        return subprocess.CompletedProcess(command, code, output.read(), errors.read())
 
 
 def assert_refused(result, code, *words):

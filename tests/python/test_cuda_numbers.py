@@ -12,7 +12,7 @@ import pytest
 import stub_gpu
 import tiny
 import torch
-from conftest import BUILD, clean_environment, run, run_ok, torchrun
+from conftest import BUILD, clean_environment, on_ranks, run, run_ok
 from safetensors.torch import load_file
 from test_ledger import visits as read_ledger
 
@@ -37,7 +37,7 @@ def start(folder, device, *settings, ranks=1, out):
     stub = stub_gpu.environment(gpus=ranks, compute=True) if device == "cuda" else {}
     if ranks == 1:
         return run(TRAIN, "--config", "run.yaml", *words, cwd=folder, **stub)
-    return torchrun(ranks, TRAIN, "--config", "run.yaml", *words, f"--set=train_batch_size={4 // ranks}", cwd=folder, **stub)
+    return on_ranks(ranks, TRAIN, "--config", "run.yaml", *words, f"--set=train_batch_size={4 // ranks}", cwd=folder, **stub)
 
 
 def trained(folder, device, *settings, out=None, **options):

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny
-from conftest import BUILD, assert_refused, run, torchrun
+from conftest import BUILD, assert_refused, on_ranks, run
 from safetensors.torch import load_file
 from test_ledger import visits
 
@@ -17,7 +17,7 @@ LORA = ("lora.rank=2", "learning_rate=0.01")
 
 def train(folder, *words, more=(), ranks=1):
     command = [TRAIN, "--config", "run.yaml", *(part for word in words for part in ("--set", word)), *more]
-    return torchrun(ranks, *command, cwd=folder) if ranks > 1 else run(*command, cwd=folder)
+    return on_ranks(ranks, *command, cwd=folder) if ranks > 1 else run(*command, cwd=folder)
 
 
 def trained(folder, *words, **options):
