@@ -56,21 +56,22 @@ def launcher(processes):
                  MASTER_PORT=port, TORCHELASTIC_RUN_ID="tests") if processes > 1 else {} for rank in range(processes)]
 
 
+GRACE = 10  # seconds that ranks have to end by themselves once one of them has failed
+
+
 def ended(command, ranks, code_of, kill, timeout):
-    """The exit code once all ranks have ended, or one has failed and the others were killed."""
+    """The exit code of a rank that failed, or 0, once all have ended; those that are late are killed."""
     deadline = time.monotonic() + timeout
-    while None in (codes := [code_of(rank) for rank in ranks]) and not any(codes):
-        if late := time.monotonic() > deadline:
-            break
+    failed = 0
+    while (running := [rank for rank in ranks if code_of(rank) is None]) and time.monotonic() < deadline:
+        if not failed and (failed := next(filter(None, map(code_of, ranks)), 0)):
+            deadline = min(deadline, time.monotonic() + GRACE)
         time.sleep(0.005)
-    else:
-        late = False
-    for rank in ranks:
-        if code_of(rank) is None:
-            kill(rank)
-    if late:
+    for rank in running:
+        kill(rank)
+    if running and not failed:
         raise subprocess.TimeoutExpired(command, timeout)
-    return next(filter(None, codes), 0)
+    return failed or next(filter(None, map(code_of, ranks)), 0)
 
 
 def on_ranks(processes, *command, timeout=300, cwd=None, **environment):
@@ -123,7 +124,7 @@ def configure_and_build(source, prefix, folder):
     outside = folder / source.name
     shutil.copytree(source, outside, ignore=shutil.ignore_patterns("build"))
     launcher = ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"] if shutil.which("ccache") else []
-    run_ok("cmake", "-S", outside, "-B", outside / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+    run_ok("cmake", "-S", outside, "-B", outside / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O0",
            f"-DCMAKE_PREFIX_PATH={prefix}", *launcher)
     run_ok("cmake", "--build", outside / "build", timeout=600)
     return outside / "build"
