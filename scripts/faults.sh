@@ -10,4 +10,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 scripts/setup.sh
 scripts/build.sh release memsieve-train
-exec "$PYTHON" tests/python/faults.py "$@"
+MEMSIEVE_FAULTS_STEPS=200 exec "$PYTHON" tests/python/faults.py "$@"

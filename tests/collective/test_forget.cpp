@@ -4,6 +4,8 @@
 
 #include <support/world.h>
 
+namespace of_test_forget {
+
 using namespace world;
 
 namespace {
@@ -106,3 +108,5 @@ TEST_CASE("what is forgotten is lost, and the rest is kept") {
   CHECK(last("with", "forget_loss") > 1.1 * last("without", "forget_loss"));
   CHECK(last("with", "loss") < 1.1 * mean(numbers(world, "with", "loss"), 0, 5));
 }
+
+}  // namespace of_test_forget

@@ -1,5 +1,5 @@
-// The distributed laws on real processes over Gloo, with the gradient reducer that the trainer uses. A case named
-// [.rank] is what each rank runs; the others start it.
+// The distributed laws on real processes over Gloo, with the gradient reducer that the trainer uses. A Scenario
+// is what each rank runs; the test cases start it.
 #include <runtime/group.h>
 #include <runtime/launch.h>
 #include <runtime/reducer.h>
@@ -9,6 +9,8 @@
 #include <support/toy.h>
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
+
+namespace of_test_laws {
 
 using memsieve::Sieve;
 using namespace memsieve::runtime;
@@ -82,7 +84,7 @@ std::vector<at::Tensor> by_hand(const std::string& kind) {
 
 }  // namespace
 
-TEST_CASE("rank: train", "[.rank]") {
+const processes::Scenario rank_train("rank: train", [] {
   const auto launch = launch_from_environment();
   GroupOptions options;
   options.rendezvous_seconds = options.collective_seconds = 30;
@@ -91,11 +93,11 @@ TEST_CASE("rank: train", "[.rank]") {
   const auto expected = by_hand(processes::argument());
   for (int64_t i = 0; i < kSteps; ++i) {
     INFO("step " << i);
-    CHECK(at::allclose(history[i], expected[i], 1e-6, 1e-7));
+    REQUIRE(at::allclose(history[i], expected[i], 1e-6, 1e-7));
   }
-  if (processes::argument() == "all_dropped") CHECK(at::equal(history[2], history[1]));
+  if (processes::argument() == "all_dropped") REQUIRE(at::equal(history[2], history[1]));
   group.barrier();
-}
+});
 
 TEST_CASE("N processes train as one rank holding all rows, whoever drops what", "[collective]") {
   const int ranks = GENERATE(1, 2, 4);
@@ -108,7 +110,7 @@ TEST_CASE("N processes train as one rank holding all rows, whoever drops what", 
   }
 }
 
-TEST_CASE("rank: broken", "[.rank]") {
+const processes::Scenario rank_broken("rank: broken", [] {
   const auto launch = launch_from_environment();
   GroupOptions options;
   options.rendezvous_seconds = options.collective_seconds = 30;
@@ -119,8 +121,8 @@ TEST_CASE("rank: broken", "[.rank]") {
   } catch (const memsieve::NonFiniteError& error) {
     said = error.what();
   }
-  CHECK_THAT(said, Catch::StartsWith("step 3: sample ") && Catch::Contains("NaN or Inf"));
-}
+  REQUIRE_THAT(said, Catch::StartsWith("step 3: sample ") && Catch::Contains("NaN or Inf"));
+});
 
 TEST_CASE("a NaN row stops all processes at the same step, naming the sample", "[collective]") {
   const int ranks = GENERATE(2, 4);
@@ -130,3 +132,5 @@ TEST_CASE("a NaN row stops all processes at the same step, naming the sample", "
     CHECK(result.exit_codes[rank] == 0);
   }
 }
+
+}  // namespace of_test_laws

@@ -5,6 +5,8 @@
 
 #include <support/world.h>
 
+namespace of_test_pass_over {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 using namespace world;
@@ -32,21 +34,21 @@ const std::string kQuiet = "validation.every=0;sampling.every=0;";
 TEST_CASE("any number of ranks passes over the same samples and trains the same") {
   const World world;
   const std::string settings =
-      kQuiet + kPassOver + "adam_epsilon=0.01;sieve.probe.kind=every;sieve.block_rows=1;max_train_steps=40;";
+      kQuiet + kPassOver + "adam_epsilon=0.01;sieve.probe.kind=every;sieve.block_rows=1;max_train_steps=28;";
   require_done(world.train(1, "r1", settings + "train_batch_size=8"));
   require_done(world.train(2, "r2", settings + "train_batch_size=4"));
   require_done(world.train(4, "r4", settings + "train_batch_size=2"));
-  const auto one = tensors(world, "r1", 40, kFiles[0]), flags = tensors(world, "r1", 40, "sieve.safetensors");
+  const auto one = tensors(world, "r1", 28, kFiles[0]), flags = tensors(world, "r1", 28, "sieve.safetensors");
   const int64_t passed = sum_of(metrics(world, "r1"), "passed_over");
   CHECK(passed > 20);
-  CHECK(stream_position(world, "r1", 40) == 40 * 8 + passed);
+  CHECK(stream_position(world, "r1", 28) == 28 * 8 + passed);
   for (const std::string other : {"r2", "r4"}) {
     INFO(other);
-    for (const auto& [name, tensor] : tensors(world, other, 40, kFiles[0])) {
+    for (const auto& [name, tensor] : tensors(world, other, 28, kFiles[0])) {
       INFO(name);
       CHECK(at::allclose(tensor, one.at(name), 1e-3, 2e-5));
     }
-    const auto state = tensors(world, other, 40, "sieve.safetensors");
+    const auto state = tensors(world, other, 28, "sieve.safetensors");
     for (const char* name : {"flags", "flags_seen", "flags_step", "ledger_rows"})
       CHECK(at::equal(state.at(name), flags.at(name)));
     CHECK(sum_of(metrics(world, other), "passed_over") == passed);
@@ -91,3 +93,5 @@ TEST_CASE("where nobody is flagged passing over changes nothing, bit for bit") {
   CHECK(metrics(world, "without").find("passed_over") == std::string::npos);
   CHECK(sum_of(metrics(world, "with"), "passed_over") == 0);
 }
+
+}  // namespace of_test_pass_over

@@ -5,6 +5,8 @@
 
 #include <support/world.h>
 
+namespace of_test_precision {
+
 using namespace world;
 
 namespace {
@@ -87,3 +89,5 @@ TEST_CASE("a resumed fp16 run equals an uninterrupted one bit for bit") {
   const double now = tensors(world, "whole", 12, kFiles[2]).at("loss_scale").item<double>();
   CHECK(now != 1e9);
 }
+
+}  // namespace of_test_precision

@@ -16,6 +16,8 @@
 
 #include <support/world.h>
 
+namespace of_test_train {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 using namespace world;
@@ -44,7 +46,7 @@ int64_t steps_with_some_dropped(const std::string& metrics, int64_t rows) {
 }  // namespace
 
 // One rank of a run; leaves with the trainer's exit code. Arguments: FILE;a.b=c;... and `signal` for SIGTERM on rank 1.
-TEST_CASE("trainer rank", "[.rank]") {
+const processes::Scenario trainer_rank("trainer rank", [] {
   auto arguments = split(processes::argument());
   const std::string file = arguments.front();
   arguments.erase(arguments.begin());
@@ -73,7 +75,7 @@ TEST_CASE("trainer rank", "[.rank]") {
   if (code != kDone) std::_Exit(code);
   group.reset();
   std::_Exit(kDone);
-}
+});
 
 TEST_CASE("any number of ranks trains the same") {
   const World world;
@@ -83,7 +85,7 @@ TEST_CASE("any number of ranks trains the same") {
     // A large epsilon: where a gradient is all but 0, Adam would blow rounding errors up to whole steps.
     require_done(world.train(
         ranks, std::string("r").append(std::to_string(ranks)),
-        "adam_epsilon=0.01;sieve.probe.kind=every;sieve.block_rows=1;max_train_steps=20;gradient_accumulation_steps=" +
+        "validation.every=0;sampling.every=0;adam_epsilon=0.01;sieve.probe.kind=every;sieve.block_rows=1;max_train_steps=20;gradient_accumulation_steps=" +
             std::to_string(micro) + ";train_batch_size=" + std::to_string(rows / ranks / micro)));
   }
   const auto one = tensors(world, "r1", 20, kFiles[0]);
@@ -116,16 +118,16 @@ TEST_CASE("a resumed run equals an uninterrupted one bit for bit") {
 
 TEST_CASE("SIGTERM to one rank stops all after a checkpoint from which the run goes on") {
   const World world;
-  require_done(world.train(2, "whole", "max_train_steps=60;validation.every=0;sampling.every=60"));
-  const auto stopped = world.train(2, "parts", "max_train_steps=60;validation.every=0;sampling.every=60;signal");
+  require_done(world.train(2, "whole", "max_train_steps=36;validation.every=0;sampling.every=36"));
+  const auto stopped = world.train(2, "parts", "max_train_steps=36;validation.every=0;sampling.every=36;signal");
   INFO(stopped.outputs[0]);
   REQUIRE(stopped.exit_codes == std::vector<int>{143, 143});
   CHECK_THAT(stopped.outputs[0], Catch::Contains("--resume-from latest"));
   const auto rest =
-      world.train(2, "parts", "max_train_steps=60;validation.every=0;sampling.every=60;resume_from_checkpoint=latest");
+      world.train(2, "parts", "max_train_steps=36;validation.every=0;sampling.every=36;resume_from_checkpoint=latest");
   INFO(rest.outputs[0]);
   REQUIRE(rest.exit_codes == std::vector<int>{0, 0});
-  const std::string last = "/checkpoints/step-000060/" + kFiles[0];
+  const std::string last = "/checkpoints/step-000036/" + kFiles[0];
   check_equal(load_safetensors(world.path("whole" + last)), load_safetensors(world.path("parts" + last)));
 }
 
@@ -179,7 +181,7 @@ TEST_CASE("gradients that overflow end the run with an exit code of their own") 
 }
 
 // What one rank does when its rows cannot be read in the middle of the run.
-TEST_CASE("trainer rank with a broken row", "[.rank]") {
+const processes::Scenario rank_with_a_broken_row("trainer rank with a broken row", [] {
   const auto arguments = split(processes::argument());
   Group group(launch_from_environment(), c10::kCPU, {});
   const TrainConfig config = read_config(arguments[0], {arguments[1]});
@@ -195,7 +197,7 @@ TEST_CASE("trainer rank with a broken row", "[.rank]") {
   }
   REQUIRE(numbers.failed == 1);
   REQUIRE((step.failure() != nullptr) == (group.rank() == 1));
-}
+});
 
 TEST_CASE("a row that one rank cannot read is known to all after the step") {
   const World world;
@@ -208,3 +210,5 @@ TEST_CASE("a row that one rank cannot read is known to all after the step") {
   INFO(result.outputs[0] << result.outputs[1]);
   CHECK(result.exit_codes == std::vector<int>{0, 0});
 }
+
+}  // namespace of_test_train

@@ -1,8 +1,13 @@
 """What the Python tests share: where the build is, and how a program of ours is run."""
+import multiprocessing
 import os
+import runpy
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +47,69 @@ def torchrun(processes, *command, **options):
                *command, **options)
 
 
+def launcher(processes):
+    """Variables of each rank as torchrun sets them; none for a single process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1",
+                 MASTER_PORT=port, TORCHELASTIC_RUN_ID="tests") if processes > 1 else {} for rank in range(processes)]
+
+
+GRACE = 10  # seconds that ranks have to end by themselves once one of them has failed
+
+
+def ended(command, ranks, code_of, kill, timeout):
+    """The exit code of a rank that failed, or 0, once all have ended; those that are late are killed."""
+    deadline = time.monotonic() + timeout
+    failed = 0
+    while (running := [rank for rank in ranks if code_of(rank) is None]) and time.monotonic() < deadline:
+        if not failed and (failed := next(filter(None, map(code_of, ranks)), 0)):
+            deadline = min(deadline, time.monotonic() + GRACE)
+        time.sleep(0.005)
+    for rank in running:
+        kill(rank)
+    if running and not failed:
+        raise subprocess.TimeoutExpired(command, timeout)
+    return failed or next(filter(None, map(code_of, ranks)), 0)
+
+
+def on_ranks(processes, *command, timeout=300, cwd=None, **environment):
+    """As torchrun, which takes longer to start than most programs of ours run; the exit code is that of a rank that failed."""
+    command = [str(word) for word in command]
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = [subprocess.Popen(command, stdout=output, stderr=errors, cwd=cwd, env=clean_environment(**variables, **environment))
+                   for variables in launcher(processes)]
+        code = ended(command, started, subprocess.Popen.poll, lambda rank: (rank.kill(), rank.wait()), timeout)
+        output.seek(0), errors.seek(0)
+        return subprocess.CompletedProcess(command, code, output.read(), errors.read())
+
+
+def forked(processes, script, *words, timeout=300, **environment):
+    """As on_ranks(processes, sys.executable, script, *words), without starting Python: each rank is a fork of this process, which has
+    imported already what takes seconds to import. It must not have trained anything itself."""
+    command = [str(word) for word in (script, *words)]
+
+    def main(variables, output, errors):
+        for file, number in ((output, 1), (errors, 2)):
+            os.dup2(file.fileno(), number)
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+        variables = clean_environment(**variables, **environment)
+        os.environ.clear()
+        os.environ.update(variables)
+        sys.argv = command
+        sys.path.insert(0, str(Path(script).parent))
+        runpy.run_path(command[0], run_name="__main__")
+
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = [multiprocessing.get_context("fork").Process(target=main, args=(variables, output, errors)) for variables in launcher(processes)]
+        for rank in started:
+            rank.start()
+        code = ended(command, started, lambda rank: rank.exitcode, lambda rank: (rank.kill(), rank.join()), timeout)
+        output.seek(0), errors.seek(0)
+        return subprocess.CompletedProcess(command, code, output.read(), errors.read())
+
+
 def assert_refused(result, code, *words):
     """The program ended with `code` and said why in one line on stderr that holds all the words."""
     said = result.stderr.strip()
@@ -56,7 +124,7 @@ def configure_and_build(source, prefix, folder):
     outside = folder / source.name
     shutil.copytree(source, outside, ignore=shutil.ignore_patterns("build"))
     launcher = ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"] if shutil.which("ccache") else []
-    run_ok("cmake", "-S", outside, "-B", outside / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+    run_ok("cmake", "-S", outside, "-B", outside / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O0",
            f"-DCMAKE_PREFIX_PATH={prefix}", *launcher)
     run_ok("cmake", "--build", outside / "build", timeout=600)
     return outside / "build"

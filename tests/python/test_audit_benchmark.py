@@ -11,7 +11,7 @@ from audited import PICTURES, PROMPTS, Drawer, Found, damage, prepare
 from audited import epsilon_world  # noqa: F401
 from benchmarked import COPY, GENERAL, METHODS, PER_PROMPT, PRESETS, SSCD_COPY, Weighed, prepared, save, unit, with_latents
 from benchmarked import bench, found, reference  # noqa: F401
-from conftest import assert_refused, run, torchrun
+from conftest import assert_refused, on_ranks, run
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from memsieve.hdf5_rows import read_texts, store_texts
 from peft import LoraConfig
@@ -97,7 +97,7 @@ def test_two_ranks_give_the_same_and_what_is_there_is_not_measured_again(found, 
     assert run(*bench.command(out)).returncode == 0
     lines = (out / "measurements.jsonl").read_text().splitlines(keepends=True)
     (out / "measurements.jsonl").write_text("".join(lines[:8]) + lines[8][:20])
-    result = torchrun(2, *bench.command(out, "--compare", bench.other))
+    result = on_ranks(2, *bench.command(out, "--compare", bench.other))
     assert result.returncode == 0, result.stderr
     both = Found(out)
     assert both.rows == found.rows

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from audited import Found
-from conftest import BUILD, ROOT, assert_refused, run, run_ok, torchrun
+from conftest import BUILD, ROOT, assert_refused, on_ranks, run, run_ok
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from memsieve.commands import plant_canaries
 from scipy.stats import binomtest, fisher_exact
@@ -125,7 +125,7 @@ def test_false_alarms_among_ten_thousand_lots(found):
 
 
 def test_any_number_of_ranks_gives_the_same_file_and_a_page(world, found, tmp_path):
-    result = torchrun(2, *world.command(tmp_path / "out", "seen", "--reference", world.models["start"]))
+    result = on_ranks(2, *world.command(tmp_path / "out", "seen", "--reference", world.models["start"]))
     assert result.returncode == 0, result.stderr
     assert Found(tmp_path / "out").text == found["seen"].text
     page = (tmp_path / "out" / "page.html").read_text()

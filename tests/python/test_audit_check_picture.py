@@ -7,7 +7,7 @@ import pytest
 import torch
 from audited import GUIDANCE, NEGATIVES, PICTURES, PROGRAM, PROMPTS, SEED, STEPS, Drawer, Found
 from audited import epsilon_world, world  # noqa: F401
-from conftest import assert_refused, run, run_ok, torchrun
+from conftest import assert_refused, on_ranks, run, run_ok
 
 import keyed_noise
 
@@ -172,7 +172,7 @@ def test_a_picture_that_the_caption_draws_is_copied_and_the_page_shows_it(case, 
 
 
 def test_any_number_of_ranks_and_any_batch_give_the_same(case, found, tmp_path):
-    result = torchrun(2, *case.command(tmp_path / "out", "--held-out", case.held_out))
+    result = on_ranks(2, *case.command(tmp_path / "out", "--held-out", case.held_out))
     assert result.returncode == 0, result.stderr
     assert Found(tmp_path / "out").text == found.text
     run_ok(*case.command(tmp_path / "small", "--rows", 0, "--batch-size", 1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from audited import GUIDANCE, NEGATIVES, PICTURES, PROGRAM, PROMPTS, SEED, STEPS, Drawer, Found, damage, prepare
 from audited import epsilon_world, world  # noqa: F401
-from conftest import assert_refused, run, run_ok, torchrun
+from conftest import assert_refused, on_ranks, run, run_ok
 from diffusers import UNet2DConditionModel
 
 import keyed_noise
@@ -67,7 +67,7 @@ def test_pictures_and_a_page_are_there(found):
 
 
 def test_any_number_of_ranks_gives_the_same_file(world, found, tmp_path):
-    result = torchrun(2, *world.command("detect", tmp_path / "out", "--negatives", world.negatives))
+    result = on_ranks(2, *world.command("detect", tmp_path / "out", "--negatives", world.negatives))
     assert result.returncode == 0, result.stderr
     assert Found(tmp_path / "out").text == found.text
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from audited import GUIDANCE, PICTURES, PROGRAM, PROMPTS, SEED, STEPS, Drawer, Found, prepare
 from audited import epsilon_world, world  # noqa: F401
-from conftest import assert_refused, run, run_ok, torchrun
+from conftest import assert_refused, on_ranks, run, run_ok
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -90,7 +90,7 @@ def test_masks_are_those_of_python(world, tmp_path):
 
 def test_a_concept_is_compared_with_prompts_without_it_and_ranks_do_not_matter(epsilon_world, tmp_path):
     base = prepare(epsilon_world.pipeline, PLAIN, tmp_path / "base.h5")
-    result = torchrun(2, *command(epsilon_world, tmp_path / "out", "--base", base, "--batch-size", 2))
+    result = on_ranks(2, *command(epsilon_world, tmp_path / "out", "--base", base, "--batch-size", 2))
     assert result.returncode == 0, result.stderr
     with h5py.File(base) as file:
         texts = torch.tensor(file["text"][:].astype(np.float32))

@@ -1,6 +1,7 @@
 """memsieve-train and bad input: one clear line, the right exit code (2 usage, 3 data, 4 a peer), and no harm done."""
 import json
 import os
+import shutil
 import socket
 import subprocess
 
@@ -198,11 +199,23 @@ def test_dry_run_looks_at_the_run_folder_and_at_the_checkpoint(folder):
 
 # A model that gives NaN or Inf.
 
-def broken_model(folder, value=3e38):
-    """A UNet folder whose answers are so large that their squares are Inf; or, with a value of NaN or Inf, no numbers at all."""
-    tiny_run = train(folder, "--set", "max_train_steps=1", "--set", "output_dir=made")
-    assert tiny_run.returncode == 0, tiny_run.stderr
-    unet = folder / "made" / "checkpoints" / "step-000001" / "unet"
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """The folder of a run of two steps, to be copied."""
+    folder = tmp_path_factory.mktemp("two_steps")
+    tiny.write_run(folder)
+    result = train(folder, "--set", "checkpointing_steps=2", "--set", "max_train_steps=2")
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def made(folder, two_steps):
+    return shutil.copytree(two_steps / "checkpoints" / "step-000002" / "unet", folder / "made" / "unet")
+
+
+def broken_model(unet, value=3e38):
+    """Words for a UNet whose answers are so large that their squares are Inf; or, with a value of NaN or Inf, no numbers at all."""
     path = unet / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
     weights["conv_out.bias"][:] = value
@@ -212,8 +225,8 @@ def broken_model(folder, value=3e38):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("look", [[], ["--dry-run"]])
-def test_weights_that_are_no_numbers(folder, value, look):
-    assert_refused(train(folder, *broken_model(folder, value), *look), 3, "step-000001/unet: conv_out.bias", "NaN or Inf")
+def test_weights_that_are_no_numbers(folder, made, value, look):
+    assert_refused(train(folder, *broken_model(made, value), *look), 3, "made/unet: conv_out.bias", "NaN or Inf")
 
 
 def test_adapters_that_are_no_numbers(folder):
@@ -239,14 +252,14 @@ def ended_with(result, code, *words):
         assert word in result.stderr.strip().splitlines()[-1], result.stderr
 
 
-def test_nan_of_the_starting_model_names_the_sample(folder):
-    words = broken_model(folder)
+def test_nan_of_the_starting_model_names_the_sample(folder, made):
+    words = broken_model(made)
     result = train(folder, *words, "--set", "sieve.reference.kind=start_model")
     ended_with(result, 5, "reference pass: rank 0: held-out picture 0", "NaN or Inf", "on_nonfinite: skip")
 
 
-def test_nan_in_every_step_ends_a_run_that_skips_them(folder):
-    words = broken_model(folder)
+def test_nan_in_every_step_ends_a_run_that_skips_them(folder, made):
+    words = broken_model(made)
     skip = ("--set", "sieve.on_nonfinite=skip", "--set", "max_train_steps=40", "--set", "max_nonfinite_steps=3")
     ended_with(train(folder, *words, *skip), 5, "NaN or Inf in 3 steps in a row", "step 2")
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
@@ -256,8 +269,8 @@ def test_nan_in_every_step_ends_a_run_that_skips_them(folder):
 # Checkpoints.
 
 @pytest.fixture
-def checkpoint(folder):
-    assert train(folder, "--set", "checkpointing_steps=2", "--set", "max_train_steps=2").returncode == 0
+def checkpoint(folder, two_steps):
+    shutil.copytree(two_steps, folder / "run")
     return folder / "run" / "checkpoints" / "step-000002"
 
 

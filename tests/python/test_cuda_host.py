@@ -11,7 +11,7 @@ import pytest
 import stub_gpu
 import tiny
 import tiny_pipeline
-from conftest import BUILD, PACKAGE, run, run_ok, torchrun
+from conftest import BUILD, PACKAGE, on_ranks, run, run_ok
 from test_train_features import write_data
 
 TRAIN = BUILD / "trainer" / "memsieve-train"
@@ -168,7 +168,7 @@ def test_gradients_on_several_devices_count_alike(tmp_path):
 
 
 def test_fewer_gpus_than_processes(folder):
-    result = torchrun(2, TRAIN, "--config", "run.yaml", "--set", "device=cuda", cwd=folder, **stub_gpu.environment())
+    result = on_ranks(2, TRAIN, "--config", "run.yaml", "--set", "device=cuda", cwd=folder, **stub_gpu.environment())
     assert result.returncode != 0 and "2 processes on this machine but 1 visible GPUs" in result.stderr
 
 

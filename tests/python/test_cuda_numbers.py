@@ -12,7 +12,7 @@ import pytest
 import stub_gpu
 import tiny
 import torch
-from conftest import BUILD, clean_environment, run, run_ok, torchrun
+from conftest import BUILD, clean_environment, on_ranks, run, run_ok
 from safetensors.torch import load_file
 from test_ledger import visits as read_ledger
 
@@ -37,7 +37,7 @@ def start(folder, device, *settings, ranks=1, out):
     stub = stub_gpu.environment(gpus=ranks, compute=True) if device == "cuda" else {}
     if ranks == 1:
         return run(TRAIN, "--config", "run.yaml", *words, cwd=folder, **stub)
-    return torchrun(ranks, TRAIN, "--config", "run.yaml", *words, f"--set=train_batch_size={4 // ranks}", cwd=folder, **stub)
+    return on_ranks(ranks, TRAIN, "--config", "run.yaml", *words, f"--set=train_batch_size={4 // ranks}", cwd=folder, **stub)
 
 
 def trained(folder, device, *settings, out=None, **options):
@@ -88,14 +88,28 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def on_gpu(tmp_path_factory):
+    """The folder of an uninterrupted run on one GPU with these settings; each is made once, for all tests that compare with it."""
+    place, made = tmp_path_factory.mktemp("on_gpu"), {}
+    tiny.write_run(place)
+
+    def run_with(*settings):
+        if settings not in made:
+            made[settings] = trained(place, "cuda", *settings, out=f"run{len(made)}")
+        return made[settings]
+
+    return run_with
+
+
 CASES = {"ours": OURS, "published": PUBLISHED, "lora": [*OURS, "lora.rank=2", "lora.init=gaussian", "learning_rate=0.02"],
          "accumulation": [*OURS, "gradient_accumulation_steps=2", "snr_gamma=5"],
          "checkpointing": [*OURS, "gradient_checkpointing=true"], "pass_over": PASS_OVER}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_gpu_trains_as_the_cpu_does(folder, case):
-    cpu, gpu = trained(folder, "cpu", *CASES[case]), trained(folder, "cuda", *CASES[case])
+def test_a_gpu_trains_as_the_cpu_does(folder, on_gpu, case):
+    cpu, gpu = trained(folder, "cpu", *CASES[case]), on_gpu(*CASES[case])
     assert_same_run(cpu, gpu)
     visits = ledger(cpu)
     training = visits[visits["kind"] == 0]
@@ -108,12 +122,12 @@ def test_a_gpu_trains_as_the_cpu_does(folder, case):
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_any_number_of_gpus_trains_the_same(folder, ranks):
+def test_any_number_of_gpus_trains_the_same(folder, on_gpu, ranks):
     """NCCL's back end, DDP's reducer, one GPU a rank."""
-    assert_same_run(trained(folder, "cuda", *OURS, out="one"), trained(folder, "cuda", *OURS, out="many", ranks=ranks))
+    assert_same_run(on_gpu(*OURS), trained(folder, "cuda", *OURS, out="many", ranks=ranks))
 
 
-def test_a_signal_leaves_a_checkpoint_to_go_on_from(folder):
+def test_a_signal_leaves_a_checkpoint_to_go_on_from(folder, on_gpu):
     command = [TRAIN, "--config", "run.yaml", *words_of("cuda", "parts", OURS)]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL,
                                env=clean_environment(**stub_gpu.environment(compute=True)))
@@ -125,12 +139,12 @@ def test_a_signal_leaves_a_checkpoint_to_go_on_from(folder):
     steps = [line for line in lines(folder / "parts") if line["kind"] == "step"]
     assert 0 < len(steps) < STEPS and (folder / "parts" / "checkpoints" / f"step-{len(steps):06}").exists()
     parts = trained(folder, "cuda", *OURS, "resume_from_checkpoint=latest", out="parts")
-    assert lines(parts) == lines(trained(folder, "cuda", *OURS, out="whole"))
+    assert lines(parts) == lines(on_gpu(*OURS))
 
 
 @pytest.mark.parametrize("settings", [OURS, [*OURS, "mixed_precision=fp16"], [*OURS, "mixed_precision=bf16"], PASS_OVER])
-def test_a_resumed_run_equals_an_uninterrupted_one(folder, settings):
-    whole = trained(folder, "cuda", *settings, out="whole")
+def test_a_resumed_run_equals_an_uninterrupted_one(folder, on_gpu, settings):
+    whole = on_gpu(*settings)
     trained(folder, "cuda", *settings, "max_train_steps=12", out="parts")
     parts = trained(folder, "cuda", *settings, "resume_from_checkpoint=latest", out="parts")
     resumed = [line for line in lines(parts) if line["kind"] == "step"]
@@ -156,10 +170,10 @@ def test_no_memory_is_asked_for_once_a_run_has_settled(folder, settings):
     assert 0 < long["cudaHostAlloc"] <= short["cudaHostAlloc"] + STEPS // 4
 
 
-def test_mixed_precision_learns_as_float32_does(folder):
-    full = lines(trained(folder, "cuda", *OURS, out="full"))
+def test_mixed_precision_learns_as_float32_does(on_gpu):
+    full = lines(on_gpu(*OURS))
     for precision in ("fp16", "bf16"):
-        half = lines(trained(folder, "cuda", *OURS, f"mixed_precision={precision}", out=precision))
+        half = lines(on_gpu(*OURS, f"mixed_precision={precision}"))
         losses = [[line["loss"] for line in run_lines if line["kind"] == "step"] for run_lines in (full, half)]
         assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
 

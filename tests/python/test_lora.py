@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from conftest import BUILD, assert_refused, run, run_ok, torchrun
+from conftest import BUILD, assert_refused, on_ranks, run, run_ok
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model
@@ -232,7 +232,7 @@ def world(tmp_path):
 
 def train(folder, *words, ranks=1, more=()):
     command = [TRAIN, "--config", "run.yaml", *settings(*words), *more]
-    result = torchrun(ranks, *command, cwd=folder) if ranks > 1 else run(*command, cwd=folder)
+    result = on_ranks(ranks, *command, cwd=folder) if ranks > 1 else run(*command, cwd=folder)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout + result.stderr
 

@@ -2,15 +2,17 @@
 import sys
 from pathlib import Path
 
+import module_toy  # noqa: F401 (what each rank imports, imported once; DistributedDataParallel needs torch._dynamo)
 import pytest
-from conftest import torchrun
+import torch._dynamo  # noqa: F401
+from conftest import forked, torchrun
 
 RANK = Path(__file__).parent / "module_rank.py"
 
 
 def ranks(number, *words, **environment):
     """Lines that the ranks print, sorted."""
-    result = torchrun(number, sys.executable, RANK, *words, timeout=150, **environment)
+    result = forked(number, RANK, *words, timeout=150, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     return sorted(result.stdout.splitlines())
 
@@ -19,6 +21,11 @@ def ranks(number, *words, **environment):
 @pytest.mark.parametrize("kind", ["random", "one_rank", "all_dropped"])
 def test_ranks_train_as_one_that_holds_all_rows(number, kind):
     assert ranks(number, "laws", kind) == ["the same"] * number
+
+
+def test_torchrun_starts_such_ranks():
+    result = torchrun(2, sys.executable, RANK, "laws", "random", timeout=150)
+    assert result.returncode == 0 and result.stdout.splitlines() == ["the same"] * 2, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("kind", ["one_rank", "all_dropped"])

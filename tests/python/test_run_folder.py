@@ -72,11 +72,20 @@ def steps_saved(run_folder):
 
 # Checkpoints.
 
-@pytest.mark.parametrize("name", [*FILES, "state.json"])
-@pytest.mark.parametrize("resume", ["auto", "latest"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_newest_sound_one(folder, name, resume):
+@pytest.fixture(scope="module")
+def ended_runs(tmp_path_factory):
+    """A folder with a run in whole/, and the same with a checkpoint of each step in run/; to be copied."""
+    folder = tmp_path_factory.mktemp("ended")
+    tiny.write_run(folder)
     run_ok(*command("output_dir=whole"), cwd=folder)
     run_ok(*command("checkpointing_steps=1"), cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [*FILES, "state.json"])
+@pytest.mark.parametrize("resume", ["auto", "latest"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_newest_sound_one(tmp_path, ended_runs, name, resume):
+    folder = shutil.copytree(ended_runs, tmp_path / "copy")
     checkpoints = folder / "run" / "checkpoints"
     flip(checkpoints / "step-000004" / name)
     shutil.rmtree(checkpoints / "step-000003" / "scheduler")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torch._dynamo  # noqa: F401 (DistributedDataParallel needs it; here it is imported for all ranks)
 import yaml
-from conftest import BUILD, ROOT, assert_refused, run, torchrun
+from conftest import BUILD, ROOT, assert_refused, forked, on_ranks, run
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from test_ledger import visits
@@ -53,8 +54,7 @@ def write_world(folder, rule):
     return config
 
 
-def trained(ranks, *command, **environment):
-    result = torchrun(ranks, *command, **environment) if ranks > 1 else run(*command, **environment)
+def require_done(result):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -63,8 +63,8 @@ def both(folder, config, ranks):
     config = config | {"train_batch_size": ROWS // ranks, "output_dir": str(folder / f"trainer-{ranks}")}
     path, mine = folder / f"run-{ranks}.yaml", folder / f"python-{ranks}"
     path.write_text(yaml.safe_dump(config))
-    trained(ranks, BUILD / "trainer" / "memsieve-train", "--config", path)
-    trained(ranks, sys.executable, RANK, path, mine)
+    require_done(on_ranks(ranks, BUILD / "trainer" / "memsieve-train", "--config", path))
+    require_done(forked(ranks, RANK, path, mine))
     theirs = folder / f"trainer-{ranks}"
     weights, = theirs.glob(f"checkpoints/step-{STEPS:06}/unet/*.safetensors")
     return (visits(theirs / "ledger.h5"), load_file(weights)), (visits(mine / "ledger.h5"), load_file(mine / "weights.safetensors"))
@@ -120,7 +120,7 @@ def test_the_example_by_itself(tmp_path):
     for ranks in (1, 2):
         path, folder = tmp_path / f"run-{ranks}.yaml", tmp_path / f"python-{ranks}"
         path.write_text(yaml.safe_dump(config | {"train_batch_size": ROWS // ranks, "max_train_steps": 40}))
-        trained(ranks, sys.executable, ROOT / "examples" / "python" / "fine_tune.py", path, folder, PYTHONPATH=str(BUILD / "python"))
+        require_done(forked(ranks, ROOT / "examples" / "python" / "fine_tune.py", path, folder))
         rows = visits(folder / "ledger.h5")[1]
         assert set(rows["kind"]) == {0, 1, 2, 3}
         ledgers[ranks] = rows

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny
-from conftest import BUILD, assert_refused, run, torchrun
+from conftest import BUILD, assert_refused, on_ranks, run
 from safetensors.torch import load_file
 from test_ledger import visits
 
@@ -17,7 +17,7 @@ LORA = ("lora.rank=2", "learning_rate=0.01")
 
 def train(folder, *words, more=(), ranks=1):
     command = [TRAIN, "--config", "run.yaml", *(part for word in words for part in ("--set", word)), *more]
-    return torchrun(ranks, *command, cwd=folder) if ranks > 1 else run(*command, cwd=folder)
+    return on_ranks(ranks, *command, cwd=folder) if ranks > 1 else run(*command, cwd=folder)
 
 
 def trained(folder, *words, **options):
@@ -26,14 +26,20 @@ def trained(folder, *words, **options):
     return result.stdout + result.stderr
 
 
-@pytest.fixture
-def world(tmp_path):
-    """A run that fine-tunes the model in tmp_path/base, of 4 steps."""
-    config = tiny.write_run(tmp_path)
-    trained(tmp_path, "output_dir=first", "filter=off", "max_train_steps=2")
-    shutil.copytree(tmp_path / "first" / "checkpoints" / "step-000002" / "unet", tmp_path / "base" / "unet")
+@pytest.fixture(scope="module")
+def first_world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("first_world")
+    config = tiny.write_run(folder)
+    trained(folder, "output_dir=first", "filter=off", "max_train_steps=2")
+    shutil.copytree(folder / "first" / "checkpoints" / "step-000002" / "unet", folder / "base" / "unet")
     config.write_text(config.read_text().replace("config: unet.json", "pretrained: base"))
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def world(tmp_path, first_world):
+    """A run that fine-tunes the model in its folder's base, of 4 steps."""
+    return shutil.copytree(first_world, tmp_path / "world")
 
 
 def gaps(folder, name):

@@ -1,10 +1,10 @@
+#include <ATen/Parallel.h>
 #include <support/processes.h>
 
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -14,6 +14,8 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
+#include <map>
 #include <sstream>
 #include <thread>
 
@@ -34,61 +36,74 @@ int free_port() {
   return ntohs(address.sin_port);
 }
 
-std::vector<std::string> environment_for(int rank, int ranks, int port, const std::string& argument,
-                                         const std::string& folder) {
-  std::vector<std::string> variables;
+std::map<std::string, std::function<void()>>& scenarios() {
+  static std::map<std::string, std::function<void()>> all;
+  return all;
+}
+
+/// Replaces what a launcher around the tests has set.
+void set_environment(int rank, int ranks, int port, const std::string& argument, const std::string& folder) {
+  std::vector<std::string> others;
   for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string text = *entry;
-    const bool launcher = text.rfind("RANK=", 0) == 0 || text.rfind("WORLD_SIZE=", 0) == 0 ||
-                          text.rfind("LOCAL_", 0) == 0 || text.rfind("MASTER_", 0) == 0 ||
-                          text.rfind("SLURM_", 0) == 0 || text.rfind("TORCHELASTIC_", 0) == 0 ||
-                          text.rfind("OMP_NUM_THREADS=", 0) == 0;
-    if (!launcher) variables.push_back(text);
+    const std::string name(*entry, strcspn(*entry, "="));
+    for (const char* start : {"SLURM_", "TORCHELASTIC_", "LOCAL_", "MASTER_"})
+      if (name.rfind(start, 0) == 0) others.push_back(name);
   }
-  for (const auto& [name, value] : {std::pair{"RANK", rank},
-                                    {"WORLD_SIZE", ranks},
-                                    {"LOCAL_RANK", rank},
-                                    {"LOCAL_WORLD_SIZE", ranks},
-                                    {"MASTER_PORT", port},
-                                    {"OMP_NUM_THREADS", 1}}) {
-    variables.push_back(std::string(name) + "=" + std::to_string(value));
-  }
-  variables.push_back("MASTER_ADDR=127.0.0.1");
-  variables.push_back("MEMSIEVE_ARGUMENT=" + argument);
-  variables.push_back("MEMSIEVE_SHARED=" + folder);
-  return variables;
+  for (const auto& name : others) unsetenv(name.c_str());
+  const auto set = [](const char* name, const std::string& value) { setenv(name, value.c_str(), 1); };
+  set("RANK", std::to_string(rank));
+  set("WORLD_SIZE", std::to_string(ranks));
+  set("LOCAL_RANK", std::to_string(rank));
+  set("LOCAL_WORLD_SIZE", std::to_string(ranks));
+  set("MASTER_ADDR", "127.0.0.1");
+  set("MASTER_PORT", std::to_string(port));
+  set("OMP_NUM_THREADS", "1");
+  set("MEMSIEVE_ARGUMENT", argument);
+  set("MEMSIEVE_SHARED", folder);
 }
 
-std::vector<char*> pointers(std::vector<std::string>& texts) {
-  std::vector<char*> list;
-  for (auto& text : texts) list.push_back(text.data());
-  list.push_back(nullptr);
-  return list;
-}
-
-pid_t start(const std::string& scenario, std::vector<std::string> environment, const std::string& output) {
-  posix_spawn_file_actions_t actions;
-  posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_addopen(&actions, 1, output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
-  posix_spawn_file_actions_adddup2(&actions, 1, 2);
-  std::vector<std::string> arguments{"/proc/self/exe", scenario};
-  pid_t pid = -1;
-  posix_spawn(&pid, "/proc/self/exe", &actions, nullptr, pointers(arguments).data(), pointers(environment).data());
-  posix_spawn_file_actions_destroy(&actions);
-  return pid;
+/// What a started rank does; never returns.
+[[noreturn]] void run_scenario(const std::function<void()>& scenario, const std::string& output) {
+  const int file = open(output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+  dup2(file, 1);
+  dup2(file, 2);
+  at::set_num_threads(1);  // the parent may have read another number from its own environment
+  int code = 1;
+  try {
+    scenario();
+    code = 0;
+  } catch (const std::exception& error) {
+    std::cout << error.what() << std::endl;
+  } catch (...) {  // a REQUIRE that failed has been reported
+  }
+  std::cout.flush();
+  fflush(nullptr);
+  _exit(code);
 }
 
 }  // namespace
+
+Scenario::Scenario(const std::string& name, std::function<void()> body) {
+  scenarios()[name] = std::move(body);
+}
 
 Result run(const std::string& scenario, int ranks, const std::string& argument, double seconds) {
   const std::string folder = std::filesystem::temp_directory_path() / ("memsieve-ranks-XXXXXX");
   std::string name = folder;
   if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
   const int port = free_port();
+  const auto& body = scenarios().at(scenario);
+  std::cout.flush();
+  fflush(nullptr);
   std::vector<pid_t> pids;
   for (int rank = 0; rank < ranks; ++rank) {
-    pids.push_back(
-        start(scenario, environment_for(rank, ranks, port, argument, name), name + "/out" + std::to_string(rank)));
+    const pid_t pid = fork();
+    if (pid == -1) throw std::runtime_error("fork failed");
+    if (pid == 0) {
+      set_environment(rank, ranks, port, argument, name);
+      run_scenario(body, name + "/out" + std::to_string(rank));
+    }
+    pids.push_back(pid);
   }
   Result result;
   result.exit_codes.assign(ranks, -1);
@@ -109,7 +124,7 @@ Result run(const std::string& scenario, int ranks, const std::string& argument, 
         --left;
       }
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
   }
   for (int rank = 0; rank < ranks; ++rank) {
     std::ostringstream text;

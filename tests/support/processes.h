@@ -1,6 +1,7 @@
 #pragma once
 // Starts ranks as real processes with a time limit, so that a hang is a failure.
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -13,8 +14,15 @@ struct Result {
   std::vector<std::string> outputs;
 };
 
-/// Runs this test binary's hidden case `scenario` once for each of `ranks` ranks on this machine, with RANK, WORLD_SIZE
-/// and the like set, and `argument` in MEMSIEVE_ARGUMENT.
+/// What a rank does, by name. A REQUIRE that fails in it, or another exception, ends the rank with exit code 1; a CHECK
+/// that fails is not noticed.
+struct Scenario {
+  Scenario(const std::string& name, std::function<void()> body);
+};
+
+/// Forks a process for each of `ranks` ranks, with RANK, WORLD_SIZE and the like set, and runs the scenario in each. No
+/// new program is started: loading torch's libraries takes longer than most scenarios. The caller must have no other
+/// threads.
 Result run(const std::string& scenario, int ranks, const std::string& argument = "", double seconds = 60);
 
 /// In a scenario: the argument, and a folder that all ranks of this run share.

@@ -9,6 +9,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_baselines {
+
 using Catch::Contains;
 using namespace memsieve;
 
@@ -195,3 +197,5 @@ TEST_CASE("Selective-Backprop draws the same again from the same rows, and leave
   batch.has_caption = at::zeros({16}, at::kBool);
   CHECK(sieve.inspect(batch, {}).weight().sum().item<float>() == 16);
 }
+
+}  // namespace of_test_baselines

@@ -7,6 +7,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_collectives {
+
 using memsieve::Communicator;
 using memsieve::Sieve;
 
@@ -137,3 +139,5 @@ TEST_CASE(
   for (const auto& error : errors) CHECK(error == "");
   CHECK(sizes.size() == 1);
 }
+
+}  // namespace of_test_collectives

@@ -7,6 +7,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_contract {
+
 using Catch::Contains;
 using memsieve::Sieve;
 
@@ -368,3 +370,5 @@ TEST_CASE("more samples than ids, or none, are refused, and ranks must agree on 
     }
   }
 }
+
+}  // namespace of_test_contract

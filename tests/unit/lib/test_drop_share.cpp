@@ -3,6 +3,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_drop_share {
+
 using memsieve::Sieve;
 
 namespace {
@@ -79,3 +81,5 @@ TEST_CASE("configs/evidence2026.yaml drops few visits of data without copies, al
   CHECK(late > 0.025);
   CHECK(late < 0.05);
 }
+
+}  // namespace of_test_drop_share

@@ -11,6 +11,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_equal_asking {
+
 using memsieve::Batch;
 using memsieve::Sieve;
 
@@ -167,3 +169,5 @@ TEST_CASE("the reference pass asks once for a batch with a mistake, too", "[law]
   CHECK_FALSE(sieve.reference(batch, false));
   CHECK(asked == Asked{": null of 1"});
 }
+
+}  // namespace of_test_equal_asking

@@ -8,6 +8,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_errors {
+
 using Catch::Contains;
 using memsieve::Sieve;
 using toy::published;
@@ -158,3 +160,5 @@ TEST_CASE("a message that is too long for a record ends between two characters",
     }
   }
 }
+
+}  // namespace of_test_errors

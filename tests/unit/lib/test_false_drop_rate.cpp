@@ -9,6 +9,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_false_drop_rate {
+
 // Simulations, which take many minutes under sanitizers and reach no code that other tests do not.
 #ifndef __SANITIZE_ADDRESS__
 
@@ -242,3 +244,5 @@ TEST_CASE("without held-out pictures the rule is cautious, and finds copies that
 }
 
 #endif
+
+}  // namespace of_test_false_drop_rate

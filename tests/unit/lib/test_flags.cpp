@@ -7,6 +7,8 @@
 #include <mutex>
 #include <set>
 
+namespace of_test_flags {
+
 using memsieve::kFlagLag;
 using memsieve::Sieve;
 using toy::scripted;
@@ -255,3 +257,5 @@ TEST_CASE("a look takes back a sample whose evidence has fallen, and leaves the 
     CHECK(at::allclose(state.at(name), other.at(name), 0, 0, /*equal_nan=*/true));
   }
 }
+
+}  // namespace of_test_flags

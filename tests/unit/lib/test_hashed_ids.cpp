@@ -5,6 +5,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_hashed_ids {
+
 using memsieve::Sieve;
 using toy::scripted;
 
@@ -83,3 +85,5 @@ TEST_CASE("without Setup::samples all of [0, dataset_size) counts as samples", "
   for (size_t s = 0; s < kSteps; ++s) CHECK(left_out[s].scores == as_many[s].scores);
   CHECK(std::isinf(run(kLedger, setup_for(100 * kSamples), 97).back().drop_level));
 }
+
+}  // namespace of_test_hashed_ids

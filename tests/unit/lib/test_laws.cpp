@@ -10,6 +10,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_laws {
+
 using memsieve::Communicator;
 using memsieve::Sieve;
 using toy::published;
@@ -302,3 +304,5 @@ TEST_CASE("configs/default.yaml is a whole configuration", "[law]") {
   CHECK_NOTHROW(
       Sieve::from_yaml(MEMSIEVE_SOURCE_DIR "/configs/default.yaml", std::make_shared<memsieve::SoloComm>(), setup));
 }
+
+}  // namespace of_test_laws

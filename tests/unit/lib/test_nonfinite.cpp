@@ -6,6 +6,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_nonfinite {
+
 using Catch::Contains;
 using memsieve::Sieve;
 using toy::published;
@@ -239,3 +241,5 @@ TEST_CASE("law 9: with `fail`, a bad held-out picture ends the run by its number
   sieve.observe(toy::batch_of(model, step, 0, 8), {});
   CHECK_THROWS_WITH(sieve.end_step({}), Contains("held-out picture 2: NaN or Inf"));
 }
+
+}  // namespace of_test_nonfinite

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <set>
 
+namespace of_test_pass_over {
+
 using memsieve::kFlagLag;
 using memsieve::Sieve;
 using toy::scripted;
@@ -266,3 +268,5 @@ TEST_CASE("keys that contradict passing over are refused in one line") {
   refused(yaml("pass_over: true, max_fraction: 0.5"), "set action.max_fraction to 1");
   refused(yaml("", "  revisit: {rows: 2}\n"), "needs `action.pass_over: true`");
 }
+
+}  // namespace of_test_pass_over

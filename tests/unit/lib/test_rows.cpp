@@ -7,6 +7,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_rows {
+
 using Catch::Contains;
 using namespace memsieve;
 
@@ -194,3 +196,5 @@ TEST_CASE("a stratum or a mark that breaks the contract is named", "[rows]") {
   CHECK_THAT(complaint([](Batch& b) { b.exempt = at::zeros({7}, at::kBool); }),
              Contains("exempt must have the shape [8]"));
 }
+
+}  // namespace of_test_rows

@@ -8,6 +8,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_rule_laws {
+
 using memsieve::Sieve;
 using State = std::map<std::string, at::Tensor>;
 
@@ -215,3 +217,5 @@ TEST_CASE("law 5, recommended rule: a step never asks the device for a value", "
   CHECK(used.count("aten::mm") + used.count("aten::nanquantile") == 2);  // the observer works
   CHECK(toy::waiting_among(used) == "");
 }
+
+}  // namespace of_test_rule_laws

@@ -7,6 +7,8 @@
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 #include <filesystem>
 
+namespace of_test_sieve {
+
 using memsieve::Sieve;
 using toy::scripted;
 
@@ -386,3 +388,5 @@ TEST_CASE("a magnitude of exactly 0 is none on the log scale: it must not count 
     CHECK(report.raw[0][0] == 0.F);
   }
 }
+
+}  // namespace of_test_sieve

@@ -8,6 +8,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_uneven_ranks {
+
 using memsieve::Sieve;
 
 namespace {
@@ -90,3 +92,5 @@ TEST_CASE("law 4: ranks that share held-out rows and looks unevenly have equally
     }
   }
 }
+
+}  // namespace of_test_uneven_ranks

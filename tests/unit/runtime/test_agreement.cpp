@@ -6,6 +6,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_agreement {
+
 using namespace memsieve;
 using namespace memsieve::runtime;
 using namespace memsieve::testing;
@@ -64,3 +66,5 @@ TEST_CASE("ranks that have agreed on an error can work on together") {
   });
   CHECK(errors == no_errors(2));
 }
+
+}  // namespace of_test_agreement

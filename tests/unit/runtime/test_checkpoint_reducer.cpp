@@ -7,6 +7,8 @@
 #include <ATen/Parallel.h>
 #include <catch2/catch.hpp>
 
+namespace of_test_checkpoint_reducer {
+
 using namespace memsieve::diffusion;
 using namespace memsieve::runtime;
 using namespace memsieve::testing;
@@ -64,3 +66,5 @@ TEST_CASE("checkpointing: ranks with a reducer end with the gradient of one rank
   REQUIRE(errors == no_errors(2));
   for (const double w : worst) CHECK((w >= 0 && w < 1e-10));
 }
+
+}  // namespace of_test_checkpoint_reducer

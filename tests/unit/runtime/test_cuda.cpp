@@ -8,6 +8,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_cuda {
+
 using namespace memsieve::diffusion;
 using namespace memsieve::runtime;
 using namespace memsieve::testing;
@@ -79,3 +81,5 @@ TEST_CASE("schedule, codec and DDIM agree between GPU and CPU", "[.cuda]") {
   const auto bytes = at::arange(192, at::kInt).to(at::kByte).view({1, 3, 8, 8});
   REQUIRE(at::equal(codec.decode(codec.encode(bytes.to(kGpu))).cpu(), bytes));
 }
+
+}  // namespace of_test_cuda

@@ -12,6 +12,8 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
+namespace of_test_exit_codes {
+
 using namespace memsieve;
 using namespace memsieve::runtime;
 
@@ -99,3 +101,5 @@ TEST_CASE("an error is told in one line") {
              Catch::StartsWith("CUDA out of memory. Tried to allocate 2 GiB;") && Contains("train_batch_size") &&
                  !Contains("GPU 0 has"));
 }
+
+}  // namespace of_test_exit_codes

@@ -11,6 +11,8 @@
 #include <csignal>
 #include <memory>
 
+namespace of_test_group {
+
 using namespace memsieve::runtime;
 using namespace memsieve::testing;
 using Catch::Contains;
@@ -254,3 +256,5 @@ TEST_CASE("devices") {
   many.launcher = "slurm";
   REQUIRE(choose_device(many, "auto", 1) == c10::Device(c10::kCUDA, 0));
 }
+
+}  // namespace of_test_group

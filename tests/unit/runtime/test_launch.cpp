@@ -6,6 +6,8 @@
 #include <catch2/catch.hpp>
 #include <map>
 
+namespace of_test_launch {
+
 using namespace memsieve::runtime;
 using Catch::Contains;
 
@@ -188,3 +190,5 @@ TEST_CASE("first host of a SLURM node list") {
   for (const std::string bad : {"", ",a", "[1-2]", "gpu[", "gpu[]"})
     REQUIRE_THROWS_AS(first_slurm_host(bad), memsieve::ConfigError);
 }
+
+}  // namespace of_test_launch

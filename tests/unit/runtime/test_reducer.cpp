@@ -7,6 +7,8 @@
 #include <catch2/catch.hpp>
 #include <mutex>
 
+namespace of_test_reducer {
+
 using namespace memsieve::runtime;
 using namespace memsieve::testing;
 
@@ -171,3 +173,5 @@ TEST_CASE("a loss without gradient is refused") {
   REQUIRE_THROWS_AS(reducer.prepare(at::zeros({}), true), memsieve::ConfigError);
   REQUIRE_THROWS_AS(GradientReducer(network.params, group, 0), memsieve::ConfigError);
 }
+
+}  // namespace of_test_reducer

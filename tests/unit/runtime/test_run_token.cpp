@@ -13,6 +13,8 @@
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+namespace of_test_run_token {
+
 using namespace memsieve::runtime;
 using namespace memsieve::testing;
 using Catch::Contains;
@@ -159,3 +161,5 @@ TEST_CASE("a stranger at the store cannot keep the ranks apart with claims of it
   });
   CHECK(errors == no_errors(3));
 }
+
+}  // namespace of_test_run_token

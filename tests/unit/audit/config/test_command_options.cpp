@@ -6,6 +6,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_command_options {
+
 using namespace memsieve;
 using namespace memsieve::audit;
 
@@ -79,3 +81,5 @@ TEST_CASE("a command needs model, prompts and out") {
   CHECK_THROWS_WITH(audit({"--model", "m", "--prompts", "p", "--out", "o", "--guidance-scale", "0.5"}),
                     Contains("guidance_scale"));
 }
+
+}  // namespace of_test_command_options

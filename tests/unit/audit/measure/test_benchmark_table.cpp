@@ -4,6 +4,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_benchmark_table {
+
 using namespace memsieve;
 using namespace memsieve::audit;
 
@@ -59,3 +61,5 @@ TEST_CASE("a value that is no number is told by its row") {
     CHECK_THROWS_AS(by_prompt(rows, {0, 1}, {}), DataError);
   }
 }
+
+}  // namespace of_test_benchmark_table

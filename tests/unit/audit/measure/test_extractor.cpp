@@ -9,6 +9,8 @@
 #include <cmath>
 #include <fstream>
 
+namespace of_test_extractor {
+
 using namespace memsieve;
 using namespace memsieve::audit;
 using Catch::Matchers::Contains;
@@ -102,3 +104,5 @@ TEST_CASE("a module that answers anything else is refused in a line that says wh
   CHECK_THROWS_WITH(loaded(text), Contains("no TorchScript module"));
   CHECK_THROWS_AS(loaded(scratch.file("absent.pt")), ConfigError);
 }
+
+}  // namespace of_test_extractor

@@ -3,6 +3,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_inversion {
+
 using memsieve::audit::DivergenceWeight;
 
 TEST_CASE("the divergence weighs more and more, and half as much where the error no longer falls") {
@@ -19,3 +21,5 @@ TEST_CASE("the divergence weighs more and more, and half as much where the error
   CHECK(updates(1, 2) == Approx(1.149 / 2));  // it is 1.5 still
   CHECK(updates(50, 0) == Approx(1.149 / 2 + 0.05));
 }
+
+}  // namespace of_test_inversion

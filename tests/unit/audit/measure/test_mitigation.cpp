@@ -7,6 +7,8 @@
 #include <cmath>
 #include <set>
 
+namespace of_test_mitigation {
+
 using namespace memsieve::audit;
 
 TEST_CASE("every picture of every prompt is in one batch") {
@@ -35,3 +37,5 @@ TEST_CASE("correlation is that of pixels") {
   const at::Tensor both = at::stack({a[0], -3 * a[0] + 1});
   CHECK(at::allclose(correlation(both, at::stack({2 * a[0] + 5, a[0]})), at::tensor({1.f, -1.f}), 1e-5, 1e-5));
 }
+
+}  // namespace of_test_mitigation

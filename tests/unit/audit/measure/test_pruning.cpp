@@ -6,6 +6,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_pruning {
+
 using namespace memsieve::audit;
 
 TEST_CASE("of each output the highest scores are pruned, as far as they are above the base's, in any call") {
@@ -91,3 +93,5 @@ TEST_CASE("inverted noise counts only where less of it is laid down than for 19 
   CHECK(found["prompts"][2]["p_divergence"].get<double>() == 1);
   CHECK((found["held_out"]["inverted"]["pictures"] == 19 && found["held_out"]["inverted"]["found"] == 2));
 }
+
+}  // namespace of_test_pruning

@@ -8,6 +8,8 @@
 #include <fstream>
 #include <algorithm>
 
+namespace of_test_measurements {
+
 using namespace memsieve;
 using namespace memsieve::audit;
 using Catch::Matchers::Contains;
@@ -128,3 +130,5 @@ TEST_CASE("two audits do not write to one folder") {
   }
   CHECK_NOTHROW(Measurements(scratch.path(), question(), group));
 }
+
+}  // namespace of_test_measurements

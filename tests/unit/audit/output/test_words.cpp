@@ -3,6 +3,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_words {
+
 using namespace memsieve::audit;
 
 TEST_CASE("without colour words carry their share of the heaviest") {
@@ -18,3 +20,5 @@ TEST_CASE("with colour the text is the caption once the colours are taken out") 
     line.erase(at, line.find('m', at) - at + 1);
   CHECK(line == "a cat");
 }
+
+}  // namespace of_test_words

@@ -10,6 +10,8 @@
 #include <limits>
 #include <random>
 
+namespace of_test_exact_tests {
+
 using namespace memsieve;
 using namespace memsieve::audit;
 
@@ -140,3 +142,5 @@ TEST_CASE("ten thousand clean models whose drawings are counted: alarms no more 
   REQUIRE(of_alarms.high >= attained);
   REQUIRE(clopper_pearson(compared, kRuns, 0.999).low <= 0.01);
 }
+
+}  // namespace of_test_exact_tests

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <limits>
 
+namespace of_test_intervals {
+
 using namespace memsieve;
 using namespace memsieve::audit;
 
@@ -68,3 +70,5 @@ TEST_CASE("what has no interval is refused") {
   REQUIRE_THROWS_AS(mean_interval({}), DataError);
   REQUIRE_THROWS_WITH(mean_interval({1, std::numeric_limits<double>::quiet_NaN()}), Catch::Contains("value 1"));
 }
+
+}  // namespace of_test_intervals

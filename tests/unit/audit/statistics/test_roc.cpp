@@ -9,6 +9,8 @@
 #include <limits>
 #include <utility>
 
+namespace of_test_roc {
+
 using namespace memsieve;
 using namespace memsieve::audit;
 
@@ -202,3 +204,5 @@ TEST_CASE("quantiles are numpy's") {
   REQUIRE(quantile({4, 1, 3, 2}, 1) == 4);
   REQUIRE(quantile({7}, 0.3) == 7);
 }
+
+}  // namespace of_test_roc

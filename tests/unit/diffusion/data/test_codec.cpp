@@ -5,6 +5,8 @@
 #include <catch2/catch.hpp>
 #include <limits>
 
+namespace of_test_codec {
+
 using namespace memsieve::diffusion;
 
 TEST_CASE("decode undoes encode for every byte value") {
@@ -37,3 +39,5 @@ TEST_CASE("decode clamps, and survives what is no number") {
   REQUIRE(at::equal(bytes, at::tensor({0, 255, 255, 0, 0, 128}, at::kInt).to(at::kByte)));
   REQUIRE(Codec{}.decode(at::zeros({1, 3, 1, 1}, at::kBFloat16)).scalar_type() == at::kByte);
 }
+
+}  // namespace of_test_codec

@@ -7,6 +7,8 @@
 #include <catch2/catch.hpp>
 #include <functional>
 
+namespace of_test_conditioned_dataset {
+
 using namespace memsieve::diffusion;
 using namespace memsieve::testing;
 using Catch::Contains;
@@ -183,3 +185,5 @@ TEST_CASE("sets made with another VAE or other encoders are refused") {
   REQUIRE_THROWS_WITH(first.check_matches(Dataset::open(c)), Contains(c) && Contains("no /pooled"));
   REQUIRE_THROWS_WITH(first.check_matches(Dataset::open(d)), Contains(d) && Contains("no /latent_std"));
 }
+
+}  // namespace of_test_conditioned_dataset

@@ -10,6 +10,8 @@
 #include <limits>
 #include <thread>
 
+namespace of_test_dataset {
+
 using namespace memsieve::diffusion;
 using namespace memsieve::testing;
 using Catch::Contains;
@@ -267,3 +269,5 @@ TEST_CASE("sets that do not belong together are refused") {
   REQUIRE_THROWS_WITH(first.check_matches(Dataset::open(c)),
                       Contains("latent shape 4 x 2 x 2") && Contains("12 x 4 x 4"));
 }
+
+}  // namespace of_test_dataset

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <vector>
 
+namespace of_test_prefetch {
+
 using Catch::Contains;
 using memsieve::diffusion::Prefetcher;
 
@@ -121,3 +123,5 @@ TEST_CASE("nothing is made beyond the end, until it is moved") {
     REQUIRE(early == 0);
   }
 }
+
+}  // namespace of_test_prefetch

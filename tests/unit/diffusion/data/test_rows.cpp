@@ -6,6 +6,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_rows {
+
 using namespace memsieve::diffusion;
 using namespace memsieve::testing;
 
@@ -89,3 +91,5 @@ TEST_CASE("rows without caption keep their time_ids and lose text and pooled tex
   REQUIRE(at::equal(rows.captioned, at::tensor({0, 1}, at::kLong).to(at::kBool)));
   REQUIRE(at::equal(rows.ids, at::tensor({20, 30}, at::kLong)));
 }
+
+}  // namespace of_test_rows

@@ -7,6 +7,8 @@
 #include <numeric>
 #include <set>
 
+namespace of_test_sampler {
+
 using namespace memsieve::diffusion;
 
 TEST_CASE("N ranks see the same global batch as one") {
@@ -128,3 +130,5 @@ TEST_CASE("a batch ends, whatever is passed over") {
   REQUIRE(one.ids.size() == 8);
   REQUIRE(one.end == static_cast<int64_t>(one.ids.size() + one.passed_over.size()));
 }
+
+}  // namespace of_test_sampler

@@ -10,6 +10,8 @@
 #include <catch2/catch.hpp>
 #include <fstream>
 
+namespace of_test_streaming {
+
 using namespace memsieve::diffusion;
 using namespace memsieve::testing;
 
@@ -61,3 +63,5 @@ TEST_CASE("a set larger than the cache is trained on in bounded memory") {
     REQUIRE(most - before < 24 * kMiB);  // the file has 128 MiB, a batch 512 KiB, a chunk of 64 rows 4 MiB
   }
 }
+
+}  // namespace of_test_streaming

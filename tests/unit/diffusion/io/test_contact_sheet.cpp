@@ -7,6 +7,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_contact_sheet {
+
 using namespace memsieve::diffusion;
 using namespace memsieve::testing;
 
@@ -95,3 +97,5 @@ TEST_CASE("what cannot be written is said") {
     REQUIRE_THROWS_WITH(write(folder.file("no/such/folder")),
                         Catch::Contains("cannot be written") && !Catch::Contains("\n"));
 }
+
+}  // namespace of_test_contact_sheet

@@ -12,6 +12,8 @@
 #include <fstream>
 #include <functional>
 
+namespace of_test_file_watch {
+
 using namespace memsieve::diffusion;
 using namespace memsieve::testing;
 using Catch::Contains;
@@ -110,3 +112,5 @@ TEST_CASE("what is no regular file is refused before it is opened") {
   refuse(name, "a socket");
   ::close(descriptor);
 }
+
+}  // namespace of_test_file_watch

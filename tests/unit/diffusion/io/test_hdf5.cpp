@@ -10,6 +10,8 @@
 #include <fstream>
 #include <functional>
 
+namespace of_test_hdf5 {
+
 using namespace memsieve::diffusion;
 using namespace memsieve::testing;
 using Catch::Contains;
@@ -384,3 +386,5 @@ TEST_CASE("captions that are wrong are named") {
     REQUIRE_THROWS_WITH(set.captions({0, 1, 2}), Contains("/caption_offsets: row ") && Contains("damaged"));
   }
 }
+
+}  // namespace of_test_hdf5

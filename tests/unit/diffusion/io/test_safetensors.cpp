@@ -10,6 +10,8 @@
 
 #include <support/models.h>
 
+namespace of_test_safetensors {
+
 using namespace memsieve::diffusion;
 using Catch::Matchers::Contains;
 using memsieve::DataError;
@@ -265,3 +267,5 @@ TEST_CASE("safetensors: an entry that cannot be right is refused by name") {
     CHECK_THAT(with(entry), Contains("'the.name'"));
   }
 }
+
+}  // namespace of_test_safetensors

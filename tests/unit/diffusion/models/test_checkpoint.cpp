@@ -10,6 +10,8 @@
 
 #include <support/models.h>
 
+namespace of_test_checkpoint {
+
 using namespace memsieve::diffusion;
 
 namespace {
@@ -220,3 +222,5 @@ TEST_CASE("checkpoint: inputs without gradient get none, unused parameters neith
       checkpoint([](const std::vector<at::Tensor>&) -> at::Tensor { throw std::runtime_error("why"); }, {x}, {w}),
       "why");
 }
+
+}  // namespace of_test_checkpoint

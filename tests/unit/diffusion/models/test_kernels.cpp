@@ -10,6 +10,8 @@
 
 #include <support/models.h>
 
+namespace of_test_kernels {
+
 using namespace memsieve::diffusion;
 
 namespace {
@@ -116,3 +118,5 @@ TEST_CASE("attention agrees with torch's in double precision, whatever the shape
   const auto b = torch::autograd::grad({expected}, same, {d.to(at::kDouble)});
   for (size_t i = keys == 1 ? 2 : 0; i < 3; ++i) CHECK(worst(a[i], b[i]) < 3e-6);  // of one key: v alone matters
 }
+
+}  // namespace of_test_kernels

@@ -8,6 +8,8 @@
 
 #include <support/models.h>
 
+namespace of_test_lora {
+
 using namespace memsieve;
 using namespace memsieve::diffusion;
 using Catch::Contains;
@@ -176,3 +178,5 @@ TEST_CASE("lora: a base is known by every one of its numbers, not by where adapt
   unet->parameters().at(5).view(-1)[1] += 1e-6;
   CHECK_FALSE(fingerprint(*unet) == print);
 }
+
+}  // namespace of_test_lora

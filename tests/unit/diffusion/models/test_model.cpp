@@ -9,6 +9,8 @@
 
 #include <support/models.h>
 
+namespace of_test_model {
+
 using namespace memsieve;
 using namespace memsieve::diffusion;
 using Catch::Contains;
@@ -134,3 +136,5 @@ TEST_CASE("adapters are what is trained, and can be switched off for a scope") {
   }
   CHECK_FALSE(at::equal(answer(model), before));
 }
+
+}  // namespace of_test_model

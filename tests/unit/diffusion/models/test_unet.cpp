@@ -9,6 +9,8 @@
 
 #include <support/models.h>
 
+namespace of_test_unet {
+
 using namespace memsieve::diffusion;
 using Catch::Matchers::Contains;
 using memsieve::ConfigError;
@@ -230,3 +232,5 @@ TEST_CASE("unet folder: shards are read, and an index that lies is refused") {
   CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }),
              Contains("'conv_in.bias'") && Contains("another shard"));
 }
+
+}  // namespace of_test_unet

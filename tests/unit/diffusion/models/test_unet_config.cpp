@@ -3,6 +3,8 @@
 
 #include <support/models.h>
 
+namespace of_test_unet_config {
+
 using namespace memsieve::diffusion;
 using Catch::Matchers::Contains;
 using memsieve::ConfigError;
@@ -123,3 +125,5 @@ TEST_CASE("unet config: a model that cannot be had is refused before any of it i
                           "x")
             .levels() == 4);
 }
+
+}  // namespace of_test_unet_config

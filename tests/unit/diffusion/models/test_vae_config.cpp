@@ -2,6 +2,8 @@
 #include <diffusion/models/vae/vae_decoder.h>
 #include <support/models.h>
 
+namespace of_test_vae_config {
+
 using namespace memsieve::diffusion;
 using Catch::Matchers::Contains;
 using memsieve::ConfigError;
@@ -25,3 +27,5 @@ TEST_CASE("vae config: a model that cannot be had is refused before any of it is
   CHECK_THAT(many, Contains("block_out_channels: must name 1 to 16 levels"));
   CHECK(many.size() < 200);
 }
+
+}  // namespace of_test_vae_config

@@ -8,6 +8,8 @@
 #include <catch2/catch.hpp>
 #include <map>
 
+namespace of_test_ddim {
+
 using namespace memsieve::diffusion;
 
 namespace {
@@ -160,3 +162,5 @@ TEST_CASE("with gradient a step can be differentiated by the caption, and drawin
   // 0.1 * mean over 2 numbers, for each of 12 pixels.
   for (const at::Tensor& g : gradients) CHECK(at::allclose(g, at::full({2, 1, 2}, 0.6)));
 }
+
+}  // namespace of_test_ddim

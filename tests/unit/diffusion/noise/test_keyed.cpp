@@ -7,6 +7,8 @@
 #include <cmath>
 #include <set>
 
+namespace of_test_keyed {
+
 using namespace memsieve::diffusion;
 
 TEST_CASE("noise of a row does not depend on how rows are split over ranks and batches") {
@@ -90,3 +92,5 @@ TEST_CASE("the numbers never change") {
 TEST_CASE("no rows, no noise") {
   REQUIRE(keyed_normal(1, Stream::train_noise, {}, {2, 2}).sizes() == at::IntArrayRef({0, 2, 2}));
 }
+
+}  // namespace of_test_keyed

@@ -6,6 +6,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_schedule {
+
 using namespace memsieve::diffusion;
 
 namespace {
@@ -120,3 +122,5 @@ TEST_CASE("the picture behind a perfect prediction is the picture") {
     CHECK(at::allclose(s.predicted_sample(x, s.target(pictures(), noise(), t), t), pictures(), 1e-4, 1e-4));
   }
 }
+
+}  // namespace of_test_schedule

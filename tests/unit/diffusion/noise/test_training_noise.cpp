@@ -5,6 +5,8 @@
 #include <catch2/catch.hpp>
 #include <cmath>
 
+namespace of_test_training_noise {
+
 using namespace memsieve::diffusion;
 
 namespace {
@@ -99,3 +101,5 @@ TEST_CASE("logit-normal timesteps have the logit's mean and spread") {
   CHECK(timestep_at(0, 1000, options) == 0);
   CHECK(timestep_at(1, 1000, options) == 999);
 }
+
+}  // namespace of_test_training_noise

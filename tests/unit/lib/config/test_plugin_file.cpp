@@ -11,6 +11,8 @@
 
 #include "config/plugin_file.h"
 
+namespace of_test_plugin_file {
+
 using namespace memsieve;
 
 namespace {
@@ -93,3 +95,5 @@ TEST_CASE("a section of another name or size is no stamp") {
   std::memcpy(size, &less, sizeof less);
   CHECK_FALSE(stamp_in(shorter).has_value());
 }
+
+}  // namespace of_test_plugin_file

@@ -2,6 +2,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_schema {
+
 using memsieve::ConfigError;
 using memsieve::resolve;
 using memsieve::Schema;
@@ -212,3 +214,5 @@ TEST_CASE("the sieve refuses combinations that cannot work, naming the key", "[s
   CHECK(whole("{kind: fixed, drop: 2}", ", reference: {kind: start_model}").find("set standardise.by: timestep") !=
         std::string::npos);
 }
+
+}  // namespace of_test_schema

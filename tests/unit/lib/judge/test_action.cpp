@@ -4,6 +4,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_action {
+
 using namespace memsieve;
 
 namespace {
@@ -34,3 +36,5 @@ TEST_CASE("permuting rows permutes weights", "[action]") {
   CHECK(at::equal(weigh(score.index_select(0, order), flagged.index_select(0, order), levels(0, 0), o, 32),
                   weight.index_select(0, order)));
 }
+
+}  // namespace of_test_action

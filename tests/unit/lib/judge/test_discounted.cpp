@@ -9,6 +9,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_discounted {
+
 using namespace memsieve;
 
 namespace {
@@ -125,3 +127,5 @@ TEST_CASE("with discount 1 a sample's mean stays what it is when its count can g
   CHECK(sums.since(0).visits.item<int64_t>() == 30000);
   CHECK(sums.mean(sums.since(0)).item<double>() == Approx(0.5).epsilon(0.01));
 }
+
+}  // namespace of_test_discounted

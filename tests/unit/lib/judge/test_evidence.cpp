@@ -8,6 +8,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_evidence {
+
 using namespace memsieve;
 
 namespace {
@@ -136,3 +138,5 @@ TEST_CASE("what alike samples have shown counts where there are enough of them a
   const double w4 = 1 + 0.9 * w, v4 = 1 + 0.81 * v;
   CHECK(seen.score[0].item<double>() == Approx((0.9 * 6 + 2) / std::sqrt(v4 + 0.1 * w4 * w4)));
 }
+
+}  // namespace of_test_evidence

@@ -7,6 +7,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_held_out {
+
 using memsieve::plan_held_out;
 
 TEST_CASE("held-out visits: ranks share a step's rows, the same for any number of ranks", "[held_out]") {
@@ -62,3 +64,5 @@ TEST_CASE("held-out visits: each cycle shows every pseudo-row once, and timestep
   REQUIRE(seen.size() == 24);
   for (const auto& [id, visits] : seen) CHECK(visits == 10);
 }
+
+}  // namespace of_test_held_out

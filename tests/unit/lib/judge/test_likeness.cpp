@@ -11,6 +11,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_likeness {
+
 using namespace memsieve;
 
 namespace {
@@ -180,3 +182,5 @@ TEST_CASE("features of any width and dtype are brought to one width, alike on al
   const auto others = cosine(here, here.roll(1, 0));
   CHECK(others.abs().mean().item<double>() < 0.25);
 }
+
+}  // namespace of_test_likeness

@@ -8,6 +8,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_looks {
+
 using namespace memsieve;
 
 namespace {
@@ -71,3 +73,5 @@ TEST_CASE("looks come half as often for verdicts twice as sure, and for samples 
   CHECK(of(0) / of(4) == Approx(2).epsilon(0.05));
   CHECK(of(0) / of(8) == Approx(16).epsilon(0.1));
 }
+
+}  // namespace of_test_looks

@@ -7,6 +7,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_probe {
+
 using namespace memsieve;
 
 TEST_CASE("the number of probed rows depends on the shape alone", "[probe]") {
@@ -90,3 +92,5 @@ TEST_CASE("rows with copies are probed first, whatever they have shown, rows tha
   eligible[5] = false;
   CHECK(chosen(probe, score, nobody, alike, eligible) == std::vector<int64_t>{1, 6});
 }
+
+}  // namespace of_test_probe

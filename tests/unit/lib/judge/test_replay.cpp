@@ -15,6 +15,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_replay {
+
 using namespace memsieve;
 
 namespace {
@@ -285,3 +287,5 @@ TEST_CASE("the judge needs no model: recorded raw scores bring the run's own ver
   replay(rule, ledger, run(rule, ledger));
   std::filesystem::remove_all(folder);
 }
+
+}  // namespace of_test_replay

@@ -6,6 +6,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_threshold {
+
 using namespace memsieve;
 
 namespace {
@@ -85,3 +87,5 @@ TEST_CASE("the share of flagged slots is of those that some sample has", "[thres
   CHECK(threshold.flagged_share(4).item<float>() == Approx(0.5));
   CHECK(threshold.flagged_share(12).item<float>() == at::tensor({2.0F / 12}).item<float>());
 }
+
+}  // namespace of_test_threshold

@@ -12,6 +12,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_window {
+
 namespace {
 
 void property(const std::string& what, const std::function<void()>& check) {
@@ -106,3 +108,5 @@ TEST_CASE("torch.use_deterministic_algorithms changes no number, and nothing is 
     CHECK(at::equal(plain.count, other.count));
   }
 }
+
+}  // namespace of_test_window

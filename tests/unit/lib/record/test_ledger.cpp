@@ -22,6 +22,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_ledger {
+
 using memsieve::Ledger;
 using memsieve::LedgerRow;
 using toy::kHeader;
@@ -329,3 +331,5 @@ TEST_CASE("what bears the ledger's name and is no file is set aside", "[ledger]"
   CHECK(std::filesystem::is_regular_file(path));
   CHECK_FALSE(std::filesystem::exists(elsewhere));
 }
+
+}  // namespace of_test_ledger

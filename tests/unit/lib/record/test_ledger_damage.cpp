@@ -10,6 +10,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_ledger_damage {
+
 using memsieve::Ledger;
 using toy::kHeader;
 using toy::rows;
@@ -136,3 +138,5 @@ TEST_CASE("gaps that no ledger can have are damage, whatever their numbers", "[l
     require_sound_from_now_on(path, 20);
   }
 }
+
+}  // namespace of_test_ledger_damage

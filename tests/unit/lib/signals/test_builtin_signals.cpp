@@ -9,6 +9,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_builtin_signals {
+
 using Catch::Contains;
 using namespace memsieve;
 
@@ -188,3 +190,5 @@ TEST_CASE("the reference pass asks for predictions once for a batch, also for on
   sieve.finish_reference();
   CHECK(sieve.state().at("easiness").slice(0, 3).abs().max().item<float>() == 0);
 }
+
+}  // namespace of_test_builtin_signals

@@ -9,6 +9,8 @@
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
+namespace of_test_signals {
+
 using Catch::Contains;
 using namespace memsieve;
 
@@ -168,3 +170,5 @@ TEST_CASE("standardise.by: rms takes any filter that reads a norm", "[signals]")
   CHECK_THROWS_WITH(make("sum: {}", with_signals({"drift"}), rms),
                     Contains("rms is for the magnitude alone; sum is no"));
 }
+
+}  // namespace of_test_signals

@@ -19,6 +19,8 @@
 #include <set>
 #include <sstream>
 
+namespace of_test_run_folder {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 using toy::read;
@@ -336,3 +338,5 @@ TEST_CASE("a checkpoint that cannot be finished leaves the old one") {
   CHECK_THROWS_AS(write_checkpoint(folder, state, broken), DataError);
   CHECK(read_checkpoint_state(folder, Verify::contents).step == 0);
 }
+
+}  // namespace of_test_run_folder

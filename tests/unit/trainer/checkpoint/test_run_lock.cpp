@@ -12,6 +12,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_run_lock {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 using namespace std::chrono_literals;
@@ -120,3 +122,5 @@ TEST_CASE("without a folder nothing is locked and nothing made") {
   CHECK_NOTHROW(lock.require_in_place());
   CHECK_FALSE(fs::exists(folder.parent.file("none")));
 }
+
+}  // namespace of_test_run_lock

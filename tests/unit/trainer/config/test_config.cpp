@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <fstream>
 
+namespace of_test_config {
+
 namespace fs = std::filesystem;
 using namespace memsieve;
 using namespace memsieve::trainer;
@@ -252,3 +254,5 @@ TEST_CASE("rank 0's configuration is compared key by key, what a resumed run may
   CHECK_FALSE(read(kGood).settings.difference_from(first, "rank 0", Keys::all));
   CHECK(read(kGood, {"log_every=3"}).settings.difference_from(first, "rank 0", Keys::all)->path == "log_every");
 }
+
+}  // namespace of_test_config

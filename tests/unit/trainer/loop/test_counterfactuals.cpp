@@ -5,6 +5,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_counterfactuals {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 
@@ -81,3 +83,5 @@ TEST_CASE("held-out rows and looks that ride along get the answers that they wou
   // Nulls of both in one forward; the starting model's answers are there already.
   CHECK((calls == 2 && start_calls == 1));
 }
+
+}  // namespace of_test_counterfactuals

@@ -4,6 +4,8 @@
 #include <catch2/catch.hpp>
 #include <set>
 
+namespace of_test_evaluate {
+
 using namespace memsieve::trainer;
 
 TEST_CASE("validation timesteps lie one in each part and differ between rows") {
@@ -17,3 +19,5 @@ TEST_CASE("validation timesteps lie one in each part and differ between rows") {
   }
   CHECK(seen.size() > 150);
 }
+
+}  // namespace of_test_evaluate

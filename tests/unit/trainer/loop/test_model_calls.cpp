@@ -12,6 +12,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_model_calls {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 namespace ms = memsieve::testing;
@@ -200,3 +202,5 @@ TEST_CASE("in a step every rank calls the model equally often, also one without 
   const int64_t each = filters == kBoth ? 2 * 2 + 1 : 2 + 1;
   CHECK(calls == std::vector<int64_t>(ranks, kSteps * each));
 }
+
+}  // namespace of_test_model_calls

@@ -10,6 +10,8 @@
 
 #include <support/models.h>
 
+namespace of_test_starting_model {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 
@@ -172,3 +174,5 @@ TEST_CASE("a frozen copy takes the dtype that it computes in, but for norms, and
       CHECK(at::allclose(start.predict(q.sample, q.timestep, q.condition), answer(trained, q).detach(), 0, 1e-6));
   });
 }
+
+}  // namespace of_test_starting_model

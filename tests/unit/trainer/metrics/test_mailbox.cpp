@@ -4,6 +4,8 @@
 
 #include <catch2/catch.hpp>
 
+namespace of_test_mailbox {
+
 using memsieve::trainer::Mailbox;
 
 TEST_CASE("on a CPU letters arrive at once, oldest first, each once") {
@@ -22,3 +24,5 @@ TEST_CASE("on a CPU letters arrive at once, oldest first, each once") {
   mailbox.push(9, at::tensor({0.0}, at::kDouble));
   CHECK(mailbox.take(/*all=*/true).size() == 1);
 }
+
+}  // namespace of_test_mailbox

@@ -9,6 +9,8 @@
 #include <fstream>
 #include <sstream>
 
+namespace of_test_metrics {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 using toy::read;
@@ -59,3 +61,5 @@ TEST_CASE("a resumed run's metrics begin where the checkpoint was") {
   folder.trim_metrics(4);
   CHECK(read(folder.file("metrics.jsonl")) == "{\"kind\":\"validation\",\"step\":0}\n{\"kind\":\"step\",\"step\":3}\n");
 }
+
+}  // namespace of_test_metrics

@@ -6,6 +6,8 @@
 #include <catch2/catch.hpp>
 #include <limits>
 
+namespace of_test_forget_gradient {
+
 using namespace memsieve::trainer;
 
 namespace {
@@ -85,3 +87,5 @@ TEST_CASE("gradients that are taken are copies, and the next backward begins ane
   (3 * x).sum().backward();
   CHECK(at::equal(x.grad(), at::full({2}, 3.0)));
 }
+
+}  // namespace of_test_forget_gradient

@@ -8,6 +8,8 @@
 #include <catch2/catch.hpp>
 #include <limits>
 
+namespace of_test_loss_scale {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 
@@ -112,3 +114,5 @@ TEST_CASE("the loss scale's state comes back, and a state without it is refused"
   CHECK(two.scale().item<double>() == 2048);
   CHECK_THROWS_AS(two.restore(state, "file"), DataError);
 }
+
+}  // namespace of_test_loss_scale

@@ -10,6 +10,8 @@
 #include <catch2/catch.hpp>
 #include <limits>
 
+namespace of_test_optimizer {
+
 using namespace memsieve;
 using namespace memsieve::trainer;
 
@@ -198,3 +200,5 @@ TEST_CASE("the table of learning rates holds what the formula says") {
     CHECK(schedule.at(at::full({}, n, at::kFloat)).item<double>() == expected);
   }
 }
+
+}  // namespace of_test_optimizer
