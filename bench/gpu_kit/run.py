@@ -97,7 +97,7 @@ def write(path, results):
 
 def unpack(work):
     with tarfile.open(HERE / "kit.tar.xz") as archive:
-        archive.extractall(work, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # Python 3.11.4
+        archive.extractall(work, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # which 3.11.4 brought
     return json.loads((work / "kit.json").read_text())
 
 
