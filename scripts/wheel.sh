@@ -12,7 +12,8 @@ trap 'rm -rf "$WORK"' EXIT
 
 mkdir -p "$OUT"
 rm -f "$OUT"/memsieve-*.whl
-# What ccache has of another build of these sources serves this one.
+# What ccache has of another build of these sources serves this one, if the compiler has the name that CMake finds.
+export CC=${CC:-cc} CXX=${CXX:-c++}
 export CCACHE_BASEDIR=$ROOT CCACHE_NOHASHDIR=1 CMAKE_BUILD_PARALLEL_LEVEL
 export CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime
 CMAKE_BUILD_PARALLEL_LEVEL=$(compile_jobs)

@@ -128,11 +128,21 @@ class Drawer:
         return found
 
 
+# A fixture is made again for each file that imports it; these are only read.
+_worlds = {}
+
+
+def _world(prediction_type, tmp_path_factory):
+    if prediction_type not in _worlds:
+        _worlds[prediction_type] = World(tmp_path_factory.mktemp(prediction_type), prediction_type)
+    return _worlds[prediction_type]
+
+
 @pytest.fixture(scope="session", params=["epsilon", "v_prediction"])
 def world(request, tmp_path_factory):
-    return World(tmp_path_factory.mktemp(request.param), request.param)
+    return _world(request.param, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def epsilon_world(tmp_path_factory):
-    return World(tmp_path_factory.mktemp("epsilon_world"))
+    return _world("epsilon", tmp_path_factory)
