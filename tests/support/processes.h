@@ -21,8 +21,7 @@ struct Scenario {
 };
 
 /// Forks a process for each of `ranks` ranks, with RANK, WORLD_SIZE and the like set, and runs the scenario in each. No
-/// new program is started: loading torch's libraries takes longer than most scenarios. The caller must have no other
-/// threads.
+/// new program is started: loading torch's libraries takes longer than most scenarios. The caller has no other threads.
 Result run(const std::string& scenario, int ranks, const std::string& argument = "", double seconds = 60);
 
 /// In a scenario: the argument, and a folder that all ranks of this run share.

@@ -147,8 +147,7 @@ class MEMSIEVE_API Sieve {
   /// (`held_out` = true, sample_id = picture index) once per draw, divided over the ranks in any way. False: something
   /// went wrong, and the pass need not go on (but of a sharded model, which the other ranks call); finish_reference
   /// throws it on every rank. Does nothing if the configuration asks for no reference. Each counterfactual prediction
-  /// is asked for exactly once for a batch, whatever its rows hold, but for `start`: the batch's own prediction is
-  /// that.
+  /// is asked for once for a batch, whatever its rows hold, but for `start`: the batch's own prediction is that.
   bool reference(const Batch& batch, bool held_out);
   /// COLLECTIVE. Ends the reference pass; does nothing if the configuration asks for none. Throws PeerError for what
   /// went wrong in it, DataError if a picture was never drawn.

@@ -151,8 +151,7 @@ at::Tensor Judge::adjusted(const RawScores& scores, const at::Tensor& picture) c
 }
 
 bool Judge::probes_all(bool held_out) const {
-  // With `discounted` what a visit shows has no part in the choice, so held-out rows need not be chosen to be treated
-  // alike.
+  // With `discounted` what a visit shows has no part in the choice, so held-out rows need not be chosen.
   return options_.probe.every() || (held_out && options_.evidence.discounts());
 }
 
