@@ -83,10 +83,11 @@ TEST_CASE("any number of ranks trains the same") {
   const auto [rows, micro] = GENERATE(std::pair(16, 1), std::pair(16, 2), std::pair(4, 1));
   for (int ranks : {1, 2, 4}) {
     // A large epsilon: where a gradient is all but 0, Adam would blow rounding errors up to whole steps.
-    require_done(world.train(
-        ranks, std::string("r").append(std::to_string(ranks)),
-        "validation.every=0;sampling.every=0;adam_epsilon=0.01;sieve.probe.kind=every;sieve.block_rows=1;max_train_steps=20;gradient_accumulation_steps=" +
-            std::to_string(micro) + ";train_batch_size=" + std::to_string(rows / ranks / micro)));
+    require_done(
+        world.train(ranks, std::string("r").append(std::to_string(ranks)),
+                    "validation.every=0;sampling.every=0;adam_epsilon=0.01;sieve.probe.kind=every;sieve.block_rows=1;"
+                    "max_train_steps=20;gradient_accumulation_steps=" +
+                        std::to_string(micro) + ";train_batch_size=" + std::to_string(rows / ranks / micro)));
   }
   const auto one = tensors(world, "r1", 20, kFiles[0]);
   const int64_t dropped = sum_of(metrics(world, "r1"), "dropped");

@@ -59,30 +59,32 @@ def launcher(processes):
 GRACE = 10  # seconds that ranks have to end by themselves once one of them has failed
 
 
-def ended(command, ranks, code_of, kill, timeout):
-    """The exit code of a rank that failed, or 0, once all have ended; those that are late are killed."""
-    deadline = time.monotonic() + timeout
-    failed = 0
-    while (running := [rank for rank in ranks if code_of(rank) is None]) and time.monotonic() < deadline:
-        if not failed and (failed := next(filter(None, map(code_of, ranks)), 0)):
-            deadline = min(deadline, time.monotonic() + GRACE)
-        time.sleep(0.005)
-    for rank in running:
-        kill(rank)
-    if running and not failed:
-        raise subprocess.TimeoutExpired(command, timeout)
-    return failed or next(filter(None, map(code_of, ranks)), 0)
+def run_ranks(processes, command, timeout, start, code_of, kill):
+    """Ranks made by start(variables, output, errors), until all have ended; the exit code is that of a rank that failed, or 0, and those
+    that are late are killed."""
+    deadline, failed = time.monotonic() + timeout, 0
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        ranks = [start(variables, output, errors) for variables in launcher(processes)]
+        while (running := [rank for rank in ranks if code_of(rank) is None]) and time.monotonic() < deadline:
+            if not failed and (failed := next(filter(None, map(code_of, ranks)), 0)):
+                deadline = min(deadline, time.monotonic() + GRACE)
+            time.sleep(0.005)
+        for rank in running:
+            kill(rank)
+        if running and not failed:
+            raise subprocess.TimeoutExpired(command, timeout)
+        output.seek(0), errors.seek(0)
+        return subprocess.CompletedProcess(command, failed or next(filter(None, map(code_of, ranks)), 0), output.read(), errors.read())
 
 
 def on_ranks(processes, *command, timeout=300, cwd=None, **environment):
     """As torchrun, which takes longer to start than most programs of ours run; the exit code is that of a rank that failed."""
     command = [str(word) for word in command]
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        started = [subprocess.Popen(command, stdout=output, stderr=errors, cwd=cwd, env=clean_environment(**variables, **environment))
-                   for variables in launcher(processes)]
-        code = ended(command, started, subprocess.Popen.poll, lambda rank: (rank.kill(), rank.wait()), timeout)
-        output.seek(0), errors.seek(0)
-        return subprocess.CompletedProcess(command, code, output.read(), errors.read())
+
+    def start(variables, output, errors):
+        return subprocess.Popen(command, stdout=output, stderr=errors, cwd=cwd, env=clean_environment(**variables, **environment))
+
+    return run_ranks(processes, command, timeout, start, subprocess.Popen.poll, lambda rank: (rank.kill(), rank.wait()))
 
 
 def forked(processes, script, *words, timeout=300, **environment):
@@ -101,13 +103,12 @@ def forked(processes, script, *words, timeout=300, **environment):
         sys.path.insert(0, str(Path(script).parent))
         runpy.run_path(command[0], run_name="__main__")
 
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        started = [multiprocessing.get_context("fork").Process(target=main, args=(variables, output, errors)) for variables in launcher(processes)]
-        for rank in started:
-            rank.start()
-        code = ended(command, started, lambda rank: rank.exitcode, lambda rank: (rank.kill(), rank.join()), timeout)
-        output.seek(0), errors.seek(0)
-        return subprocess.CompletedProcess(command, code, output.read(), errors.read())
+    def start(*args):
+        rank = multiprocessing.get_context("fork").Process(target=main, args=args)
+        rank.start()
+        return rank
+
+    return run_ranks(processes, command, timeout, start, lambda rank: rank.exitcode, lambda rank: (rank.kill(), rank.join()))
 
 
 def assert_refused(result, code, *words):
