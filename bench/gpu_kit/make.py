@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes the GPU kit out of a build and the demo's data; scripts/gpu_kit.sh calls it.
 
-  make.py --out DIR [--build build/release] [--python-version 3.12]
+  make.py --out DIR [--build build/release] [--data data/demo] [--python-version 3.12]
 """
 import argparse
 import fnmatch
@@ -97,12 +97,13 @@ def add_programs(stage, build):
             strip(stage / "lib" / name)
 
 
-def add_files(stage):
-    data = [ROOT / "data" / "demo" / name for name in DATA]
-    for path in [*(path for pattern in FILES for path in ROOT.glob(pattern)), *data]:
+def add_files(stage, data):
+    pairs = {path.relative_to(ROOT): path for pattern in FILES for path in ROOT.glob(pattern)}
+    pairs |= {Path("data", "demo", name): data / name for name in DATA}
+    for name, path in pairs.items():
         if not path.exists():
             fail(f"{path} is missing: examples/demo/make_demo_data.py makes it")
-        target = stage / path.relative_to(ROOT)
+        target = stage / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, target)
     shutil.copy2(ROOT / "bench" / "gpu_kit" / "parts.py", stage / "parts.py")
@@ -165,14 +166,14 @@ def pack(stage, out):
         shutil.copy2(ROOT / "bench" / "gpu_kit" / name, out / name)
 
 
-def make(out, build, python_version):
+def make(out, build, data, python_version):
     if out.exists() and any(path.name not in ("kit.tar.xz", "run.sh", "run.py", "results") for path in out.iterdir()):
         fail(f"{out} holds other files; choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder)
         add_programs(stage, build)
-        add_files(stage)
+        add_files(stage, data)
         add_packages(stage, python_version)
         describe(stage, python_version)
         pack(stage, out)
@@ -186,11 +187,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "release")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo")
     parser.add_argument("--python-version", default="3.12")
     args = parser.parse_args()
     if not re.fullmatch(r"3\.\d+", args.python_version):
         parser.error("--python-version wants something like 3.12")
-    make(args.out, args.build.resolve(), args.python_version)
+    make(args.out, args.build.resolve(), args.data, args.python_version)
 
 
 if __name__ == "__main__":

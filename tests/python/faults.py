@@ -16,11 +16,11 @@ from pathlib import Path
 import tiny
 from conftest import BUILD, clean_environment
 from test_ledger import visits
-from test_restart import FILES, SIEVE, STEPS, rank_of, steps
+from test_restart import FILES, SIEVE, rank_of, steps
 from test_restart import start as start_torchrun
 
 TRAIN = BUILD / "trainer" / "memsieve-train"
-SETTINGS = (f"max_train_steps={STEPS}", "use_ema=true", "checkpointing_steps=20", "sieve.ledger.flush_every=5", *SIEVE)
+SETTINGS = ("use_ema=true", "checkpointing_steps=20", "sieve.ledger.flush_every=5", *SIEVE)
 LIMIT = 200  # seconds that a run may take; a hang is a broken promise
 TRIES = 5  # at bringing a fault about
 
@@ -91,8 +91,9 @@ def two_ranks(folder, name, *settings):
 
 
 def require_same_end(mine, whole, ledger=True):
+    last = max((whole / "checkpoints").glob("step-??????")).name
     for name in FILES:
-        files = [path / "checkpoints" / f"step-{STEPS:06d}" / name for path in (mine, whole)]
+        files = [path / "checkpoints" / last / name for path in (mine, whole)]
         require(files[0].exists() and files[0].read_bytes() == files[1].read_bytes(), f"{name} differs from an uninterrupted run's")
     require(steps(mine) == steps(whole), "metrics.jsonl differs from an uninterrupted run's")
     if ledger:
@@ -110,11 +111,11 @@ def fault():
 
 
 class Trials:
-    """The trials of all kinds, in one folder."""
+    """The trials of all kinds, in one folder, with runs of so many steps."""
 
-    def __init__(self, folder, seed):
-        self.folder, self.random, self.count = Path(folder), random.Random(seed), 0
-        tiny.write_run(self.folder)
+    def __init__(self, folder, seed, run_steps):
+        self.folder, self.random, self.count, self.run_steps = Path(folder), random.Random(seed), 0, run_steps
+        tiny.write_run(self.folder, steps=run_steps)
         began = time.monotonic()
         Run(self.folder, "whole").must_end(0)
         self.seconds = time.monotonic() - began
@@ -165,7 +166,8 @@ class Trials:
     def kill_rank(self):
         """kill -9 of one of two ranks under torchrun, which starts both anew"""
         with self.run_folder() as name, fault() as met:
-            agent = start_torchrun(self.folder, name, "checkpointing_steps=20", "sieve.ledger.flush_every=5")
+            agent = start_torchrun(self.folder, name, f"max_train_steps={self.run_steps}", "checkpointing_steps=20",
+                                   "sieve.ledger.flush_every=5")
             victim, deadline = None, time.monotonic() + LIMIT
             while victim is None and agent.poll() is None and time.monotonic() < deadline:
                 victim = rank_of(agent, self.random.randrange(2), needed=False)
@@ -312,11 +314,11 @@ def try_once(trial):
     raise Broken(f"the fault met no run in {TRIES} tries")
 
 
-def try_all(counts, seed):
+def try_all(counts, seed, run_steps):
     """Makes so many trials of each kind and prints a table of how they went, and each broken promise; how many were broken."""
     total = 0
     with tempfile.TemporaryDirectory(prefix="memsieve-faults-") as folder:
-        trials = Trials(folder, seed)
+        trials = Trials(folder, seed, run_steps)
         print(HEAD, flush=True)
         for kind, count in counts.items():
             broken = 0
@@ -336,11 +338,12 @@ def main():
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--each", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
     counts = {kind: options.kills if kind == "kill" else options.each for kind in KINDS}
     began = time.monotonic()
     try:
-        broken = try_all(counts, options.seed)
+        broken = try_all(counts, options.seed, options.steps)
     except Broken as promise:
         sys.exit(f"faults: the run that nothing happens to: {promise}")
     print(f"faults: {sum(counts.values())} trials in {time.monotonic() - began:.0f} s, {broken} broken promises")

@@ -10,7 +10,7 @@ import make_demo_data as maker
 import numpy as np
 import pytest
 from conftest import ROOT
-from fake_sources import clear_picture, fake_encode
+from fake_sources import clear_picture, fake_encode, fake_pairs, use_fakes
 from memsieve import hdf5_rows, ledger
 from memsieve.commands import report
 from memsieve.reports import figures, run
@@ -19,26 +19,9 @@ from PIL import Image
 # ---- the maker of the demo data ----------------------------------------------------------------------------------------
 
 
-def fake_pairs(count, kind="emoji"):
-    return [sources.Pair(clear_picture(i), f"an {kind} of thing {i}", kind) for i in range(count)]
-
-
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """The maker with made-up sources and small parts; gives a function (folder, *options) -> exit status."""
-    for name, value in dict(REPEATED=3, SHOWN=2, HELD_OUT=4, VALIDATION=5, NEW=6, REPLAYED=7).items():
-        monkeypatch.setattr(maker, name, value)
-    monkeypatch.setattr(sources, "read_emoji", lambda font, names: fake_pairs(60))
-    monkeypatch.setattr(sources, "encode", fake_encode(384))
-    monkeypatch.setattr(sources, "sources_digest", lambda *paths: "fixed")
-    (tmp_path / "stamps").mkdir()
-    (tmp_path / "font").touch()
-
-    def run(folder, *options):
-        return maker.main(["--out", str(tmp_path / folder), "--font", str(tmp_path / "font"), "--names", str(tmp_path / "font"),
-                           "--stamps", str(tmp_path / "stamps"), *options])
-
-    return run
+    return use_fakes(monkeypatch, tmp_path)
 
 
 def test_files_have_the_documented_layout(small, tmp_path):

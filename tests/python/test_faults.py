@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
-    return faults.Trials(tmp_path_factory.mktemp("faults"), seed=20)
+    return faults.Trials(tmp_path_factory.mktemp("faults"), seed=20, run_steps=100)
 
 
 @pytest.mark.parametrize("kind", ["kill", *faults.KINDS])

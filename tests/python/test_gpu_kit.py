@@ -10,8 +10,8 @@ from pathlib import Path
 import make
 import pytest
 from conftest import BUILD, ROOT, assert_refused, run, run_ok
+from fake_sources import SIZES, use_fakes
 
-DATA = ROOT / "data" / "demo"
 SITE = Path(sysconfig.get_paths()["purelib"])
 # torch, numpy and what they import
 HELD = ("torch", "torchgen", "functorch", "triton", "nvidia", "numpy", "numpy.libs", "sympy", "mpmath", "networkx", "jinja2",
@@ -38,10 +38,12 @@ def bare_python(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory):
-    if not all((DATA / name).exists() for name in make.DATA):
-        run_ok(sys.executable, ROOT / "examples" / "demo" / "make_demo_data.py", "--out", DATA)
-    out = tmp_path_factory.mktemp("made") / "kit"
-    said = run_ok(sys.executable, ROOT / "bench" / "gpu_kit" / "make.py", "--out", out, "--build", BUILD, "--python-version", HERE)
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        assert use_fakes(patch, folder, SIZES | {"HELD_OUT": 16})("data") == 0
+    out = folder / "kit"
+    said = run_ok(sys.executable, ROOT / "bench" / "gpu_kit" / "make.py", "--out", out, "--build", BUILD, "--data", folder / "data",
+                  "--python-version", HERE)
     assert "MiB" in said
     return out
 
@@ -130,4 +132,4 @@ def test_a_kit_that_is_too_large_is_refused(kit, tmp_path, monkeypatch):
         monkeypatch.setattr(make, step, lambda *_: None)
     (tmp_path / "kit.tar.xz").write_bytes(bytes(2 * 2**20))
     with pytest.raises(SystemExit, match="2.0 MiB, more than 1"):
-        make.make(tmp_path, BUILD, HERE)
+        make.make(tmp_path, BUILD, ROOT / "data" / "demo", HERE)

@@ -15,7 +15,7 @@ from conftest import BUILD, assert_refused, clean_environment, run
 from test_ledger import visits
 
 TRAIN = BUILD / "trainer" / "memsieve-train"
-STEPS = int(os.environ.get("MEMSIEVE_FAULTS_STEPS", 100))  # scripts/faults.sh takes more
+STEPS = 100
 # Levels at which a run of a second drops rows.
 SIEVE = ("sieve.standardise.bins=2", "sieve.standardise.window=16", "sieve.standardise.min_count=4", "sieve.evidence.min_visits=1",
          "sieve.threshold.drop=0.3", "sieve.threshold.release=0.5")

@@ -51,12 +51,12 @@ def write_data(path, rows, seed=0, latents=False):
         file["group_id"] = np.arange(rows, dtype=np.int64)
 
 
-def write_run(folder, latents=False):
+def write_run(folder, latents=False, steps=4):
     """train.h5 (16 rows), held_out.h5 (8), unet.json and run.yaml in `folder`; returns the path of run.yaml."""
     write_data(folder / "train.h5", 16, 1, latents)
     write_data(folder / "held_out.h5", 8, 2, latents)
     (folder / "unet.json").write_text(json.dumps(UNET))
-    (folder / "run.yaml").write_text(YAML)
+    (folder / "run.yaml").write_text(YAML.replace("max_train_steps: 4", f"max_train_steps: {steps}"))
     return folder / "run.yaml"
 
 
