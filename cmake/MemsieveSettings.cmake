@@ -29,7 +29,7 @@ function(memsieve_own target)
   endif()
 endfunction()
 
-# Torch's headers take ten seconds a file: they are compiled once for each of the three sets of targets that share their flags.
+# Torch's headers take ten seconds a file: they are compiled once for each set of targets that share their flags.
 option(MEMSIEVE_PRECOMPILE "Precompile torch's headers" ON)
 
 # memsieve_precompile(target header...): its own precompiled header.  memsieve_precompile(target FROM other): another's.
@@ -81,4 +81,15 @@ function(memsieve_room target)
     target_compile_definitions(${target} PUBLIC USE_C10D_NCCL MEMSIEVE_WITH_CUDA)
     target_link_libraries(${target} PUBLIC LibTorch::CUDA)
   endif()
+endfunction()
+
+# memsieve_program(target SOURCES ... LINKS ...): a program that uses torch and the rooms, with the rooms' precompiled headers; for
+# their sake it is compiled as they are (the last of -fPIE and -fPIC counts).
+function(memsieve_program target)
+  cmake_parse_arguments(PROGRAM "" "" "SOURCES;LINKS" ${ARGN})
+  add_executable(${target} ${PROGRAM_SOURCES})
+  memsieve_own(${target})
+  target_compile_options(${target} PRIVATE ${OpenMP_CXX_FLAGS} -fPIC)
+  target_link_libraries(${target} PRIVATE ${PROGRAM_LINKS})
+  memsieve_precompile(${target} FROM memsieve_models)
 endfunction()

@@ -74,8 +74,9 @@ Judge::Judge(const JudgeOptions& options, const Setup& setup, int64_t ranks)
       threshold_(options.threshold, slots_.training(), options.standardise.min_count,
                  options.standardise.from_held_out() ? setup.held_out_size : 0, setup.device),
       probe_(options.probe, slots_.size(), setup.device),
-      likeness_({options.evidence.alike, options.evidence.sums.discount}, static_cast<int64_t>(options.weights.size()),
-                setup.device) {
+      likeness_(Likeness::Options::of(options.evidence.alike, options.evidence.sums.discount,
+                                      options.probe.likeness > 0 ? setup.samples.value_or(setup.dataset_size) : 0),
+                static_cast<int64_t>(options.weights.size()), setup.device) {
   refresh_levels();
 }
 

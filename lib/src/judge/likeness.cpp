@@ -2,13 +2,12 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <limits>
 
 namespace memsieve {
 
 namespace {
-// rows by which copies are noticed, and measured visits that are remembered
-constexpr int64_t kSeen = 512, kMeasured = 1024;
 // so many others among them, and a row is probed before all that have fewer
 constexpr double kMany = 4;
 // share of the newest step in the running mean
@@ -39,13 +38,18 @@ at::Tensor at_least_two(const at::Tensor& which, const at::Tensor& marks) {
 }
 }  // namespace
 
+Likeness::Options Likeness::Options::of(double cosine, double discount, int64_t samples) {
+  return {cosine, discount, std::clamp<int64_t>(samples / 4, 512, 16384),
+          std::clamp<int64_t>(samples / 16, 1024, 8192)};
+}
+
 Likeness::Likeness(const Options& options, int64_t channels, at::Device device)
     : options_(options),
       mean_(at::zeros({kWidth}, at::device(device).dtype(at::kFloat))),
       steps_(at::zeros({}, at::device(device).dtype(at::kFloat))),
-      seen_(1, kSeen, kWidth + 1, device),
-      measured_(1, kMeasured, kWidth + 2 + channels, device),
-      powers_(at::pow(options.discount, at::arange(kMeasured, at::device(device).dtype(at::kDouble)))) {}
+      seen_(1, options.seen, kWidth + 1, device),
+      measured_(1, options.measured, kWidth + 2 + channels, device),
+      powers_(at::pow(options.discount, at::arange(options.measured, at::device(device).dtype(at::kDouble)))) {}
 
 at::Tensor Likeness::centred(const at::Tensor& features) const {
   const auto rest = features - mean_;
@@ -65,9 +69,9 @@ Neighbours Likeness::of(const at::Tensor& features, const at::Tensor& sample, co
   const auto mine = mark(sample), my_slot = mark(slot);
   const auto seen = seen_.values().select(0, 0);
   const auto copies = (cosines(units, seen) >= options_.cosine) & same(mine, seen, kWidth).logical_not();
-  const auto age = at::arange(kMeasured, slot.options());
+  const auto age = at::arange(options_.measured, slot.options());
   const auto measured =
-      measured_.values().select(0, 0).index_select(0, at::remainder(measured_.counts() - 1 - age, kMeasured));
+      measured_.values().select(0, 0).index_select(0, at::remainder(measured_.counts() - 1 - age, options_.measured));
   const auto near = (cosines(units, measured) >= options_.cosine) | same(my_slot, measured, kWidth + 1);
   std::vector<at::Tensor> sums, visits;
   for (int64_t c = kWidth + 2; c < measured.size(1); ++c) {

@@ -5,7 +5,8 @@
 // a row with others like it among the last rows is probed first, and once two others like it were measured, what they
 // showed counts for it, too: forty copies of a picture are found out together, by a few probes. Features are compared
 // by the cosine after their mean is taken away. A row's own slot (judge/slots.h: its sample, or its group) always
-// counts as alike.
+// counts as alike. What is remembered grows with the data set, up to a bound: of few copies among many samples two
+// seldom stand near each other.
 
 #include <ATen/core/Tensor.h>
 
@@ -33,6 +34,12 @@ class Likeness {
     double cosine = 0.85;
     /// of a visit against the next one
     double discount = 0.9;
+    /// rows by which copies are noticed, and measured visits that are remembered
+    int64_t seen = 512, measured = 1024;
+
+    /// For a data set of so many samples: a quarter of it is seen, a sixteenth measured, at least 512 and 1024, at most
+    /// 16384 and 8192 (4.5 and 2.5 MB).
+    static Options of(double cosine, double discount, int64_t samples);
   };
   Likeness(const Options& options, int64_t channels, at::Device device);
 

@@ -186,7 +186,8 @@ TEST_CASE("false_drop_rate: 0.01 holds for ordinary visits over a whole run", "[
   const auto world =
       GENERATE(World{.samples = 100000, .repeated = 0.05}, World{}, World{.epochs = 60}, World{.repeated = 0.4},
                World{.epochs = 60, .repeated = 0.4}, World{.heavy = true}, World{.repeated = 0.05, .bad_pictures = 1});
-  const auto o = outcome_of(world);
+  // Over so many epochs of so many samples likeness would take minutes; it has a shorter test of its own.
+  const auto o = outcome_of(world, {.likeness = world.samples <= 10000});
   INFO(world.samples << " samples, " << world.epochs << " epochs, " << 100 * world.repeated
                      << "% repeated, heavy tails: " << world.heavy << ", bad pictures: " << world.bad_pictures
                      << "; dropped of ordinary visits " << o.ordinary << ", late " << o.late << ", of repeated ones "
@@ -195,6 +196,13 @@ TEST_CASE("false_drop_rate: 0.01 holds for ordinary visits over a whole run", "[
   CHECK(o.ordinary < 0.015);
   CHECK(o.late < 0.02);
   CHECK(o.repeated >= (world.repeated > 0 ? 0.6 : 0));
+}
+
+TEST_CASE("copies are found among a hundred thousand samples, too", "[rate]") {
+  const auto o = outcome_of({.samples = 100000, .epochs = 2, .repeated = 0.05});
+  INFO("dropped of ordinary visits " << o.ordinary << ", of repeated ones " << o.repeated);
+  CHECK(o.ordinary < 0.015);
+  CHECK(o.repeated > 0.85);
 }
 
 TEST_CASE("a set that is memorised as a whole is not dropped: its drift is taken up", "[rate]") {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
@@ -64,6 +65,17 @@ TEST_CASE("a row is not its own copy, and four copies are many", "[likeness]") {
   }
   likeness.fold_seen(rows_of(600, 8), at::arange(600) + 10000, yes(600));  // long ago
   CHECK(alike(likeness, own, at::arange(5)).max().item<double>() == 0);
+}
+
+TEST_CASE("what is remembered grows with the data set, up to a bound", "[likeness]") {
+  const auto remembered = [](int64_t samples) {
+    const auto options = Likeness::Options::of(0.85, 0.9, samples);
+    return std::pair{options.seen, options.measured};
+  };
+  CHECK(remembered(0) == std::pair<int64_t, int64_t>{512, 1024});
+  CHECK(remembered(2048) == std::pair<int64_t, int64_t>{512, 1024});
+  CHECK(remembered(40000) == std::pair<int64_t, int64_t>{10000, 2500});
+  CHECK(remembered(int64_t{1} << 40) == std::pair<int64_t, int64_t>{16384, 8192});
 }
 
 TEST_CASE("what rows that are alike have shown is what a loop over them adds up", "[likeness]") {
