@@ -1,5 +1,6 @@
 """Makes the benchmark's data sets from the demo's sources, of pictures that no base model has seen where they are repeated."""
 
+import fcntl
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -138,11 +139,17 @@ class Studio:
         return maker.Pictures(*self.paths)
 
     def make(self, recipe, folder):
-        """Writes FILES to `folder` unless they are there; returns whether it did."""
+        """Writes FILES to `folder` unless they are there; returns whether it did. Of several at once one does, and the others wait."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(folder.parent / f".{folder.name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return self.make_alone(recipe, folder)
+
+    def make_alone(self, recipe, folder):
         settings = {"version": VERSION, "recipe": asdict(recipe), "sources": self.digest, "split": SPLIT, "reserved": RESERVED,
                     "limit": LIMIT, "shift": SHIFT}
         fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        folder = Path(folder)
         if maker.up_to_date(folder, fingerprint, FILES):
             return False
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,12 @@ def test_repeated_pictures_are_unseen_and_apart_from_those_to_tune_on(studio, tm
             assert list(groups_of(folder / "prompts.h5")) == [*groups_of(folder / "prompts.h5", True), *parts["shown"]]
             (tuned if aside else reported).update(numbers)
     assert len(reported) > 3 and len(tuned) > 3 and not tuned & reported
+
+
+def test_two_benchmarks_that_want_one_set_make_it_once(studio, tmp_path):
+    """A run reads the files that the first has made: they must not be replaced under it."""
+    with ThreadPoolExecutor() as several:
+        assert sum(several.map(lambda _: studio.make(SMALL, tmp_path / "set"), range(4))) == 1
 
 
 def test_a_set_is_made_once_and_the_same_again(studio, tmp_path):
