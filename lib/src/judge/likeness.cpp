@@ -39,7 +39,7 @@ at::Tensor at_least_two(const at::Tensor& which, const at::Tensor& marks) {
 }  // namespace
 
 Likeness::Options Likeness::Options::of(double cosine, double discount, int64_t samples) {
-  return {cosine, discount, std::clamp<int64_t>(samples / 4, 512, 16384),
+  return {cosine, discount, std::clamp<int64_t>(samples / 8, 512, 16384),
           std::clamp<int64_t>(samples / 16, 1024, 8192)};
 }
 

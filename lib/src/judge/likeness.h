@@ -37,7 +37,7 @@ class Likeness {
     /// rows by which copies are noticed, and measured visits that are remembered
     int64_t seen = 512, measured = 1024;
 
-    /// For a data set of so many samples: a quarter of it is seen, a sixteenth measured, at least 512 and 1024, at most
+    /// For a data set of so many samples: an eighth of it is seen, a sixteenth measured, at least 512 and 1024, at most
     /// 16384 and 8192 (4.5 and 2.5 MB).
     static Options of(double cosine, double discount, int64_t samples);
   };

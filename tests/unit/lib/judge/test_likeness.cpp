@@ -73,8 +73,8 @@ TEST_CASE("what is remembered grows with the data set, up to a bound", "[likenes
     return std::pair{options.seen, options.measured};
   };
   CHECK(remembered(0) == std::pair<int64_t, int64_t>{512, 1024});
-  CHECK(remembered(2048) == std::pair<int64_t, int64_t>{512, 1024});
-  CHECK(remembered(40000) == std::pair<int64_t, int64_t>{10000, 2500});
+  CHECK(remembered(4096) == std::pair<int64_t, int64_t>{512, 1024});
+  CHECK(remembered(40000) == std::pair<int64_t, int64_t>{5000, 2500});
   CHECK(remembered(int64_t{1} << 40) == std::pair<int64_t, int64_t>{16384, 8192});
 }
 
