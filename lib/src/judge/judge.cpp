@@ -27,6 +27,12 @@ std::vector<float> weights_of(const std::vector<Channel>& channels) {
 at::Tensor any_measured(const at::Tensor& z) {
   return at::isnan(z).logical_not().any(-1);
 }
+
+/// Samples that are to find others like them: a group's find each other by what is pooled.
+int64_t compared_samples(const JudgeOptions& options, const Setup& setup) {
+  if (options.probe.likeness == 0 || options.evidence.pools_groups()) return 0;
+  return setup.samples.value_or(setup.dataset_size);
+}
 }  // namespace
 
 JudgeOptions JudgeOptions::read(const Settings& sieve, const Setup& setup, const std::vector<Channel>& channels) {
@@ -75,7 +81,7 @@ Judge::Judge(const JudgeOptions& options, const Setup& setup, int64_t ranks)
                  options.standardise.from_held_out() ? setup.held_out_size : 0, setup.device),
       probe_(options.probe, slots_.size(), setup.device),
       likeness_(Likeness::Options::of(options.evidence.alike, options.evidence.sums.discount,
-                                      options.probe.likeness > 0 ? setup.samples.value_or(setup.dataset_size) : 0),
+                                      compared_samples(options, setup)),
                 static_cast<int64_t>(options.weights.size()), setup.device) {
   refresh_levels();
 }
