@@ -7,6 +7,7 @@
 #include <runtime/group.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <functional>
 #include <string>
 #include <thread>
@@ -50,6 +51,10 @@ inline Launch local_launch(int rank, int world_size, int port) {
 inline GroupOptions impatient(double rendezvous_seconds = 30, double collective_seconds = 30) {
   return {rendezvous_seconds, collective_seconds};
 }
+
+/// c10d's flight recorder keeps a map of all of a process's groups without a lock (torch 2.11): of several threads that
+/// begin at once one crashes in it now and then. It is off from the program's start, since it asks only once.
+inline const bool kNoFlightRecorder = ::setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/1) == 0;
 
 /// Runs `body` in one thread per rank. Returns what each threw: "" or "ConfigError: ...", "PeerError: ...",
 /// "other: ...".
