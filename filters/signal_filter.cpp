@@ -15,7 +15,7 @@ class SignalFilter final : public Filter {
 
   Needs needs() const override { return {.signals = {name_}, .timestep_min = timestep_min_}; }
   at::Tensor score(const SignalView& view) const override {
-    const auto signal = view.signal(name_);
+    const auto& signal = view.signal(name_);
     return least_ > 0 ? signal.masked_fill(signal.abs() < least_, std::numeric_limits<float>::quiet_NaN()) : signal;
   }
 

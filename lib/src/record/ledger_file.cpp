@@ -266,6 +266,10 @@ void LedgerFile::cut(int64_t rows) {
   rows_ = rows;
   const auto size = static_cast<hsize_t>(rows);
   check(H5Dset_extent(visits_.get(), &size), named() + "cannot be cut to " + std::to_string(rows) + " rows");
+  // A damaged index of the chunks would show only when rows are written.
+  const Hdf5Handle space = must(H5Dget_space(visits_.get()), H5Sclose, "HDF5: no space");
+  hsize_t chunks = 0;
+  check(H5Dget_num_chunks(visits_.get(), space.get(), &chunks), named() + kDamaged + " (the index of its rows)");
   flush();
 }
 

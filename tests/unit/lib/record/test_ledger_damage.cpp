@@ -41,6 +41,27 @@ TEST_CASE("a byte that has changed anywhere in the ledger keeps no run from goin
   }
 }
 
+TEST_CASE("a byte that has changed where a ledger holds no rows keeps no run from going on", "[ledger]") {
+  const Scratch folder;
+  const auto path = folder.file("bits.h5"), whole = folder.file("whole.h5");
+  Ledger(whole, kHeader).append(rows(0, 10));
+  const bool cut = GENERATE(false, true);
+  if (cut) Ledger(whole, kHeader, 0).flush();  // an index of chunks stays, which nothing reads
+  const auto size = static_cast<std::streamoff>(std::filesystem::file_size(whole));
+  for (std::streamoff at = 0; at < size; ++at) {
+    std::filesystem::copy_file(whole, path, std::filesystem::copy_options::overwrite_existing);
+    INFO("byte " << at << " of " << size << (cut ? ", no rows" : ", ten rows"));
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(at);
+    const auto changed = static_cast<char>(file.get() ^ 0x10);
+    file.seekp(at).put(changed);
+    file.close();
+    Ledger ledger(path, kHeader, 0);
+    ledger.append(rows(0, 3));
+    REQUIRE_NOTHROW(ledger.flush());
+  }
+}
+
 TEST_CASE("whatever end of the file a lost machine has taken, the run goes on", "[ledger]") {
   const Scratch folder;
   const auto path = folder.file("torn.h5");
