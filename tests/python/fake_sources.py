@@ -26,12 +26,13 @@ def fake_pairs(count, kind="emoji"):
     return [sources.Pair(clear_picture(i), f"an {kind} of thing {i}", kind) for i in range(count)]
 
 
-def use_fakes(monkeypatch, folder, sizes=SIZES):
+def use_fakes(monkeypatch, folder, sizes=SIZES, pairs=None, width=384):
     """The maker with made-up sources in `folder` and small parts: a function (out, *options) -> exit status."""
+    pairs = pairs or fake_pairs(60)
     for name, value in sizes.items():
         monkeypatch.setattr(maker, name, value)
-    monkeypatch.setattr(sources, "read_emoji", lambda font, names: fake_pairs(60))
-    monkeypatch.setattr(sources, "encode", fake_encode(384))
+    monkeypatch.setattr(sources, "read_emoji", lambda font, names: pairs)
+    monkeypatch.setattr(sources, "encode", fake_encode(width))
     monkeypatch.setattr(sources, "sources_digest", lambda *paths: "fixed")
     (folder / "stamps").mkdir()
     (folder / "font").touch()

@@ -30,18 +30,11 @@ from memsieve.reports.program import InputError
 @pytest.fixture
 def studio(monkeypatch, tmp_path):
     """Makes sets of made-up pictures."""
-    for name, value in dict(REPEATED=3, SHOWN=2, HELD_OUT=4, VALIDATION=5, NEW=40, REPLAYED=7).items():
-        monkeypatch.setattr(maker, name, value)
+    pairs = [sources.Pair(fake_sources.clear_picture(i), f"an emoji of red thing {i}", "emoji") for i in range(90)]
+    fake_sources.use_fakes(monkeypatch, tmp_path, {**fake_sources.SIZES, "NEW": 40}, pairs, width=8)
     monkeypatch.setattr(pictures, "RESERVED", 6)
     monkeypatch.setattr(maker, "clear_pictures", lambda pairs, lengths: (np.arange(len(pairs)) % 4 > 0, np.zeros((len(pairs),) * 2)))
-    pairs = [sources.Pair(fake_sources.clear_picture(i), f"an emoji of red thing {i}", "emoji") for i in range(90)]
-    monkeypatch.setattr(sources, "read_emoji", lambda font, names: pairs)
-    monkeypatch.setattr(sources, "encode", fake_sources.fake_encode(8))
-    monkeypatch.setattr(sources, "sources_digest", lambda *paths: "fixed")
-    (tmp_path / "stamps").mkdir()
-    for name in ("font", "names"):
-        (tmp_path / name).touch()
-    return pictures.Studio(*(str(tmp_path / name) for name in ("font", "names", "stamps")))
+    return pictures.Studio(*(str(tmp_path / name) for name in ("font", "font", "stamps")))
 
 
 SMALL = Recipe(repeated=3, least=4, most=6, new=10, replayed=8)
