@@ -1,5 +1,6 @@
 #include <audit/data/canaries.h>
 #include <diffusion/io/hdf5_file.h>
+#include <diffusion/io/json_text.h>
 #include <memsieve/error.h>
 #include <memsieve/schema.h>
 
@@ -14,9 +15,9 @@ namespace {
 constexpr const char* kForm = "memsieve-canaries";
 
 nlohmann::json manifest_of(const std::string& path) {
-  nlohmann::json manifest = nlohmann::json::parse(read_text_file(path), nullptr, /*allow_exceptions=*/false);
-  const bool ours = manifest.is_object() && manifest.value("format", nlohmann::json()) == kForm;
-  if (!ours) throw DataError(path + ": is no manifest of canaries; name the one that `memsieve canaries` wrote");
+  nlohmann::json manifest = json_object(read_text_file(path));
+  if (manifest.is_null() || manifest.value("format", nlohmann::json()) != kForm)
+    throw DataError(path + ": is no manifest of canaries; name the one that `memsieve canaries` wrote");
   if (manifest.value("version", nlohmann::json()) != 1)
     throw DataError(path + ": was written by another version of `memsieve canaries`; use that one's memsieve-audit");
   return manifest;

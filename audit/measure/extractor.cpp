@@ -3,12 +3,12 @@
 #include <c10/core/GradMode.h>
 #include <memsieve/detail/hash.h>
 #include <memsieve/detail/printable.h>
+#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/serialization/import.h>
 
-#include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <vector>
@@ -38,10 +38,9 @@ std::string last_line(const std::exception& error) {
 
 /// Of a file, read in blocks: weights may be large.
 std::string content_hash(const std::string& where, const std::string& path) {
-  std::error_code error;
+  detail::require_regular_file<ConfigError>(path);
   std::ifstream in(path, std::ios::binary);
-  if (!in || !std::filesystem::is_regular_file(path, error))
-    throw ConfigError(where + ": " + path + ": no such file, or it cannot be read");
+  if (!in) throw ConfigError(where + ": " + path + ": no such file, or it cannot be read");
   std::vector<char> block(1 << 20);
   uint64_t hash = detail::kFnv1aStart;
   while (in.read(block.data(), static_cast<std::streamsize>(block.size())) || in.gcount() > 0)

@@ -1,5 +1,7 @@
 #include <ATen/ATen.h>
 #include <audit/model/audited_model.h>
+#include <diffusion/io/json_text.h>
+#include <diffusion/io/text_file.h>
 #include <diffusion/models/diffusers/model_folder.h>
 #include <diffusion/models/diffusers/scheduler_file.h>
 #include <diffusion/models/families.h>
@@ -9,7 +11,6 @@
 #include <runtime/agreement.h>
 
 #include <filesystem>
-#include <fstream>
 #include <iomanip>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -88,16 +89,16 @@ std::string adapter_file(const AuditConfig& c) {
 
 /// The model that a checkpoint's adapters were trained on, as its state says; "" where none says so.
 std::string base_of(const std::string& adapters) {
-  std::ifstream in(fs::path(adapters).parent_path().parent_path() / "state.json");
-  const auto json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
-  return json.is_object() && json.contains("base") && json["base"].is_string() ? json["base"].get<std::string>() : "";
+  const fs::path state = fs::path(adapters).parent_path().parent_path() / "state.json";
+  if (!is_there(state)) return "";
+  const auto json = json_object(read_text<DataError>(state.string()));
+  return json.contains("base") && json["base"].is_string() ? json["base"].get<std::string>() : "";
 }
 
 /// `sample_size` of config.json, a number or two.
 std::vector<int64_t> sample_size_of(const std::string& weights) {
-  std::ifstream in(config_path(weights));
-  const auto json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || !json.contains("sample_size")) return {};
+  const auto json = json_object(read_text<ConfigError>(config_path(weights)));
+  if (!json.contains("sample_size")) return {};
   const auto& size = json["sample_size"];
   if (size.is_number_integer()) return {size.get<int64_t>(), size.get<int64_t>()};
   const bool pair = size.is_array() && size.size() == 2 && size[0].is_number_integer() && size[1].is_number_integer();

@@ -15,6 +15,11 @@ bool deeper_than(int levels, const nlohmann::json& value) {
 
 }  // namespace
 
+nlohmann::json json_object(const std::string& text) {
+  auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  return json.is_object() ? json : nlohmann::json();
+}
+
 std::string json_text(const nlohmann::json& value) {
   if (deeper_than(16, value)) return "(nested too deeply)";
   return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);

@@ -21,8 +21,8 @@ bool is_shard_name(const nlohmann::json& name) {
 }  // namespace
 
 std::set<std::string> parse_safetensors_index(const std::string& text, const std::string& where) {
-  const auto json = nlohmann::json::parse(text, nullptr, false);
-  if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object())
+  const auto json = json_object(text);
+  if (!json.contains("weight_map") || !json["weight_map"].is_object())
     throw DataError(where + ": not a JSON object with a weight_map");
   std::set<std::string> shards;
   for (const auto& [tensor, name] : json["weight_map"].items()) {

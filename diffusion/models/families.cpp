@@ -1,12 +1,12 @@
-#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
+#include <diffusion/io/json_text.h>
+#include <diffusion/io/text_file.h>
 #include <diffusion/models/common/json_reader.h>
 #include <diffusion/models/diffusers/model_folder.h>
 #include <diffusion/models/families.h>
 #include <diffusion/models/unet/unet_family.h>
 
 #include <filesystem>
-#include <fstream>
 
 namespace memsieve::diffusion {
 
@@ -20,10 +20,8 @@ const std::vector<ModelFamily>& model_families() {
 }
 
 const ModelFamily& family_of(const std::string& path) {
-  detail::require_regular_file<ConfigError>(path);
-  std::ifstream file(path);
-  const auto json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object() || !json.contains("_class_name")) return model_families().front();
+  const auto json = json_object(read_text<ConfigError>(path));
+  if (!json.contains("_class_name")) return model_families().front();
   std::string known;
   for (const ModelFamily& family : model_families()) {
     if (json["_class_name"] == family.class_name) return family;

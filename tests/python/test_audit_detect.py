@@ -1,5 +1,6 @@
 """memsieve-audit detect: figures against drawing in Python, ranks, resuming, and what is refused."""
 import json
+import os
 import shutil
 
 import h5py
@@ -197,6 +198,23 @@ def test_what_is_wrong_is_said_in_one_line(epsilon_world, tmp_path, change, code
         at = command.index(name)
         del command[at:at + 2]
     assert_refused(run(*command, *change), code, *words)
+
+
+@pytest.mark.parametrize("name, words, code", [
+    ("model/unet/config.json", ["--model", "model"], 2),
+    ("model/scheduler/scheduler_config.json", ["--model", "model"], 2),
+    ("prompts.h5", ["--prompts", "prompts.h5"], 3),
+    ("audit.yaml", ["--config", "audit.yaml"], 2),
+])
+def test_a_pipe_is_refused_before_it_is_opened(epsilon_world, tmp_path, name, words, code):
+    shutil.copytree(epsilon_world.pipeline, tmp_path / "model")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    command = list(map(str, epsilon_world.command("detect", tmp_path / "out")))
+    if words[0] in command:
+        at = command.index(words[0])
+        del command[at:at + 2]
+    assert_refused(run(*command, *words, cwd=tmp_path, timeout=60), code, f"{name}: is not a file but a pipe")
 
 
 def test_no_prompts_no_command_no_gpu(epsilon_world, tmp_path):

@@ -1,5 +1,6 @@
 """Which model memsieve-audit loads: UNet folder, pipeline, checkpoint, averaged weights, adapters."""
 import json
+import os
 import shutil
 
 import h5py
@@ -119,6 +120,10 @@ def test_adapters_of_peft(epsilon_world, tmp_path):
     (folder.parent / "state.json").write_text(json.dumps({"base": "0123456789abcdef"}))
     assert_refused(detect(epsilon_world, epsilon_world.pipeline, tmp_path / "x", "--lora", folder), 2,
                    "is not the model that the adapters")
+    (folder.parent / "state.json").unlink()
+    os.mkfifo(folder.parent / "state.json")
+    assert_refused(detect(epsilon_world, epsilon_world.pipeline, tmp_path / "x", "--lora", folder), 3,
+                   "state.json: is not a file but a pipe")
     assert_refused(detect(epsilon_world, folder.parent, tmp_path / "y"), 2, "holds adapters alone", "--lora")
 
 

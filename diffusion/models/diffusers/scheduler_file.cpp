@@ -1,10 +1,9 @@
-#include <memsieve/detail/regular_file.h>
 #include <memsieve/error.h>
 #include <diffusion/models/diffusers/scheduler_file.h>
 #include <diffusion/io/json_text.h>
+#include <diffusion/io/text_file.h>
 
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -15,7 +14,7 @@ namespace fs = std::filesystem;
 namespace {
 
 const char* const kFlowClass = "FlowMatchEulerDiscreteScheduler";
-const char* const kRemedy = "; set model.scheduler to none and give the schedule in the YAML";
+const char* const kRemedy = "set model.scheduler to none and give the schedule in the YAML";
 
 /// Schedulers that differ in how they sample, not in the noise that a model is trained with.
 const std::set<std::string>& beta_classes() {
@@ -59,7 +58,7 @@ class Reader {
   }
 
   [[noreturn]] void refuse(const char* key, const std::string& why) const {
-    throw ConfigError(path_ + ": " + key + " is " + json_text(json_[key]) + ", which " + why + kRemedy);
+    throw ConfigError(path_ + ": " + key + " is " + json_text(json_[key]) + ", which " + why + "; " + kRemedy);
   }
 
  private:
@@ -114,11 +113,8 @@ SchedulerFile read_scheduler_file(const std::string& path) {
   SchedulerFile file;
   std::error_code error;
   file.path = fs::is_directory(path, error) ? (fs::path(path) / "scheduler_config.json").string() : path;
-  detail::require_regular_file<ConfigError>(file.path);
-  std::ifstream in(file.path);
-  if (!in) throw ConfigError(file.path + ": cannot be read" + kRemedy);
-  auto json = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
-  if (!json.is_object()) throw ConfigError(file.path + ": is no JSON object" + kRemedy);
+  auto json = json_object(read_text<ConfigError>(file.path, kRemedy));
+  if (json.is_null()) throw ConfigError(file.path + ": is no JSON object; " + kRemedy);
   const Reader reader(std::move(json), file.path);
   std::string kind = "DDIMScheduler";
   reader.read("_class_name", kind);
