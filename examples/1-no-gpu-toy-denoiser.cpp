@@ -4,7 +4,7 @@
 
 #include <cstdio>
 
-#include "toy.h"
+#include "toy_denoiser.h"
 
 static const char* const kYaml = R"(
 sieve:

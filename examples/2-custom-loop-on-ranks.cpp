@@ -13,7 +13,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
-#include "toy.h"
+#include "toy_denoiser.h"
 
 static const char* const kYaml = R"(
 sieve:

@@ -4,7 +4,7 @@
 
 #include <cstdio>
 
-#include "toy.h"
+#include "toy_denoiser.h"
 
 // The published rule with a low threshold, so that much is dropped.
 static const char* const kYaml = R"(

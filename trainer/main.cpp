@@ -4,7 +4,7 @@
 #include <runtime/run_program.h>
 #include <trainer/config/train_config.h>
 #include <trainer/loop/train.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <boost/algorithm/string/replace.hpp>
 #include <boost/program_options.hpp>

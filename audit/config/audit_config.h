@@ -3,7 +3,7 @@
 
 #include <ATen/core/ScalarType.h>
 #include <audit/config/command_options.h>
-#include <audit/rooms.h>
+#include <audit/audit_rooms.h>
 #include <memsieve/schema.h>
 
 #include <cstdint>

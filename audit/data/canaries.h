@@ -1,7 +1,7 @@
 #pragma once
 // What `memsieve canaries` planted: of each canary K variants, of which one went into the training data.
 
-#include <audit/rooms.h>
+#include <audit/audit_rooms.h>
 
 #include <cstdint>
 #include <string>

@@ -3,7 +3,7 @@
 
 #include <diffusion/data/dataset.h>
 #include <diffusion/io/hdf5_file.h>
-#include <audit/rooms.h>
+#include <audit/audit_rooms.h>
 
 #include <cstdint>
 #include <string>

@@ -2,7 +2,7 @@
 // What the attention from pixels to text says of drawings, looked at while they are drawn.
 
 #include <ATen/core/Tensor.h>
-#include <audit/rooms.h>
+#include <audit/audit_rooms.h>
 #include <diffusion/models/common/attention.h>
 
 #include <map>

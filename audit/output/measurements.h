@@ -2,7 +2,7 @@
 // measurements.jsonl: what was measured, a line for each unit, so that an audit that was stopped goes on where it was.
 
 #include <audit/config/audit_config.h>
-#include <audit/rooms.h>
+#include <audit/audit_rooms.h>
 #include <memsieve/detail/file_lock.h>
 #include <runtime/group.h>
 

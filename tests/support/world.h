@@ -2,7 +2,7 @@
 // A data set, a model and a configuration for runs of the trainer that take a second, and what such runs left.
 #include <ATen/ATen.h>
 #include <diffusion/io/safetensors.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 #include <unistd.h>
 
 #include <filesystem>

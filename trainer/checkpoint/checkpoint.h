@@ -10,7 +10,7 @@
 
 #include <diffusion/io/safetensors.h>
 #include <memsieve/error.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <functional>
 #include <optional>

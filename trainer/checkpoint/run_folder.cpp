@@ -3,7 +3,7 @@
 #include <diffusion/io/atomic_file.h>
 #include <trainer/checkpoint/checkpoint.h>
 #include <trainer/checkpoint/run_folder.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 #include <unistd.h>
 
 #include <algorithm>

@@ -2,7 +2,7 @@
 #include <runtime/log.h>
 #include <runtime/stop.h>
 #include <trainer/checkpoint/run_lock.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <thread>
 

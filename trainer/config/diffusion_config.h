@@ -5,7 +5,7 @@
 #include <memsieve/schema.h>
 #include <diffusion/models/diffusers/scheduler_file.h>
 #include <diffusion/noise/training_noise.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <string>
 #include <vector>

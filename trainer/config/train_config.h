@@ -8,7 +8,7 @@
 #include <trainer/optim/loss_scale.h>
 #include <trainer/optim/optimizer_config.h>
 #include <diffusion/models/lora/lora_config.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <cstdint>
 #include <optional>

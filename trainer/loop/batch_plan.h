@@ -3,7 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <diffusion/data/sampler.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <deque>
 #include <mutex>

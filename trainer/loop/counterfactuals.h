@@ -5,7 +5,7 @@
 #include <diffusion/models/model.h>
 #include <memsieve/batch.h>
 #include <trainer/loop/starting_model.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <map>
 #include <optional>

@@ -7,7 +7,7 @@
 #include <diffusion/models/vae/picture_decoder.h>
 #include <diffusion/noise/ddim.h>
 #include <runtime/group.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 namespace memsieve::trainer {
 

@@ -3,7 +3,7 @@
 
 #include <diffusion/models/model.h>
 #include <runtime/group.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <optional>
 #include <string>

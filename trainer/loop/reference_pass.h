@@ -5,7 +5,7 @@
 #include <diffusion/models/model.h>
 #include <memsieve/sieve.h>
 #include <runtime/group.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <functional>
 

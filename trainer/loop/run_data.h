@@ -3,7 +3,7 @@
 
 #include <diffusion/data/rows.h>
 #include <diffusion/noise/schedule.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <cstdint>
 #include <optional>

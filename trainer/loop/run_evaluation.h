@@ -5,7 +5,7 @@
 #include <trainer/loop/evaluate.h>
 #include <trainer/metrics/metrics.h>
 #include <trainer/optim/ema.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <functional>
 

@@ -6,7 +6,7 @@
 #include <trainer/checkpoint/checkpoint.h>
 #include <trainer/checkpoint/run_folder.h>
 #include <trainer/checkpoint/run_lock.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <cstdint>
 #include <optional>

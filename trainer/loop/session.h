@@ -15,7 +15,7 @@
 #include <trainer/loop/train_step.h>
 #include <trainer/loop/trainee.h>
 #include <trainer/metrics/metrics.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <chrono>
 #include <memory>

@@ -2,7 +2,7 @@
 // The model that fine-tuning started from, beside the one that is trained.
 
 #include <diffusion/models/model.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <memory>
 #include <string>

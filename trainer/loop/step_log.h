@@ -6,7 +6,7 @@
 #include <runtime/log.h>
 #include <trainer/loop/step_numbers.h>
 #include <trainer/metrics/metrics.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <chrono>
 #include <deque>

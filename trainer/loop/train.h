@@ -4,7 +4,7 @@
 #include <trainer/config/train_config.h>
 #include <runtime/exit_codes.h>
 #include <runtime/group.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 namespace memsieve::trainer {
 

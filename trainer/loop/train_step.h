@@ -9,7 +9,7 @@
 #include <trainer/loop/run_data.h>
 #include <trainer/loop/step_numbers.h>
 #include <trainer/loop/trainee.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <exception>
 #include <functional>

@@ -8,7 +8,7 @@
 #include <trainer/optim/ema.h>
 #include <trainer/optim/loss_scale.h>
 #include <trainer/optim/optimizer.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <optional>
 #include <string>

@@ -3,7 +3,7 @@
 
 #include <memsieve/sieve.h>
 #include <trainer/metrics/tensorboard/event_file.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <chrono>
 #include <deque>

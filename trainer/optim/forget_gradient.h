@@ -3,7 +3,7 @@
 // ICLR 2025), where that of the pictures to forget is scaled against that of the pictures to keep.
 
 #include <ATen/core/Tensor.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <vector>
 

@@ -5,7 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <memsieve/batch.h>
 #include <trainer/optim/lr_schedule.h>
-#include <trainer/rooms.h>
+#include <trainer/trainer_rooms.h>
 
 #include <map>
 #include <string>
