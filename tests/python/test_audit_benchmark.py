@@ -237,7 +237,8 @@ def test_extractors_that_cannot_be_used_are_refused_before_anything_is_drawn(ben
     os.mkfifo(pipe)
     flat, wide, broken = (save(module, tmp_path / f"{type(module).__name__}.pt") for module in (Flat(), Wide(), Broken()))
     for extractor, code, *words in (
-            ({"sscd": tmp_path / "absent.pt"}, 2, "sscd", "absent.pt"), ({"sscd": pipe}, 2, "pipe.pt", "a pipe"), ({"sscd": text}, 3, "no TorchScript module", "archive"),
+            ({"sscd": tmp_path / "absent.pt"}, 2, "sscd", "absent.pt"), ({"sscd": pipe}, 2, "pipe.pt", "a pipe"),
+            ({"sscd": text}, 3, "no TorchScript module", "archive"),
             ({"sscd": flat}, 3, "Flat.pt", "one number"), ({"sscd": broken}, 3, "Broken.pt", "NaN"),
             ({"aesthetic": wide}, 3, "Wide.pt", "3 numbers"), ({"clip": wide}, 3, "/clip_text", "3 numbers", "has 10"),
             ({"aesthetic": bench.files["aesthetic"]}, 3, "does not take", "preset", ("--aesthetic-preset", "sscd"))):
