@@ -59,6 +59,14 @@ print(shares.min()[16], shares.mean()[1])
     assert re.findall(r"[a-z_]+", re.sub(r"^(id|\d).*$|\\", "", shown, flags=re.M)) == columns.split(), "what is stored is of another version"
 
 
+def require_the_same(stored, made):
+    """But for what the text encoder's last bit of float16 changes, which is another on another processor."""
+    if np.asarray(stored).dtype.kind == "f":
+        np.testing.assert_allclose(stored, made, rtol=2e-3, atol=2e-3)
+    else:
+        np.testing.assert_array_equal(stored, made)
+
+
 @pytest.mark.skipif(not (ROOT / "data" / "demo" / "mix.h5").exists(), reason="no demo data here")
 def test_the_emoji_are_those_of_the_demo(tmp_path):
     run_ok(sys.executable, EXAMPLES / "emoji" / "make.py", tmp_path)
@@ -66,10 +74,10 @@ def test_the_emoji_are_those_of_the_demo(tmp_path):
         with h5py.File(EXAMPLES / "emoji" / name) as stored, h5py.File(tmp_path / name) as made:
             assert set(stored) == set(made) and dict(stored.attrs) == dict(made.attrs)
             for key in stored:
-                np.testing.assert_array_equal(stored[key][:], made[key][:])
+                require_the_same(stored[key][:], made[key][:])
                 assert stored[key].attrs.keys() == made[key].attrs.keys()
                 for attribute, value in stored[key].attrs.items():
-                    np.testing.assert_array_equal(value, made[key].attrs[attribute])
+                    require_the_same(value, made[key].attrs[attribute])
 
 
 def test_the_trainer_takes_the_emoji_of_the_examples(tmp_path):
