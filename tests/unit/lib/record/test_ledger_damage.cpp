@@ -48,7 +48,7 @@ TEST_CASE("a byte that has changed where a ledger holds no rows keeps no run fro
   const bool cut = GENERATE(false, true);
   if (cut) Ledger(whole, kHeader, 0).flush();  // an index of chunks stays, which nothing reads
   const auto size = static_cast<std::streamoff>(std::filesystem::file_size(whole));
-  for (std::streamoff at = 0; at < size; ++at) {
+  for (std::streamoff at = 0; at < size; at += 3) {
     std::filesystem::copy_file(whole, path, std::filesystem::copy_options::overwrite_existing);
     INFO("byte " << at << " of " << size << (cut ? ", no rows" : ", ten rows"));
     std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
