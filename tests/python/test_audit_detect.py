@@ -184,6 +184,15 @@ def test_embeddings_with_a_nan_are_refused(epsilon_world, tmp_path):
     assert_refused(run(*command), 3, "broken.h5", "/text", "NaN")
 
 
+def with_change(command, change):
+    """The command with another option, in the place of its own one where it has that."""
+    command = list(map(str, command))
+    for name in {"--model", "--prompts", "--num-inference-steps"} & set(change):
+        at = command.index(name)
+        del command[at:at + 2]
+    return [*command, *change]
+
+
 @pytest.mark.parametrize("change, code, words", [
     (["--model", "nowhere"], 2, ["nowhere", "no such folder"]),
     (["--prompts", "nowhere.h5"], 3, ["nowhere.h5"]),
@@ -193,11 +202,7 @@ def test_embeddings_with_a_nan_are_refused(epsilon_world, tmp_path):
     (["--gidance-scale", 2], 2, ["gidance-scale", "detect --help"]),
 ])
 def test_what_is_wrong_is_said_in_one_line(epsilon_world, tmp_path, change, code, words):
-    command = list(map(str, epsilon_world.command("detect", tmp_path / "out")))
-    for name in {"--model", "--prompts", "--num-inference-steps"} & set(change):
-        at = command.index(name)
-        del command[at:at + 2]
-    assert_refused(run(*command, *change), code, *words)
+    assert_refused(run(*with_change(epsilon_world.command("detect", tmp_path / "out"), change)), code, *words)
 
 
 @pytest.mark.parametrize("name, words, code", [
@@ -210,11 +215,8 @@ def test_a_pipe_is_refused_before_it_is_opened(epsilon_world, tmp_path, name, wo
     shutil.copytree(epsilon_world.pipeline, tmp_path / "model")
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    command = list(map(str, epsilon_world.command("detect", tmp_path / "out")))
-    if words[0] in command:
-        at = command.index(words[0])
-        del command[at:at + 2]
-    assert_refused(run(*command, *words, cwd=tmp_path, timeout=60), code, f"{name}: is not a file but a pipe")
+    command = with_change(epsilon_world.command("detect", tmp_path / "out"), words)
+    assert_refused(run(*command, cwd=tmp_path, timeout=60), code, f"{name}: is not a file but a pipe")
 
 
 def test_no_prompts_no_command_no_gpu(epsilon_world, tmp_path):
