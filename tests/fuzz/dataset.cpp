@@ -6,6 +6,7 @@
 #include <hdf5.h>
 #include <memsieve/detail/hdf5_handle.h>
 #include <memsieve/error.h>
+#include <support/files.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -346,7 +347,7 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const fuzz::Scratch folder;
+  static const memsieve::testing::TemporaryFolder folder;
   const std::string path = folder.file("data.h5");
   fuzz::Input input(data, size);
   const bool cached = input.ConsumeBool(), flips = input.ConsumeBool();

@@ -2,6 +2,7 @@
 // then bytes of the file are lost or changed. Whatever is left, the run goes on, and its ledger is sound from then on.
 #include <hdf5.h>
 #include <memsieve/error.h>
+#include <support/files.h>
 #include <zlib.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@ using memsieve::LedgerFile;
 using memsieve::LedgerHeader;
 using memsieve::LedgerRow;
 using memsieve::detail::Hdf5Handle;
+using namespace memsieve::testing;
 
 namespace {
 
@@ -33,7 +35,7 @@ std::vector<LedgerRow> rows(int64_t count) {
 std::string sound(const std::string& path, int64_t count) {
   std::filesystem::remove(path);
   LedgerFile::create(path, kHeader).write(rows(count));
-  return fuzz::read_file(path);
+  return read_file(path);
 }
 
 void change_gaps(fuzz::Input& input, hid_t file) {
@@ -92,7 +94,7 @@ void change(fuzz::Input& input, const std::string& path) {
 }
 
 void damage(fuzz::Input& input, const std::string& path) {
-  std::string bytes = fuzz::read_file(path);
+  std::string bytes = read_file(path);
   for (int left = input.ConsumeIntegralInRange(0, 4); left > 0 && !bytes.empty(); --left) {
     // Half of them in the first kilobytes, where HDF5 keeps what the rest hangs on.
     const size_t most = std::min<size_t>(bytes.size() - 1, input.ConsumeBool() ? 2048 : bytes.size());
@@ -105,10 +107,10 @@ void damage(fuzz::Input& input, const std::string& path) {
       bytes.resize(at);
     }
   }
-  fuzz::write_file(path, bytes);
+  write_file(path, bytes);
 }
 
-void clear(const fuzz::Scratch& folder) {
+void clear(const TemporaryFolder& folder) {
   for (const auto& entry : std::filesystem::directory_iterator(folder.path())) std::filesystem::remove(entry.path());
 }
 
@@ -120,12 +122,12 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  static const fuzz::Scratch folder;
+  static const TemporaryFolder folder;
   const std::string path = folder.file("ledger.h5");
   static const std::string whole[] = {sound(path, kRows), sound(path, 0), sound(path, 10)};
   fuzz::Input input(data, size);
   clear(folder);
-  fuzz::write_file(path, whole[input.ConsumeIntegralInRange<size_t>(0, 2)]);
+  write_file(path, whole[input.ConsumeIntegralInRange<size_t>(0, 2)]);
   const int64_t counted = input.ConsumeIntegralInRange<int64_t>(0, 2 * kRows);
   const bool changed = input.ConsumeBool();
   if (changed) change(input, path);

@@ -2,6 +2,8 @@
 #include <diffusion/io/safetensors_index.h>
 #include <memsieve/error.h>
 
+#include <filesystem>
+
 #include "fuzz_input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

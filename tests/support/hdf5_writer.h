@@ -3,7 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <diffusion/io/hdf5_file.h>
-#include <support/scratch.h>
+#include <support/files.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -15,8 +15,6 @@
 namespace memsieve::testing {
 
 using namespace diffusion;
-
-using TemporaryFolder = toy::Scratch;
 
 class Hdf5Writer {
  public:

@@ -2,7 +2,7 @@
 // Ledgers with known rows, and the steps that one holds.
 
 #include <hdf5.h>
-#include <support/scratch.h>
+#include <support/files.h>
 
 #include <string>
 #include <vector>

@@ -1,4 +1,5 @@
 #include <ATen/Parallel.h>
+#include <support/files.h>
 #include <support/processes.h>
 
 #include <arpa/inet.h>
@@ -12,11 +13,8 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <map>
-#include <sstream>
 #include <thread>
 
 namespace processes {
@@ -88,9 +86,7 @@ Scenario::Scenario(const std::string& name, std::function<void()> body) {
 }
 
 Result run(const std::string& scenario, int ranks, const std::string& argument, double seconds) {
-  const std::string folder = std::filesystem::temp_directory_path() / ("memsieve-ranks-XXXXXX");
-  std::string name = folder;
-  if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no temporary folder");
+  const memsieve::testing::TemporaryFolder folder;
   const int port = free_port();
   const auto& body = scenarios().at(scenario);
   std::cout.flush();
@@ -100,8 +96,8 @@ Result run(const std::string& scenario, int ranks, const std::string& argument, 
     const pid_t pid = fork();
     if (pid == -1) throw std::runtime_error("fork failed");
     if (pid == 0) {
-      set_environment(rank, ranks, port, argument, name);
-      run_scenario(body, name + "/out" + std::to_string(rank));
+      set_environment(rank, ranks, port, argument, folder.path());
+      run_scenario(body, folder.file("out" + std::to_string(rank)));
     }
     pids.push_back(pid);
   }
@@ -126,12 +122,8 @@ Result run(const std::string& scenario, int ranks, const std::string& argument, 
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(3));
   }
-  for (int rank = 0; rank < ranks; ++rank) {
-    std::ostringstream text;
-    text << std::ifstream(name + "/out" + std::to_string(rank)).rdbuf();
-    result.outputs.push_back(text.str());
-  }
-  std::filesystem::remove_all(name);
+  for (int rank = 0; rank < ranks; ++rank)
+    result.outputs.push_back(memsieve::testing::read_file(folder.file("out" + std::to_string(rank))));
   return result;
 }
 

@@ -50,8 +50,7 @@ inline void require_done(const processes::Result& result) {
 /// Data, model and configuration of a run that takes a second.
 class World {
  public:
-  World() : path_((fs::temp_directory_path() / "memsieve-train-XXXXXX").string()) {
-    REQUIRE(mkdtemp(path_.data()) != nullptr);
+  World() {
     testing::write_pictures(path("train.h5"), 24);
     auto others = testing::write_pictures(path("held_out.h5"), 6);
     others.replace("/images", testing::some_images(12).slice(0, 6).add(91));
@@ -61,8 +60,7 @@ class World {
     std::ofstream(path("unet.json")) << kUNet;
     write_config(kSieve);
   }
-  ~World() { fs::remove_all(path_); }
-  std::string path(const std::string& name) const { return path_ + "/" + name; }
+  std::string path(const std::string& name) const { return folder_.file(name); }
 
   void write_config(const std::string& sieve) const {
     std::ofstream(path("run.yaml"))
@@ -82,7 +80,7 @@ class World {
   }
 
  private:
-  std::string path_;
+  testing::TemporaryFolder folder_;
 };
 
 inline std::vector<std::string> split(const std::string& text) {

@@ -1,6 +1,7 @@
 // What is told of visits that were passed over and of looks, who shares a flag, and which configurations go together.
 #include <hdf5.h>
-#include <support/models.h>
+#include <support/files.h>
+#include <support/message_of.h>
 #include <support/thread_ranks.h>
 #include <support/toy.h>
 
@@ -146,10 +147,10 @@ TEST_CASE("what a look shows counts as what a visit shows, for evidence and verd
 }
 
 TEST_CASE("the ledger and the report tell of passed-over visits and of looks") {
-  const TemporaryFolder folder;
+  const memsieve::testing::TemporaryFolder folder;
   auto setup = toy::setup(6, 2);
   setup.group_id = {10, 11, 12, 13, 14, 15};
-  setup.ledger_path = folder / "ledger.h5";
+  setup.ledger_path = folder.file("ledger.h5");
   const auto text = yaml("pass_over: true", "  revisit: {rows: 2, every: 8}\n");
   {
     auto sieve = make(text, setup);
@@ -260,7 +261,7 @@ TEST_CASE("a look that is not finite stops the run with the sample's name, but n
 TEST_CASE("keys that contradict passing over are refused in one line") {
   const auto setup = toy::setup(6, 2);
   const auto refused = [&](const std::string& text, const std::string& words) {
-    CHECK_THAT(message_of<memsieve::ConfigError>([&] { make(text, setup); }),
+    CHECK_THAT(memsieve::testing::message_of<memsieve::ConfigError>([&] { make(text, setup); }),
                Catch::Contains("test.yaml:") && Catch::Contains(words));
   };
   refused(yaml("pass_over: true", "", "kind: visit"), "needs `evidence.kind: ledger` or `discounted`");

@@ -1,4 +1,5 @@
 // The sieve as a whole on scripted signals: what it drops, when, and what a resumed run sees.
+#include <support/files.h>
 #include <support/toy.h>
 
 #include <ATen/autocast_mode.h>
@@ -166,10 +167,9 @@ TEST_CASE("warm-up measures, judges and drops nothing", "[sieve]") {
 }
 
 TEST_CASE("a restored sieve decides as the uninterrupted one, and the ledger continues", "[sieve]") {
-  const auto folder = std::filesystem::temp_directory_path() / ("memsieve-sieve-" + std::to_string(getpid()));
-  std::filesystem::create_directories(folder);
+  const memsieve::testing::TemporaryFolder folder;
   auto setup = setup_for(16, 16, 32);
-  setup.ledger_path = folder / "ledger.h5";
+  setup.ledger_path = folder.file("ledger.h5");
   std::vector<at::Tensor> weights;
   std::map<std::string, at::Tensor> state;
   {
@@ -191,7 +191,6 @@ TEST_CASE("a restored sieve decides as the uninterrupted one, and the ledger con
   state.erase("windows");
   auto torn = make(kHeldOut, setup);
   CHECK_THROWS_WITH(torn.restore(state), Catch::Contains("'windows' is missing"));
-  std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("samples of a group pool their evidence", "[sieve]") {
@@ -320,10 +319,9 @@ TEST_CASE("down-weighting takes less from a memorised sample than dropping, and 
 }
 
 TEST_CASE("a ledger that is behind the checkpoint continues, is told of, and later checkpoints count on", "[sieve]") {
-  const auto folder = std::filesystem::temp_directory_path() / ("memsieve-behind-" + std::to_string(getpid()));
-  std::filesystem::create_directories(folder);
+  const memsieve::testing::TemporaryFolder folder;
   auto setup = setup_for(16, 16, 32);
-  setup.ledger_path = folder / "ledger.h5";
+  setup.ledger_path = folder.file("ledger.h5");
   std::map<std::string, at::Tensor> state;
   const auto go_on = [&](int64_t from, int64_t to, const std::string& told) {
     auto sieve = make(kHeldOut, setup);
@@ -337,22 +335,20 @@ TEST_CASE("a ledger that is behind the checkpoint continues, is told of, and lat
     CHECK(state.at("ledger_rows").item<int64_t>() == to * (16 + 32));
   };
   go_on(0, 4, "");
-  std::filesystem::copy_file(folder / "ledger.h5", folder / "early.h5");
+  std::filesystem::copy_file(folder.file("ledger.h5"), folder.file("early.h5"));
   go_on(4, 6, "");
-  std::filesystem::rename(folder / "early.h5", folder / "ledger.h5");
+  std::filesystem::rename(folder.file("early.h5"), folder.file("ledger.h5"));
   go_on(6, 7, "holds 192 rows, but the checkpoint counts on 288");
   go_on(7, 8, "");
-  std::filesystem::remove(folder / "ledger.h5");
+  std::filesystem::remove(folder.file("ledger.h5"));
   go_on(8, 9, "is missing");
   go_on(9, 10, "");
-  std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("a loop whose clock goes in strides has its ledger written all the same", "[sieve]") {
-  const auto folder = std::filesystem::temp_directory_path() / ("memsieve-strides-" + std::to_string(getpid()));
-  std::filesystem::create_directories(folder);
+  const memsieve::testing::TemporaryFolder folder;
   auto setup = setup_for(16, 16, 32);
-  setup.ledger_path = folder / "ledger.h5";
+  setup.ledger_path = folder.file("ledger.h5");
   setup.overrides = {"sieve.ledger.flush_every=4"};
   {
     auto sieve = make(kHeldOut, setup);
@@ -366,7 +362,6 @@ TEST_CASE("a loop whose clock goes in strides has its ledger written all the sam
     }
     CHECK(written > empty);
   }
-  std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("a magnitude of exactly 0 is none on the log scale: it must not count as evidence", "[sieve]") {

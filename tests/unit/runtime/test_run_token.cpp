@@ -1,6 +1,7 @@
 // Who belongs to a run: the token, and the store as its ranks see it.
 #include <memsieve/error.h>
 #include <runtime/run_token.h>
+#include <support/files.h>
 #include <support/process_ranks.h>
 #include <sys/stat.h>
 
@@ -46,13 +47,12 @@ c10::intrusive_ptr<c10d::TCPStore> stranger(int port) {
 }
 
 struct SecretFile {
-  const std::filesystem::path path =
-      std::filesystem::temp_directory_path() / ("memsieve-secret-" + std::to_string(::getpid()));
+  const memsieve::testing::TemporaryFolder folder;
+  const std::string path = folder.file("secret");
   explicit SecretFile(const std::string& text, mode_t mode = 0600) {
     std::ofstream(path) << text;
     ::chmod(path.c_str(), mode);
   }
-  ~SecretFile() { std::filesystem::remove(path); }
 };
 
 }  // namespace

@@ -2,7 +2,7 @@
 #include <audit/config/audit_config.h>
 #include <audit/config/command_options.h>
 #include <memsieve/error.h>
-#include <support/scratch.h>
+#include <support/files.h>
 
 #include <catch2/catch.hpp>
 
@@ -42,7 +42,7 @@ TEST_CASE("flags set keys, and what is not given has its default") {
 }
 
 TEST_CASE("a YAML file gives the same keys, and flags win over it") {
-  const toy::Scratch scratch;
+  const testing::TemporaryFolder scratch;
   const std::string file = scratch.file("audit.yaml");
   std::ofstream(file) << "some_text: from a file\ncount: 2\n";
   const Settings s = settings_of({"--config", file, "--count", "5"});

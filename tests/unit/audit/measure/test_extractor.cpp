@@ -2,7 +2,7 @@
 #include <ATen/ATen.h>
 #include <audit/measure/extractor.h>
 #include <memsieve/error.h>
-#include <support/scratch.h>
+#include <support/files.h>
 #include <torch/csrc/jit/api/module.h>
 
 #include <catch2/catch.hpp>
@@ -18,7 +18,7 @@ using Catch::Matchers::Contains;
 namespace {
 
 /// A module whose forward(x) is `body`, saved.
-std::string module_file(const toy::Scratch& scratch, const std::string& body) {
+std::string module_file(const testing::TemporaryFolder& scratch, const std::string& body) {
   torch::jit::Module module("m");
   module.define("def forward(self, x):\n  " + body + "\n");
   const std::string path = scratch.file("module.pt");
@@ -65,7 +65,7 @@ TEST_CASE("the middle is cut out") {
 }
 
 TEST_CASE("features have length 1, scores are as they are") {
-  const toy::Scratch scratch;
+  const testing::TemporaryFolder scratch;
   const at::Tensor pictures = at::randint(256, {5, 3, 20, 20}, at::kByte);
   const Extractor features = loaded(module_file(scratch, "return x.mean([2, 3])"));
   CHECK(features.width() == 3);
@@ -78,7 +78,7 @@ TEST_CASE("features have length 1, scores are as they are") {
 }
 
 TEST_CASE("a module that answers anything else is refused in a line that says what") {
-  const toy::Scratch scratch;
+  const testing::TemporaryFolder scratch;
   const std::pair<std::string, std::string> cases[] = {
       {"return x", "not a row for each"},
       {"return x.mean([2, 3])[:1]", "not a row for each"},

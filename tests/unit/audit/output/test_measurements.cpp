@@ -2,7 +2,7 @@
 #include <ATen/ATen.h>
 #include <audit/output/measurements.h>
 #include <memsieve/error.h>
-#include <support/scratch.h>
+#include <support/files.h>
 
 #include <catch2/catch.hpp>
 #include <fstream>
@@ -50,9 +50,9 @@ class Folder {
     Measurements measurements(path, asked, group);
     measure_all(measurements, batches(count, size, calls), "test", group);
     rows = measurements.rows();
-    return toy::read(file);
+    return testing::read_file(file);
   }
-  toy::Scratch scratch;
+  testing::TemporaryFolder scratch;
   std::string path = scratch.file("out"), file = path + "/measurements.jsonl";
   Group& group;
   std::vector<Json> rows;
@@ -123,7 +123,7 @@ TEST_CASE("a row with a damaged value is refused by the name of its unit") {
 
 TEST_CASE("two audits do not write to one folder") {
   Group group(Launch{}, at::kCPU);
-  const toy::Scratch scratch;
+  const testing::TemporaryFolder scratch;
   {
     const Measurements first(scratch.path(), question(), group);
     CHECK_THROWS_WITH(Measurements(scratch.path(), question(), group), Contains("is being written to by process"));

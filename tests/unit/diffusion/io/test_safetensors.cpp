@@ -8,11 +8,13 @@
 #include <cstring>
 #include <random>
 
-#include <support/models.h>
+#include <support/files.h>
+#include <support/message_of.h>
 
 namespace of_test_safetensors {
 
 using namespace memsieve::diffusion;
+using namespace memsieve::testing;
 using Catch::Matchers::Contains;
 using memsieve::DataError;
 
@@ -25,8 +27,8 @@ std::string file_bytes(const std::string& header, const std::string& data) {
 
 std::string load_error(const std::string& bytes) {
   TemporaryFolder folder;
-  const std::string path = folder / "x.safetensors";
-  spill(path, bytes);
+  const std::string path = folder.file("x.safetensors");
+  write_file(path, bytes);
   const std::string message = message_of<DataError>([&] { load_safetensors(path); });
   CHECK_THAT(message, Contains(path));
   return message;
@@ -51,9 +53,9 @@ TEST_CASE("safetensors: every dtype survives writing and reading") {
   written.emplace("transposed", at::arange(6).reshape({2, 3}).t());
   written.emplace("channels_last", at::randn({2, 3, 4, 5}).contiguous(at::MemoryFormat::ChannelsLast));
   for (const auto& [name, tensor] : some_tensors()) written.emplace(name, tensor);
-  save_safetensors(folder / "x", written, {{"format", "pt"}, {"step", "12"}});
+  save_safetensors(folder.file("x"), written, {{"format", "pt"}, {"step", "12"}});
   Metadata metadata;
-  const TensorMap read = load_safetensors(folder / "x", &metadata);
+  const TensorMap read = load_safetensors(folder.file("x"), &metadata);
   CHECK(metadata == Metadata{{"format", "pt"}, {"step", "12"}});
   REQUIRE(read.size() == written.size());
   for (const auto& [name, tensor] : written) {
@@ -61,34 +63,34 @@ TEST_CASE("safetensors: every dtype survives writing and reading") {
     CHECK(read.at(name).scalar_type() == tensor.scalar_type());
     CHECK(at::equal(read.at(name), tensor));
   }
-  CHECK(folder.files() == 1);
+  CHECK(folder.entries() == 1);
 }
 
 TEST_CASE("safetensors: a save that fails leaves the old file and nothing else") {
   TemporaryFolder folder;
-  save_safetensors(folder / "x", some_tensors());
-  const std::string before = slurp(folder / "x");
+  save_safetensors(folder.file("x"), some_tensors());
+  const std::string before = read_file(folder.file("x"));
   const TensorMap bad = {{"first", at::zeros({1000})}, {"second", at::zeros({2}, at::kComplexFloat)}};
-  CHECK_THAT(message_of<DataError>([&] { save_safetensors(folder / "x", bad); }), Contains("'second'"));
+  CHECK_THAT(message_of<DataError>([&] { save_safetensors(folder.file("x"), bad); }), Contains("'second'"));
   {
-    AtomicFile unfinished(folder / "x");
+    AtomicFile unfinished(folder.file("x"));
     unfinished.write("abc", 3);
   }
-  CHECK(slurp(folder / "x") == before);
-  CHECK(folder.files() == 1);
-  CHECK_THAT(message_of<DataError>([&] { save_safetensors(folder / "no/x", some_tensors()); }),
+  CHECK(read_file(folder.file("x")) == before);
+  CHECK(folder.entries() == 1);
+  CHECK_THAT(message_of<DataError>([&] { save_safetensors(folder.file("no/x"), some_tensors()); }),
              Contains("no/x") && Contains("No such file"));
 }
 
 TEST_CASE("safetensors: a file cut anywhere is an error") {
   TemporaryFolder folder;
-  save_safetensors(folder / "x", some_tensors());
-  const std::string whole = slurp(folder / "x");
+  save_safetensors(folder.file("x"), some_tensors());
+  const std::string whole = read_file(folder.file("x"));
   for (std::size_t length = 0; length < whole.size(); ++length) {
-    spill(folder / "cut", whole.substr(0, length));
-    CHECK_THROWS_AS(load_safetensors(folder / "cut"), DataError);
+    write_file(folder.file("cut"), whole.substr(0, length));
+    CHECK_THROWS_AS(load_safetensors(folder.file("cut")), DataError);
   }
-  CHECK_THAT(message_of<DataError>([&] { load_safetensors(folder / "absent"); }), Contains("cannot be opened"));
+  CHECK_THAT(message_of<DataError>([&] { load_safetensors(folder.file("absent")); }), Contains("cannot be opened"));
 }
 
 namespace {
@@ -154,8 +156,8 @@ void check_is_the_data(const TensorMap& tensors, const std::string& data) {
 
 TEST_CASE("safetensors: a mutated header is one clear line or the right tensors, never worse") {
   TemporaryFolder folder;
-  save_safetensors(folder / "x", some_tensors(), {{"format", "pt"}});
-  const std::string whole = slurp(folder / "x");
+  save_safetensors(folder.file("x"), some_tensors(), {{"format", "pt"}});
+  const std::string whole = read_file(folder.file("x"));
   uint64_t length = 0;
   std::memcpy(&length, whole.data(), 8);
   const std::string header = whole.substr(8, length), data = whole.substr(8 + length);
@@ -166,9 +168,9 @@ TEST_CASE("safetensors: a mutated header is one clear line or the right tensors,
     while (random() % 3 == 0 && !mutated.empty()) mutated = mutate(mutated, random);
     std::string bytes = file_bytes(mutated, data);
     if (random() % 8 == 0) bytes[random() % 8] = static_cast<char>(random());  // its length lies, too
-    spill(folder / "mutated", bytes);
+    write_file(folder.file("mutated"), bytes);
     try {
-      const TensorMap tensors = load_safetensors(folder / "mutated");
+      const TensorMap tensors = load_safetensors(folder.file("mutated"));
       check_is_the_data(tensors, bytes.substr(bytes.size() - data.size()));
       ++read;
     } catch (const DataError& error) {
@@ -218,15 +220,15 @@ TEST_CASE(
     "safetensors: a sparse file of a terabyte, a folder and a pipe are refused in time and memory of a small "
     "one") {
   TemporaryFolder folder;
-  const std::string path = folder / "sparse";
-  spill(path, file_bytes(R"({"a":{"dtype":"U8","shape":[1099511627776],"data_offsets":[0,1099511627776]}})", ""));
+  const std::string path = folder.file("sparse");
+  write_file(path, file_bytes(R"({"a":{"dtype":"U8","shape":[1099511627776],"data_offsets":[0,1099511627776]}})", ""));
   const uint64_t header = std::filesystem::file_size(path);
   std::filesystem::resize_file(path, header + (uint64_t{1} << 40));
   CHECK_THAT(message_of<DataError>([&] { load_safetensors(path); }),
              Contains(path) && Contains("'a'") && Contains("no memory for its 1099511627776 bytes"));
-  CHECK_THAT(message_of<DataError>([&] { load_safetensors(folder / "."); }), Contains("is not a file"));
-  REQUIRE(::mkfifo((folder / "pipe").c_str(), 0600) == 0);
-  CHECK_THAT(message_of<DataError>([&] { load_safetensors(folder / "pipe"); }), Contains("is not a file"));
+  CHECK_THAT(message_of<DataError>([&] { load_safetensors(folder.file(".")); }), Contains("is not a file"));
+  REQUIRE(::mkfifo(folder.file("pipe").c_str(), 0600) == 0);
+  CHECK_THAT(message_of<DataError>([&] { load_safetensors(folder.file("pipe")); }), Contains("is not a file"));
 }
 
 TEST_CASE("safetensors: an entry that cannot be right is refused by name") {

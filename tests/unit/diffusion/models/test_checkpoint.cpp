@@ -8,7 +8,7 @@
 #include <diffusion/models/common/gradient_checkpointing.h>
 #include <diffusion/models/unet/unet.h>
 
-#include <support/models.h>
+#include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 
 namespace of_test_checkpoint {
 

@@ -6,9 +6,8 @@
 #include <diffusion/models/common/group_norm.h>
 #include <diffusion/models/common/vectorised.h>
 
+#include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 #include <cmath>
-
-#include <support/models.h>
 
 namespace of_test_kernels {
 

@@ -6,12 +6,14 @@
 
 #include <cmath>
 
-#include <support/models.h>
+#include <support/files.h>
+#include <support/message_of.h>
 
 namespace of_test_lora {
 
 using namespace memsieve;
 using namespace memsieve::diffusion;
+using namespace memsieve::testing;
 using Catch::Contains;
 
 namespace {
@@ -138,8 +140,8 @@ TEST_CASE("lora: a saved adapter is read back, by another one too") {
   config.alpha = 2.5;
   Lora lora(*unet, config, 3, "test");
   fill(lora);
-  lora.save(folder / "a");
-  const std::string file = folder / "a/pytorch_lora_weights.safetensors";
+  lora.save(folder.file("a"));
+  const std::string file = folder.file("a/pytorch_lora_weights.safetensors");
   const Lora loaded = Lora::load(*other, file);
   CHECK(loaded.config().alpha == 2.5);
   CHECK(at::equal(answer(unet), answer(other)));
@@ -159,8 +161,8 @@ TEST_CASE("the names in an adapter's file begin with the model's in its pipeline
   UNet2DConditionModel unet = small_unet(), same = small_unet(), third = small_unet();
   Lora lora(*unet, LoraConfig(), 3, "test", "transformer");
   fill(lora);
-  lora.save(folder / "lora");
-  const std::string file = folder / "lora/pytorch_lora_weights.safetensors";
+  lora.save(folder.file("lora"));
+  const std::string file = folder.file("lora/pytorch_lora_weights.safetensors");
   for (const auto& [name, tensor] : load_safetensors(file)) CHECK(name.rfind("transformer.", 0) == 0);
   Lora::load(*same, file, "transformer");
   CHECK(at::equal(answer(same), answer(unet)));

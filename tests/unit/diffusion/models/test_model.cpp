@@ -7,12 +7,14 @@
 
 #include <filesystem>
 
-#include <support/models.h>
+#include <support/files.h>
+#include <support/message_of.h>
 
 namespace of_test_model {
 
 using namespace memsieve;
 using namespace memsieve::diffusion;
+using namespace memsieve::testing;
 using Catch::Contains;
 
 namespace {
@@ -53,37 +55,37 @@ at::Tensor answer(Model& model) {
 
 TEST_CASE("a folder's config.json says which family its model is of") {
   const TemporaryFolder folder;
-  spill(folder / "config.json", kSmall);
-  CHECK(family_of(folder / "config.json").class_name == "UNet2DConditionModel");
-  spill(folder / "config.json", R"({"in_channels": 3})");
-  CHECK(family_of(folder / "config.json").component == "unet");  // diffusers' older files do not say
-  spill(folder / "config.json", R"({"_class_name": "FluxTransformer2DModel"})");
-  CHECK_THAT(message_of<ConfigError>([&] { family_of(folder / "config.json"); }),
+  write_file(folder.file("config.json"), kSmall);
+  CHECK(family_of(folder.file("config.json")).class_name == "UNet2DConditionModel");
+  write_file(folder.file("config.json"), R"({"in_channels": 3})");
+  CHECK(family_of(folder.file("config.json")).component == "unet");  // diffusers' older files do not say
+  write_file(folder.file("config.json"), R"({"_class_name": "FluxTransformer2DModel"})");
+  CHECK_THAT(message_of<ConfigError>([&] { family_of(folder.file("config.json")); }),
              Contains("config.json") && Contains("_class_name") && Contains("FluxTransformer2DModel") &&
                  Contains("UNet2DConditionModel"));
-  spill(folder / "config.json", R"({"_class_name": 3})");
-  CHECK_THAT(message_of<ConfigError>([&] { make_denoiser(folder / "config.json"); }), Contains("_class_name"));
+  write_file(folder.file("config.json"), R"({"_class_name": 3})");
+  CHECK_THAT(message_of<ConfigError>([&] { make_denoiser(folder.file("config.json")); }), Contains("_class_name"));
 }
 
 TEST_CASE("every family is found by its class, and its folder in a pipeline") {
   for (const ModelFamily& family : model_families()) {
     INFO(family.class_name);
     const TemporaryFolder folder;
-    std::filesystem::create_directories(folder / family.component);
-    spill(folder / (family.component + "/config.json"), R"({"_class_name": ")" + family.class_name + "\"}");
-    CHECK(denoiser_folder(folder / "") == folder / family.component);
-    CHECK(denoiser_folder(folder / family.component) == folder / family.component);
-    CHECK(family_of(folder / (family.component + "/config.json")).class_name == family.class_name);
+    std::filesystem::create_directories(folder.file(family.component));
+    write_file(folder.file(family.component + "/config.json"), R"({"_class_name": ")" + family.class_name + "\"}");
+    CHECK(denoiser_folder(folder.file("")) == folder.file(family.component));
+    CHECK(denoiser_folder(folder.file(family.component)) == folder.file(family.component));
+    CHECK(family_of(folder.file(family.component + "/config.json")).class_name == family.class_name);
   }
   const TemporaryFolder nothing;
-  CHECK(denoiser_folder(nothing / "") == nothing / "");
+  CHECK(denoiser_folder(nothing.file("")) == nothing.file(""));
 }
 
 TEST_CASE("a denoiser comes back from its folder") {
   const TemporaryFolder folder;
   const auto one = small();
-  one->save(folder / "unet");
-  const auto back = load_denoiser(folder / "unet");
+  one->save(folder.file("unet"));
+  const auto back = load_denoiser(folder.file("unet"));
   CHECK(back->component() == "unet");
   const auto mine = one->module().named_parameters(), theirs = back->module().named_parameters();
   REQUIRE(mine.size() == theirs.size());

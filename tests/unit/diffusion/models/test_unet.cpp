@@ -7,11 +7,13 @@
 
 #include <cmath>
 
-#include <support/models.h>
+#include <support/files.h>
+#include <support/message_of.h>
 
 namespace of_test_unet {
 
 using namespace memsieve::diffusion;
+using namespace memsieve::testing;
 using Catch::Matchers::Contains;
 using memsieve::ConfigError;
 using memsieve::DataError;
@@ -146,8 +148,8 @@ TEST_CASE("unet: inputs of the wrong shape are named") {
 TEST_CASE("unet folder: saved and loaded, the model is the same") {
   TemporaryFolder folder;
   auto model = small_unet();
-  save_unet(folder / "a/unet", model);
-  auto again = load_unet(folder / "a/unet");
+  save_unet(folder.file("a/unet"), model);
+  auto again = load_unet(folder.file("a/unet"));
   const auto before = model->named_parameters(), after = again->named_parameters();
   REQUIRE(after.keys() == before.keys());
   for (const auto& item : before) CHECK(at::equal(item.value(), after[item.key()]));
@@ -157,22 +159,22 @@ TEST_CASE("unet folder: saved and loaded, the model is the same") {
   CHECK(at::equal(again->forward(in.sample, in.timestep, in.text), model->forward(in.sample, in.timestep, in.text)));
 
   model->to(at::kHalf);
-  save_unet(folder / "half", model);
-  CHECK(load_safetensors(folder / "half/diffusion_pytorch_model.safetensors").at("conv_in.weight").scalar_type() ==
+  save_unet(folder.file("half"), model);
+  CHECK(load_safetensors(folder.file("half/diffusion_pytorch_model.safetensors")).at("conv_in.weight").scalar_type() ==
         at::kHalf);
-  CHECK(load_unet(folder / "half")->parameters()[0].scalar_type() == at::kFloat);
+  CHECK(load_unet(folder.file("half"))->parameters()[0].scalar_type() == at::kFloat);
 }
 
 TEST_CASE("unet folder: weights that do not fit are named") {
   TemporaryFolder folder;
-  save_unet(folder / "u", small_unet());
-  const std::string path = folder / "u/diffusion_pytorch_model.safetensors";
+  save_unet(folder.file("u"), small_unet());
+  const std::string path = folder.file("u/diffusion_pytorch_model.safetensors");
   const TensorMap good = load_safetensors(path);
   const auto error_with = [&](const std::function<void(TensorMap&)>& damage) {
     TensorMap tensors = good;
     damage(tensors);
     save_safetensors(path, tensors);
-    const std::string message = message_of<DataError>([&] { load_unet(folder / "u"); });
+    const std::string message = message_of<DataError>([&] { load_unet(folder.file("u")); });
     CHECK_THAT(message, Contains(path));
     return message;
   };
@@ -183,18 +185,19 @@ TEST_CASE("unet folder: weights that do not fit are named") {
                t["conv_out.bias"] = at::zeros({2, 2});
              }),
              Contains("'conv_out.bias' is [2, 2]") && Contains("asks for [5]"));
-  spill(path, slurp(path).substr(0, 1000));
-  CHECK_THROWS_AS(load_unet(folder / "u"), DataError);
+  write_file(path, read_file(path).substr(0, 1000));
+  CHECK_THROWS_AS(load_unet(folder.file("u")), DataError);
   std::filesystem::remove(path);
-  CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }), Contains(path) && Contains("cannot be opened"));
-  CHECK_THAT(message_of<ConfigError>([&] { load_unet(folder / "absent"); }), Contains("absent/config.json"));
+  CHECK_THAT(message_of<DataError>([&] { load_unet(folder.file("u")); }),
+             Contains(path) && Contains("cannot be opened"));
+  CHECK_THAT(message_of<ConfigError>([&] { load_unet(folder.file("absent")); }), Contains("absent/config.json"));
 }
 
 TEST_CASE("unet folder: shards are read, and an index that lies is refused") {
   TemporaryFolder folder;
   auto model = small_unet();
-  save_unet(folder / "u", model);
-  const std::string whole = folder / "u/diffusion_pytorch_model.safetensors";
+  save_unet(folder.file("u"), model);
+  const std::string whole = folder.file("u/diffusion_pytorch_model.safetensors");
   TensorMap first = load_safetensors(whole), second;
   std::string map;
   for (const auto& [name, tensor] : first) {
@@ -203,33 +206,35 @@ TEST_CASE("unet folder: shards are read, and an index that lies is refused") {
     map += (map.empty() ? "\"" : ",\"") + name + "\":\"" + (late ? "two" : "one") + ".safetensors\"";
   }
   for (const auto& [name, tensor] : second) first.erase(name);
-  save_safetensors(folder / "u/one.safetensors", first);
-  save_safetensors(folder / "u/two.safetensors", second);
+  save_safetensors(folder.file("u/one.safetensors"), first);
+  save_safetensors(folder.file("u/two.safetensors"), second);
   std::filesystem::remove(whole);
   const std::string index = whole + ".index.json";
-  spill(index, "{\"weight_map\":{" + map + "}}");
-  auto again = load_unet(folder / "u");
+  write_file(index, "{\"weight_map\":{" + map + "}}");
+  auto again = load_unet(folder.file("u"));
   for (const auto& item : model->named_parameters())
     CHECK(at::equal(item.value(), again->named_parameters()[item.key()]));
 
-  spill(index, R"({"weight_map":{"a":"../one.safetensors"}})");
-  CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }), Contains(index) && Contains("not the name of"));
+  write_file(index, R"({"weight_map":{"a":"../one.safetensors"}})");
+  CHECK_THAT(message_of<DataError>([&] { load_unet(folder.file("u")); }),
+             Contains(index) && Contains("not the name of"));
   for (const char* name : {"\"/etc/x.safetensors\"", "\"..\"", "\"\"", "\".\"", "3", "null", "\"one.bin\"",
                            "\"sub/one.safetensors\"", "\"..\\\\one.safetensors\"", "\"one\\u0000.safetensors\""}) {
     INFO(name);
-    spill(index, "{\"weight_map\":{\"a\":" + std::string(name) + "}}");
-    CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }), Contains(index) && Contains("not the name of"));
+    write_file(index, "{\"weight_map\":{\"a\":" + std::string(name) + "}}");
+    CHECK_THAT(message_of<DataError>([&] { load_unet(folder.file("u")); }),
+               Contains(index) && Contains("not the name of"));
   }
-  spill(index, R"({"weight_map":{"a":"one.safetensors"}})");
-  CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }), Contains("is missing"));
-  spill(index, R"({"weight_map":{"a":"three.safetensors"}})");
-  CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }), Contains("three.safetensors"));
-  spill(index, "{}");
-  CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }), Contains("weight_map"));
+  write_file(index, R"({"weight_map":{"a":"one.safetensors"}})");
+  CHECK_THAT(message_of<DataError>([&] { load_unet(folder.file("u")); }), Contains("is missing"));
+  write_file(index, R"({"weight_map":{"a":"three.safetensors"}})");
+  CHECK_THAT(message_of<DataError>([&] { load_unet(folder.file("u")); }), Contains("three.safetensors"));
+  write_file(index, "{}");
+  CHECK_THAT(message_of<DataError>([&] { load_unet(folder.file("u")); }), Contains("weight_map"));
   second["conv_in.bias"] = first["conv_in.bias"];
-  save_safetensors(folder / "u/two.safetensors", second);
-  spill(index, "{\"weight_map\":{" + map + "}}");
-  CHECK_THAT(message_of<DataError>([&] { load_unet(folder / "u"); }),
+  save_safetensors(folder.file("u/two.safetensors"), second);
+  write_file(index, "{\"weight_map\":{" + map + "}}");
+  CHECK_THAT(message_of<DataError>([&] { load_unet(folder.file("u")); }),
              Contains("'conv_in.bias'") && Contains("another shard"));
 }
 

@@ -1,11 +1,12 @@
 #include <memsieve/error.h>
 #include <diffusion/models/unet/unet_config.h>
 
-#include <support/models.h>
+#include <support/message_of.h>
 
 namespace of_test_unet_config {
 
 using namespace memsieve::diffusion;
+using namespace memsieve::testing;
 using Catch::Matchers::Contains;
 using memsieve::ConfigError;
 

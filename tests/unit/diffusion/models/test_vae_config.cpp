@@ -1,18 +1,20 @@
 #include <memsieve/error.h>
 #include <diffusion/models/vae/vae_decoder.h>
-#include <support/models.h>
+#include <support/files.h>
+#include <support/message_of.h>
 
 namespace of_test_vae_config {
 
 using namespace memsieve::diffusion;
+using namespace memsieve::testing;
 using Catch::Matchers::Contains;
 using memsieve::ConfigError;
 
 TEST_CASE("vae config: a model that cannot be had is refused before any of it is allocated") {
   const TemporaryFolder folder;
-  const std::string path = folder / "config.json";
+  const std::string path = folder.file("config.json");
   const auto error_of = [&](const std::string& json) {
-    spill(path, json);
+    write_file(path, json);
     const std::string message = message_of<ConfigError>([&] { read_vae_config(path); });
     CHECK_THAT(message, Catch::Matchers::StartsWith(path + ": "));
     return message;

@@ -3,14 +3,12 @@
 
 #include <ATen/ATen.h>
 #include <hdf5.h>
-#include <unistd.h>
-
-#include <filesystem>
 
 #include "config/configuration.h"
 #include "judge/held_out.h"
 #include "record/ledger_file.h"
 
+#include <support/files.h>
 #include <support/toy.h>
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
@@ -281,11 +279,9 @@ TEST_CASE("the judge needs no model: recorded raw scores bring the run's own ver
       "discounted, discount: 0.9, spread: 3, spread_alike: 0.1, min_visits: 1}, threshold: {kind: rate, "
       "false_drop_rate: 0.01}, action: {pass_over: true}, revisit: {rows: 8, every: 8}, probe: {kind: budget, "
       "fraction: 0.25, likeness: 6}, held_out: {rows: 8, every: 2}}");
-  const auto folder = std::filesystem::temp_directory_path() / ("memsieve-replay-" + std::to_string(getpid()));
-  std::filesystem::create_directories(folder);
-  const std::string ledger = folder / "ledger.h5";
+  const memsieve::testing::TemporaryFolder folder;
+  const std::string ledger = folder.file("ledger.h5");
   replay(rule, ledger, run(rule, ledger));
-  std::filesystem::remove_all(folder);
 }
 
 }  // namespace of_test_replay

@@ -26,9 +26,9 @@ namespace of_test_ledger {
 
 using memsieve::Ledger;
 using memsieve::LedgerRow;
+using memsieve::testing::TemporaryFolder;
 using toy::kHeader;
 using toy::rows;
-using toy::Scratch;
 using toy::steps_in;
 
 namespace {
@@ -61,7 +61,7 @@ extern "C" int fsync(int file) {
 }
 
 TEST_CASE("what is appended is read back, and an existing ledger is never overwritten", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("a.h5");
   {
     Ledger ledger(path, kHeader);
@@ -78,7 +78,7 @@ TEST_CASE("what is appended is read back, and an existing ledger is never overwr
 }
 
 TEST_CASE("a resumed run continues after the checkpoint's rows, in the same file", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("b.h5");
   {
     Ledger ledger(path, kHeader);
@@ -94,12 +94,12 @@ TEST_CASE("a resumed run continues after the checkpoint's rows, in the same file
   REQUIRE(steps.size() == 8510);
   for (uint64_t i = 0; i < steps.size(); ++i) REQUIRE(steps[i] == i);
   CHECK(inode(path) == before);  // nothing was copied
-  CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 1);
+  CHECK(folder.entries() == 1);
   CHECK_THROWS_WITH(Ledger(folder.file("no/folder.h5"), kHeader), Catch::Contains("cannot be created"));
 }
 
 TEST_CASE("flush means that the rows are on the disk, not only with the operating system", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("sync.h5");
   Ledger ledger(path, kHeader);
   ledger.append(rows(0, 10));
@@ -109,7 +109,7 @@ TEST_CASE("flush means that the rows are on the disk, not only with the operatin
 }
 
 TEST_CASE("a ledger that has lost rows goes on after those that are left, and says so once", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("behind.h5");
   {
     Ledger ledger(path, kHeader);
@@ -132,7 +132,7 @@ TEST_CASE("a ledger that has lost rows goes on after those that are left, and sa
 }
 
 TEST_CASE("a ledger that is gone or cannot be read begins anew, and nothing is thrown away", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("lost.h5");
   {
     Ledger ledger(path, kHeader, 5);
@@ -158,7 +158,7 @@ TEST_CASE("a ledger that is gone or cannot be read begins anew, and nothing is t
 
 TEST_CASE("whatever is lost and wherever a run is resumed, the ledger holds what is left of the run's rows",
           "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("random.h5");
   std::mt19937 random(7);
   const auto below = [&](uint64_t n) { return std::uniform_int_distribution<uint64_t>(0, n)(random); };
@@ -186,7 +186,7 @@ TEST_CASE("whatever is lost and wherever a run is resumed, the ledger holds what
 }
 
 TEST_CASE("after a crash the ledger is readable up to the last flush", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("c.h5");
   const pid_t child = fork();
   if (child == 0) {
@@ -202,7 +202,7 @@ TEST_CASE("after a crash the ledger is readable up to the last flush", "[ledger]
 }
 
 TEST_CASE("a run that is killed at any moment is resumed from its last flush", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("killed.h5");
   { const Ledger empty(path, kHeader); }
   uint64_t flushed = 0;
@@ -246,7 +246,7 @@ TEST_CASE("a run that is killed at any moment is resumed from its last flush", "
 }
 
 TEST_CASE("a ledger that is being written is left alone, with the name of who writes it", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("two.h5");
   {
     Ledger ledger(path, kHeader);
@@ -259,12 +259,12 @@ TEST_CASE("a ledger that is being written is left alone, with the name of who wr
     ledger.flush();
     CHECK(steps_in(path).size() == 20);
   }
-  CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 1);
+  CHECK(folder.entries() == 1);
   CHECK(Ledger(path, kHeader, 20).note().empty());
 }
 
 TEST_CASE("a reader that holds HDF5's lock on the file is no damage", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("notebook.h5");
   {
     Ledger ledger(path, kHeader);
@@ -278,7 +278,7 @@ TEST_CASE("a reader that holds HDF5's lock on the file is no damage", "[ledger]"
 }
 
 TEST_CASE("an attribute gaps of any other make is damage, not read into memory", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("gaps.h5");
   const hsize_t three[] = {3}, wide[] = {1, 5};
   const int rank = GENERATE(1, 2);
@@ -296,7 +296,7 @@ TEST_CASE("an attribute gaps of any other make is damage, not read into memory",
 }
 
 TEST_CASE("a ledger that cannot be continued because the disk is full is kept as it is", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("full.h5");
   { Ledger(path, kHeader).append(rows(0, 9000)); }
   const pid_t child = fork();
@@ -321,7 +321,7 @@ TEST_CASE("a ledger that cannot be continued because the disk is full is kept as
 }
 
 TEST_CASE("what bears the ledger's name and is no file is set aside", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("other.h5"), elsewhere = folder.file("elsewhere");
   const int kind = GENERATE(0, 1, 2);
   if (kind == 0) std::filesystem::create_directory(path);

@@ -13,13 +13,14 @@
 namespace of_test_ledger_damage {
 
 using memsieve::Ledger;
+using memsieve::testing::flip_bits;
+using memsieve::testing::TemporaryFolder;
 using toy::kHeader;
 using toy::rows;
-using toy::Scratch;
 using toy::steps_in;
 
 TEST_CASE("a byte that has changed anywhere in the ledger keeps no run from going on", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("bits.h5"), whole = folder.file("whole.h5");
   {
     Ledger ledger(whole, kHeader);
@@ -42,7 +43,7 @@ TEST_CASE("a byte that has changed anywhere in the ledger keeps no run from goin
 }
 
 TEST_CASE("a byte that has changed where a ledger holds no rows keeps no run from going on", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("bits.h5"), whole = folder.file("whole.h5");
   Ledger(whole, kHeader).append(rows(0, 10));
   const bool cut = GENERATE(false, true);
@@ -51,11 +52,7 @@ TEST_CASE("a byte that has changed where a ledger holds no rows keeps no run fro
   for (std::streamoff at = 0; at < size; at += 3) {
     std::filesystem::copy_file(whole, path, std::filesystem::copy_options::overwrite_existing);
     INFO("byte " << at << " of " << size << (cut ? ", no rows" : ", ten rows"));
-    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
-    file.seekg(at);
-    const auto changed = static_cast<char>(file.get() ^ 0x10);
-    file.seekp(at).put(changed);
-    file.close();
+    flip_bits(path, at, 0x10);
     Ledger ledger(path, kHeader, 0);
     ledger.append(rows(0, 3));
     REQUIRE_NOTHROW(ledger.flush());
@@ -63,7 +60,7 @@ TEST_CASE("a byte that has changed where a ledger holds no rows keeps no run fro
 }
 
 TEST_CASE("whatever end of the file a lost machine has taken, the run goes on", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("torn.h5");
   for (const int64_t bytes : {1, 100, 3000, 30000, 60000}) {
     std::filesystem::remove(path);
@@ -116,7 +113,7 @@ void require_sound_from_now_on(const std::string& path, int64_t counted) {
 
 // All three are of the fuzz target `ledger`.
 TEST_CASE("a ledger that claims more rows than its file can hold is set aside, not cut row by row", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("claims.h5");
   make_odd(path, [](hid_t, hid_t visits) {
     const hsize_t many = hsize_t{1} << 58;
@@ -127,7 +124,7 @@ TEST_CASE("a ledger that claims more rows than its file can hold is set aside, n
 }
 
 TEST_CASE("a chunk of the ledger that inflates to less than a chunk is not read", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const auto path = folder.file("short.h5");
   make_odd(path, [](hid_t, hid_t visits) {
     const std::vector<unsigned char> little(1000, 1);
@@ -142,7 +139,7 @@ TEST_CASE("a chunk of the ledger that inflates to less than a chunk is not read"
 }
 
 TEST_CASE("gaps that no ledger can have are damage, whatever their numbers", "[ledger]") {
-  const Scratch folder;
+  const TemporaryFolder folder;
   const std::vector<std::vector<int64_t>> lists = {
       {INT64_MIN, 5}, {3, INT64_MAX, 4, INT64_MAX}, {3, -7}, {3, 1, 3, 1}, {3, 0}};
   for (size_t i = 0; i < lists.size(); ++i) {

@@ -4,7 +4,7 @@
 #include <trainer/checkpoint/checkpoint.h>
 #include <trainer/checkpoint/content_hash.h>
 #include <trainer/checkpoint/run_folder.h>
-#include <support/scratch.h>
+#include <support/files.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -23,8 +23,7 @@ namespace of_test_run_folder {
 
 using namespace memsieve;
 using namespace memsieve::trainer;
-using toy::read;
-using toy::Scratch;
+using namespace memsieve::testing;
 namespace fs = std::filesystem;
 
 namespace {
@@ -44,18 +43,10 @@ CheckpointParts some_parts() {
 
 /// As an older version wrote it: without CRC-32.
 void remove_hashes(const std::string& folder) {
-  std::string text = read(folder + "/state.json");
+  std::string text = read_file(folder + "/state.json");
   const size_t from = text.find(",\n  \"crc32\"");
   text.replace(from, std::string::npos, "\n}\n");
   write(folder + "/state.json", text);
-}
-
-void flip(const std::string& path, std::streamoff at) {
-  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
-  file.seekg(at);
-  const char byte = static_cast<char>(file.get() ^ 1);
-  file.seekp(at);
-  file.put(byte);
 }
 
 std::string refusal(const std::string& folder) {
@@ -70,7 +61,7 @@ std::string refusal(const std::string& folder) {
 }  // namespace
 
 TEST_CASE("a folder that holds a run is refused") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const RunFolder folder(scratch.file("deep/run"));
   CHECK_NOTHROW(folder.refuse_if_used("here"));
   folder.make("here");
@@ -85,7 +76,7 @@ TEST_CASE("a folder that holds a run is refused") {
 }
 
 TEST_CASE("a folder that cannot be made is a configuration error") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   write(scratch.file("file"), "");
   CHECK_THROWS_AS(RunFolder(scratch.file("file")).make("here"), ConfigError);
   CHECK_THROWS_AS(RunFolder(scratch.file("file/run")).make("here"), ConfigError);
@@ -96,7 +87,7 @@ TEST_CASE("a folder that cannot be made is a configuration error") {
 }
 
 TEST_CASE("old checkpoints and leftovers go") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const RunFolder folder(scratch.file("run"));
   for (const char* name : {"step-000002", "step-000010", "step-1000000", "step-000004.tmp", "other"}) {
     fs::create_directories(folder.file(std::string("checkpoints/") + name));
@@ -112,7 +103,7 @@ TEST_CASE("old checkpoints and leftovers go") {
 }
 
 TEST_CASE("the checkpoint just written stays, also after resuming from an early one") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const RunFolder folder(scratch.file("run"));
   for (const int64_t step : {100, 200, 300}) fs::create_directories(folder.checkpoint(step));
   folder.abandon_after(100);  // resumed from there: 200 and 300 are of another course
@@ -133,7 +124,7 @@ TEST_CASE("the checkpoint just written stays, also after resuming from an early 
 }
 
 TEST_CASE("a run that has done everything says so until it begins anew") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const RunFolder folder(scratch.file("run"));
   CHECK(folder.finished_steps() == 0);
   folder.make("here");
@@ -147,7 +138,7 @@ TEST_CASE("a run that has done everything says so until it begins anew") {
 }
 
 TEST_CASE("a run that ended before its first checkpoint leaves nothing, not even half of one") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const RunFolder folder(scratch.file("run"));
   folder.make("here");
   folder.write_run_files({.run_id = "0123456789abcdef", .world_size = 1, .device = "cpu", .config_yaml = "seed: 1\n"});
@@ -158,7 +149,7 @@ TEST_CASE("a run that ended before its first checkpoint leaves nothing, not even
 }
 
 TEST_CASE("a checkpoint comes back; a torn one says which piece") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const std::string folder = scratch.file("step-000007");
   CheckpointState state;
   state.step = 7;
@@ -191,14 +182,14 @@ TEST_CASE("a checkpoint comes back; a torn one says which piece") {
   }
   SECTION("an older version, which passed over no sample and knew no content") {
     remove_hashes(folder);
-    flip(folder + "/unet/config.json", 0);
-    std::string text = read(folder + "/state.json");
+    flip_bits(folder + "/unet/config.json", 0, 1);
+    std::string text = read_file(folder + "/state.json");
     text.erase(text.find("\"stream_position\""), std::string("\"stream_position\": 91,").size());
     write(folder + "/state.json", text);
     CHECK(read_checkpoint_state(folder, Verify::contents).stream_position == 7 * 8);
   }
   SECTION("a newer version") {
-    std::string text = read(folder + "/state.json");
+    std::string text = read_file(folder + "/state.json");
     text.replace(text.find("\"version\": 1"), 12, "\"version\": 2");
     write(folder + "/state.json", text);
     CHECK_THAT(refusal(folder), Contains("state.json: is of version 2") && Contains("up to 1"));
@@ -225,7 +216,7 @@ TEST_CASE("a checkpoint comes back; a torn one says which piece") {
 }
 
 TEST_CASE("a byte that has changed in any file of a checkpoint is found out") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const std::string folder = scratch.file("step-000007");
   write_checkpoint(folder, {}, some_parts());
   REQUIRE(refusal(folder).empty());
@@ -235,20 +226,20 @@ TEST_CASE("a byte that has changed in any file of a checkpoint is found out") {
     const std::string path = entry.path();
     for (uintmax_t at = 0; at < fs::file_size(path); ++at, ++tried) {
       INFO(path << " at " << at);
-      flip(path, static_cast<std::streamoff>(at));
+      flip_bits(path, static_cast<std::streamoff>(at), 1);
       REQUIRE_THROWS_AS(read_checkpoint_state(folder, Verify::contents), DamagedCheckpoint);
-      flip(path, static_cast<std::streamoff>(at));
+      flip_bits(path, static_cast<std::streamoff>(at), 1);
     }
   }
   CHECK(tried > 500);
   CHECK(refusal(folder).empty());
-  flip(folder + "/optimizer.safetensors", 40);
+  flip_bits(folder + "/optimizer.safetensors", 40, 1);
   CHECK_NOTHROW(read_checkpoint_state(folder, Verify::sizes));
   CHECK_THAT(refusal(folder), Catch::Contains("optimizer.safetensors: is damaged") && Catch::Contains("--resume-from"));
 }
 
 TEST_CASE("a file's hash is zlib's CRC-32, in however many pieces it is read") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   CHECK(text_hash("123456789") == "cbf43926");  // the check value of CRC-32/ISO-HDLC
   write(scratch.file("small"), "123456789");
   CHECK(content_hash(scratch.file("small")) == "cbf43926");
@@ -261,7 +252,7 @@ TEST_CASE("a file's hash is zlib's CRC-32, in however many pieces it is read") {
 }
 
 TEST_CASE("what lies beside checkpoints is none, and a folder that cannot be read is not an empty one") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const RunFolder folder(scratch.file("run"));
   CHECK(folder.checkpoints().empty());
   for (const char* name : {"step-000005", "step-7", "step-000008.bak", "step-0000009", "step-", "step-99999999999999"})
@@ -275,7 +266,7 @@ TEST_CASE("what lies beside checkpoints is none, and a folder that cannot be rea
 }
 
 TEST_CASE("a checkpoint that was being replaced comes back, and damaged ones stay") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const RunFolder folder(scratch.file("run"));
   for (const char* name : {"step-000001.replaced", "step-000002.replaced", "step-000002", "step-000003"})
     write(folder.file(std::string("checkpoints/") + name + "/" + name), "");
@@ -294,7 +285,7 @@ TEST_CASE("a checkpoint that was being replaced comes back, and damaged ones sta
 }
 
 TEST_CASE("a run's folder that is gone is not made again by its checkpoints") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const RunFolder folder(scratch.file("run"));
   CHECK_THROWS_AS(write_checkpoint(folder.checkpoint(1), {}, some_parts()), DataError);
   CHECK_FALSE(fs::exists(folder.path()));
@@ -304,7 +295,7 @@ TEST_CASE("a run's folder that is gone is not made again by its checkpoints") {
 }
 
 TEST_CASE("a checkpoint for which there is no space is named and leaves nothing") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const std::string folder = scratch.file("step-000007");
   CheckpointParts parts = some_parts();
   parts.optimizer = {{"updates", at::zeros({100000})}};
@@ -328,7 +319,7 @@ TEST_CASE("a checkpoint for which there is no space is named and leaves nothing"
 }
 
 TEST_CASE("a checkpoint that cannot be finished leaves the old one") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const std::string folder = scratch.file("step-000007");
   CheckpointState state;
   write_checkpoint(folder, state, some_parts());

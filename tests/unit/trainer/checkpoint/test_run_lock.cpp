@@ -1,5 +1,5 @@
 // One run, one folder: whoever comes second is told who is there.
-#include <support/scratch.h>
+#include <support/files.h>
 #include <ATen/ATen.h>
 #include <memsieve/error.h>
 #include <sys/wait.h>
@@ -22,7 +22,7 @@ namespace fs = std::filesystem;
 namespace {
 
 struct Folder {
-  toy::Scratch parent;
+  testing::TemporaryFolder parent;
   Folder() { fs::create_directory(run()); }
   std::string run() const { return parent.file("run"); }
   std::string lock() const { return run() + "/run.lock"; }

@@ -4,7 +4,7 @@
 #include <memsieve/error.h>
 #include <trainer/config/train_config.h>
 
-#include <unistd.h>
+#include <support/files.h>
 
 #include <catch2/catch.hpp>
 #include <filesystem>
@@ -83,18 +83,14 @@ namespace {
 class Pipeline {
  public:
   explicit Pipeline(const std::string& scheduler) {
-    path_ = (fs::temp_directory_path() / "memsieve-pipeline-XXXXXX").string();
-    REQUIRE(mkdtemp(path_.data()) != nullptr);
-    fs::create_directories(path_ + "/unet");
-    fs::create_directories(path_ + "/scheduler");
-    std::ofstream(path_ + "/unet/config.json") << "{}";
-    std::ofstream(path_ + "/scheduler/scheduler_config.json") << scheduler;
+    for (const auto* part : {"unet", "scheduler"}) fs::create_directories(folder_.file(part));
+    testing::write_file(folder_.file("unet/config.json"), "{}");
+    testing::write_file(folder_.file("scheduler/scheduler_config.json"), scheduler);
   }
-  ~Pipeline() { fs::remove_all(path_); }
-  std::string path() const { return path_; }
+  const std::string& path() const { return folder_.path(); }
 
  private:
-  std::string path_;
+  testing::TemporaryFolder folder_;
 };
 
 const std::string kNoModel = "data: {train: train.h5}\n";

@@ -6,14 +6,14 @@
 #include <trainer/loop/make_model.h>
 #include <trainer/loop/starting_model.h>
 
+#include <support/files.h>
 #include <support/process_ranks.h>
-
-#include <support/models.h>
 
 namespace of_test_starting_model {
 
 using namespace memsieve;
 using namespace memsieve::trainer;
+using namespace memsieve::testing;
 
 namespace {
 
@@ -46,11 +46,11 @@ void fill(Model& model) {
 
 /// A folder with a config.json, and models of it.
 struct World {
-  World() { spill(folder / "config.json", kUNet); }
+  World() { write_file(folder.file("config.json"), kUNet); }
 
   ModelSource source(bool lora = false) const {
     ModelSource source;
-    source.config = folder / "config.json";
+    source.config = folder.file("config.json");
     source.seed = 3;
     if (lora) source.lora = LoraConfig();
     return source;
@@ -136,8 +136,8 @@ TEST_CASE("without adapters the starting model is a frozen copy, whatever become
     CHECK_FALSE(at::allclose(answer(model, q).detach(), first));
     CHECK(at::equal(start.predict(q.sample, q.timestep, q.condition), first));
     // As resuming makes it: from where the run began, not from the checkpoint.
-    model.save(world.folder / "checkpoint/unet");
-    Model resumed = make_model(world.source(), world.folder / "checkpoint", group);
+    model.save(world.folder.file("checkpoint/unet"));
+    Model resumed = make_model(world.source(), world.folder.file("checkpoint"), group);
     CHECK(at::equal(answer(resumed, q).detach(), answer(model, q).detach()));
     StartingModel again(std::make_unique<Model>(make_starting_model(world.source(), group)));
     CHECK(at::equal(again.predict(q.sample, q.timestep, q.condition), first));

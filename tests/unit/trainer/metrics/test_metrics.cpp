@@ -1,5 +1,5 @@
 // metrics.jsonl: when its lines are written, and how a resumed run goes on with it.
-#include <support/scratch.h>
+#include <support/files.h>
 #include <trainer/checkpoint/run_folder.h>
 #include <trainer/metrics/metrics.h>
 
@@ -13,11 +13,10 @@ namespace of_test_metrics {
 
 using namespace memsieve;
 using namespace memsieve::trainer;
-using toy::read;
-using toy::Scratch;
+using namespace memsieve::testing;
 
 TEST_CASE("metrics wait for the sieve's report and keep their order") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const std::string path = scratch.file("metrics.jsonl");
   MetricsOptions options;
   options.jsonl = path;
@@ -31,7 +30,7 @@ TEST_CASE("metrics wait for the sieve's report and keep their order") {
   step.step = 0;
   writer.step(step);
   writer.flush();
-  CHECK(read(path).empty());
+  CHECK(read_file(path).empty());
   report.step = 1;
   writer.report(report);
   report.step = 0;
@@ -40,7 +39,7 @@ TEST_CASE("metrics wait for the sieve's report and keep their order") {
   step.step = 1;
   writer.step(step);
   writer.flush();
-  std::istringstream lines(read(path));
+  std::istringstream lines(read_file(path));
   std::string first, second, rest;
   std::getline(lines, first);
   std::getline(lines, second);
@@ -52,14 +51,15 @@ TEST_CASE("metrics wait for the sieve's report and keep their order") {
 }
 
 TEST_CASE("a resumed run's metrics begin where the checkpoint was") {
-  const Scratch scratch;
+  const TemporaryFolder scratch;
   const RunFolder folder(scratch.file("run"));
   std::filesystem::create_directories(folder.path());
   std::ofstream(folder.file("metrics.jsonl"))
       << "{\"kind\":\"validation\",\"step\":0}\n{\"kind\":\"step\",\"step\":3}\n{\"kind\":\"step\",\"step\":4}\n"
          "{\"kind\":\"validation\",\"step\":4}\n{\"kind\":\"st";
   folder.trim_metrics(4);
-  CHECK(read(folder.file("metrics.jsonl")) == "{\"kind\":\"validation\",\"step\":0}\n{\"kind\":\"step\",\"step\":3}\n");
+  CHECK(read_file(folder.file("metrics.jsonl")) ==
+        "{\"kind\":\"validation\",\"step\":0}\n{\"kind\":\"step\",\"step\":3}\n");
 }
 
 }  // namespace of_test_metrics
