@@ -1,5 +1,6 @@
 #include <diffusion/io/hdf5_attribute.h>
 #include <diffusion/io/hdf5_open.h>
+#include <diffusion/io/hdf5_text.h>
 #include <memsieve/detail/hdf5_handle.h>
 #include <memsieve/error.h>
 
@@ -83,6 +84,8 @@ std::string hdf5_text_attribute(hid_t object, const std::string& name, const std
     attribute.read(attribute.type.get(), text.data(), what);
     return text.substr(0, text.find('\0'));
   }
+  Hdf5TextReference(attribute.id.get())
+      .check([&](hid_t as, void* out) { return H5Aread(attribute.id.get(), as, out) >= 0; }, what);
   char* raw = nullptr;
   attribute.read(attribute.type.get(), &raw, what);
   std::string text = raw != nullptr ? raw : "";

@@ -13,10 +13,19 @@ using detail::silence_hdf5;
 namespace {
 
 constexpr uint64_t kChecksumBytes = 4;
+constexpr hsize_t kUnknown = ~hsize_t{0};
+
+// Of a chunk without bytes.
+bool was_never_written(hid_t dataset, const std::vector<hsize_t>& place) {
+  unsigned without = 0;
+  haddr_t address = HADDR_UNDEF;
+  hsize_t stored = 0;
+  return H5Dget_chunk_info_by_coord(dataset, place.data(), &without, &address, &stored) >= 0 && address == HADDR_UNDEF;
+}
 
 }  // namespace
 
-Hdf5Chunks::Hdf5Chunks(hid_t dataset) {
+Hdf5Chunks::Hdf5Chunks(hid_t dataset, size_t element) : bytes_(element) {
   silence_hdf5();
   const Hdf5Handle created(H5Dget_create_plist(dataset), H5Pclose);
   if (H5Pget_layout(created.get()) != H5D_CHUNKED) return;
@@ -26,8 +35,6 @@ Hdf5Chunks::Hdf5Chunks(hid_t dataset) {
   shape_.assign(shape.begin(), shape.end());
   chunk_.resize(shape_.size());
   H5Pget_chunk(created.get(), static_cast<int>(chunk_.size()), chunk_.data());
-  const Hdf5Handle type(H5Dget_type(dataset), H5Tclose);
-  bytes_ = H5Tget_size(type.get());
   for (const hsize_t n : chunk_) bytes_ *= n;  // less than 4 GiB, or HDF5 had not opened it
   unsigned options = 0;
   whole_only_ =
@@ -41,11 +48,14 @@ bool Hdf5Chunks::is_cut_off(const std::vector<hsize_t>& place) const {
 }
 
 bool Hdf5Chunks::fits(hid_t dataset, const std::vector<hsize_t>& place) const {
-  unsigned without = 0;
-  haddr_t address = HADDR_UNDEF;
-  hsize_t stored = 0;
-  if (H5Dget_chunk_info_by_coord(dataset, place.data(), &without, &address, &stored) < 0) return false;
-  if (address == HADDR_UNDEF) return true;
+  // Its size alone, which HDF5 finds at once; for all about a chunk it goes through those of all rows.
+  hsize_t stored = kUnknown;
+  H5Dget_chunk_storage_size(dataset, place.data(), &stored);
+  if (stored == 0) return was_never_written(dataset, place);
+  if (stored > compressBound(bytes_ + kChecksumBytes) + kChecksumBytes) return false;
+  std::vector<unsigned char> raw(stored);
+  uint32_t without = 0;
+  if (H5Dread_chunk(dataset, H5P_DEFAULT, place.data(), &without, raw.data()) < 0) return false;
   if (whole_only_ && is_cut_off(place)) without = ~0u;
   // In the order of writing: what goes into deflate, and what is put behind what comes out.
   uint64_t inner = bytes_, behind = 0;
@@ -56,11 +66,7 @@ bool Hdf5Chunks::fits(hid_t dataset, const std::vector<hsize_t>& place) const {
     deflated |= filters_[i] == H5Z_FILTER_DEFLATE;
   }
   if (!deflated) return stored == inner;
-  if (stored < behind || stored - behind > compressBound(inner)) return false;
-  std::vector<unsigned char> raw(stored);
-  uint32_t mask = 0;
-  return H5Dread_chunk(dataset, H5P_DEFAULT, place.data(), &mask, raw.data()) >= 0 &&
-         detail::inflates_to(raw, stored - behind, inner);
+  return stored >= behind && detail::inflates_to(raw, stored - behind, inner);
 }
 
 void Hdf5Chunks::check(hid_t dataset, int64_t first, int64_t rows, const std::string& where) {
@@ -76,7 +82,7 @@ void Hdf5Chunks::check(hid_t dataset, int64_t first, int64_t rows, const std::st
     for (bool more = true; more;) {
       if (!fits(dataset, place))
         throw DataError(where + ": row " + std::to_string(place[0]) +
-                        ": its chunk does not inflate to what its shape needs; the file is damaged, make it anew");
+                        ": its chunk does not hold what its shape needs; the file is damaged, make it anew");
       more = false;
       for (size_t i = place.size() - 1; i > 0 && !more; --i) {
         place[i] += chunk_[i];

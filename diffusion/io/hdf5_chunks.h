@@ -15,8 +15,9 @@ namespace memsieve::diffusion {
 /// for that once, 64 KiB at a time. Safe from several threads.
 class Hdf5Chunks {
  public:
-  /// A dataset without chunks or without filters has nothing to look at.
-  explicit Hdf5Chunks(hid_t dataset);
+  /// `element`: bytes of one value in the file. A dataset without chunks or without filters has nothing to look
+  /// at: open_hdf5_dataset() has HDF5 read its rows straight from the file.
+  Hdf5Chunks(hid_t dataset, size_t element);
   Hdf5Chunks(const Hdf5Chunks&) = delete;
   Hdf5Chunks& operator=(const Hdf5Chunks&) = delete;
 

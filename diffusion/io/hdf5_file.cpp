@@ -68,7 +68,7 @@ Hdf5Array Hdf5File::open_array(const std::string& name, const std::vector<at::Sc
     throw DataError(array.where_ + ": dtype " + type_name(stored.get()) + ", expected " + names(dtypes));
   array.shape_ = hdf5_shape(array.id_.get());
   require_hdf5_size(id_.get(), array.id_.get(), array.shape_, written == Written::all_or_nothing, array.where_);
-  array.chunks_ = std::make_unique<Hdf5Chunks>(array.id_.get());
+  array.chunks_ = std::make_unique<Hdf5Chunks>(array.id_.get(), H5Tget_size(stored.get()));
   return array;
 }
 
@@ -101,6 +101,8 @@ Hdf5Strings Hdf5File::strings(const std::string& name) const {
   if (H5Tis_variable_str(strings.type_.get()) <= 0 || shape.size() != 1)
     throw DataError(strings.where_ + ": expected one dimension of variable-length UTF-8 strings");
   require_hdf5_size(id_.get(), strings.id_.get(), shape, false, strings.where_);
+  strings.reference_ = Hdf5TextReference(strings.id_.get());
+  strings.chunks_ = std::make_unique<Hdf5Chunks>(strings.id_.get(), strings.reference_.bytes());
   strings.size_ = shape[0];
   return strings;
 }

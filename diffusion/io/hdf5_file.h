@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <diffusion/io/file_watch.h>
 #include <diffusion/io/hdf5_chunks.h>
+#include <diffusion/io/hdf5_text.h>
 #include <hdf5.h>
 #include <memsieve/detail/hdf5_handle.h>
 
@@ -68,6 +69,8 @@ class Hdf5Strings {
   /// [total] uint8 and [size_ + 1] int64; without rows where the texts are variable-length strings
   Hdf5Array bytes_, offsets_;
   Hdf5Handle id_, type_;
+  Hdf5TextReference reference_;
+  std::unique_ptr<Hdf5Chunks> chunks_;
   int64_t size_ = 0;
   std::string where_;
 };

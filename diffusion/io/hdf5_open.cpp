@@ -15,6 +15,8 @@ namespace {
 
 // HDF5 keeps the chunks last read, by default 1 MiB of them, and none that is larger: rows of one large chunk would
 // each inflate it anew. So room for one chunk, unless it is so large that whoever wrote it never meant to read rows.
+// Without filters there is no room at all: then it reads rows straight from the file, where it would otherwise read
+// past the end of a chunk that is shorter in the file than its shape needs.
 constexpr uint64_t kSmallChunk = uint64_t{1} << 20, kHugeChunk = uint64_t{1} << 26;
 constexpr int64_t kMostRowBytes = int64_t{1} << 30;
 // What deflate makes of zeros: no byte of a file can stand for more.
@@ -127,8 +129,9 @@ Hdf5Handle open_hdf5_dataset(hid_t file, const std::string& name, const std::str
     throw DataError(where + ": has external storage, so its rows lie in other files; copy them into the file");
   require_known_filters(created, where);
   const uint64_t bytes = chunk_bytes(plain.get(), created, where);
-  if (bytes <= kSmallChunk || bytes > kHugeChunk) return plain;
-  H5Pset_chunk_cache(access.get(), H5D_CHUNK_CACHE_NSLOTS_DEFAULT, bytes, H5D_CHUNK_CACHE_W0_DEFAULT);
+  const bool filtered = H5Pget_nfilters(created.get()) > 0;
+  if (bytes == 0 || (filtered && (bytes <= kSmallChunk || bytes > kHugeChunk))) return plain;
+  H5Pset_chunk_cache(access.get(), H5D_CHUNK_CACHE_NSLOTS_DEFAULT, filtered ? bytes : 0, H5D_CHUNK_CACHE_W0_DEFAULT);
   plain = {};  // an open dataset keeps the cache that it was opened with first
   return {H5Dopen2(file, name.c_str(), access.get()), H5Dclose};
 }

@@ -14,9 +14,10 @@ namespace memsieve::diffusion {
 /// HDF5, truncated or damaged.
 detail::Hdf5Handle open_hdf5(const std::string& path, int& descriptor);
 
-/// Opens dataset `name` of `file`, with room for one of its chunks. `where` begins the messages. DataError if it is
-/// missing or no dataset, if its values lie in another file (an external link, external storage, a virtual dataset), if
-/// it is compressed with anything but deflate, or if its chunks are far larger than itself.
+/// Opens dataset `name` of `file`, with room for one of its chunks if they have filters, for none if not. `where`
+/// begins the messages. DataError if it is missing or no dataset, if its values lie in another file (an external link,
+/// external storage, a virtual dataset), if it is compressed with anything but deflate, or if its chunks are far larger
+/// than itself.
 detail::Hdf5Handle open_hdf5_dataset(hid_t file, const std::string& name, const std::string& where);
 
 /// IEEE 754 binary16, for which HDF5 1.10 has no name.

@@ -208,7 +208,7 @@ TEST_CASE("a chunk that inflates to more or less than its shape needs is not inf
     if (size == row) {
       REQUIRE(set.load({1}).condition.text.abs().max().item<float>() == 0);
     } else {
-      REQUIRE_THROWS_WITH(set.load({0, 1}), Contains("/text: row 1: its chunk does not inflate"));
+      REQUIRE_THROWS_WITH(set.load({0, 1}), Contains("/text: row 1: its chunk does not hold what its shape needs"));
       REQUIRE_THROWS_AS(Dataset::open(path), DataError);
     }
   }
@@ -219,7 +219,7 @@ TEST_CASE("a chunk that inflates to more or less than its shape needs is not inf
     if (size == row + 4)
       REQUIRE(set.load({1}).condition.text.abs().max().item<float>() == 0);
     else
-      REQUIRE_THROWS_WITH(set.load({1}), Contains("/text: row 1: its chunk does not inflate"));
+      REQUIRE_THROWS_WITH(set.load({1}), Contains("/text: row 1: its chunk does not hold what its shape needs"));
   }
 }
 
