@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "fuzz"
 TARGETS = re.findall(r"^fuzz_target\((\w+)", (Path(__file__).parent / "CMakeLists.txt").read_text(), re.M)
 MOST_CRASHES = 10
+TIMEOUT = 20  # seconds for one input
 # An input may ask for more memory than there is, which must be refused like any other mistake in it. Leaks are looked for where
 # all memory is our own.
 ASAN = "allocator_may_return_null=1:detect_leaks={leaks}"
@@ -28,6 +29,8 @@ class Outcome:
     coverage: int = 0
     crashes: list[tuple[str, str]] = field(default_factory=list)
     """(what was said, file with the input)"""
+    halts: int = 0
+    """of the machine, which look like inputs that take too long"""
 
 
 def build(targets):
@@ -50,6 +53,13 @@ def what_was_said(log):
     return "it ended without a word"
 
 
+def is_quick(binary, path):
+    """Whether an input that took too long does not when it is tried alone: then the machine had halted, not the target."""
+    done = subprocess.run([str(binary), f"-timeout={TIMEOUT}", str(path)], capture_output=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "ASAN_OPTIONS": ASAN.format(leaks=0)})
+    return done.returncode == 0
+
+
 def fuzz(binary, corpora, crashes, seconds, seed, leaks):
     """Runs one target; after a crash it goes on with another seed for the rest of the time."""
     outcome, end = Outcome(), time.monotonic() + seconds
@@ -58,8 +68,8 @@ def fuzz(binary, corpora, crashes, seconds, seed, leaks):
     while (left := round(end - time.monotonic())) > 0 and len(outcome.crashes) < MOST_CRASHES:
         with tempfile.TemporaryDirectory(prefix="memsieve-fuzz-", dir=place) as scratch:
             before = set(crashes.iterdir())
-            command = [binary, f"-max_total_time={left}", f"-seed={seed + len(outcome.crashes) if seed else 0}", "-print_final_stats=1",
-                       "-timeout=20", "-rss_limit_mb=4096", f"-artifact_prefix={crashes}/", *corpora]
+            command = [binary, f"-max_total_time={left}", f"-seed={seed + len(outcome.crashes) + outcome.halts if seed else 0}", "-print_final_stats=1",
+                       f"-timeout={TIMEOUT}", "-rss_limit_mb=4096", f"-artifact_prefix={crashes}/", *corpora]
             done = subprocess.run([str(word) for word in command], capture_output=True, text=True, errors="replace",
                                   cwd=scratch, env={**os.environ, "TMPDIR": scratch, "OMP_NUM_THREADS": "1",
                                        "ASAN_OPTIONS": ASAN.format(leaks=int(leaks)), "UBSAN_OPTIONS": "print_stacktrace=1"})
@@ -69,6 +79,10 @@ def fuzz(binary, corpora, crashes, seconds, seed, leaks):
             break
         new = sorted(set(crashes.iterdir()) - before)
         (crashes / "log").write_text(done.stderr)
+        if new and new[0].name.startswith("timeout-") and is_quick(binary, new[0]):
+            new[0].unlink()
+            outcome.halts += 1
+            continue
         outcome.crashes.append((what_was_said(done.stderr), str(new[0]) if new else "no file"))
     return outcome
 
@@ -84,6 +98,8 @@ def report(outcomes):
     """Prints the table and every crash; the exit code."""
     print(table(outcomes))
     for name, outcome in outcomes.items():
+        if outcome.halts:
+            print(f"fuzz: {name}: the machine halted {outcome.halts} times", file=sys.stderr)
         for said, path in outcome.crashes:
             print(f"fuzz: {name}: {said}\nfuzz: {name}: again with {BUILD / name} {path}", file=sys.stderr)
         if outcome.inputs == 0:

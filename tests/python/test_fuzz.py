@@ -58,6 +58,15 @@ def test_crashes_are_counted_kept_and_make_the_exit_code(tmp_path, capsys):
     assert "heap-buffer-overflow" in printed.err and "crashes/crash-" in printed.err
 
 
+def test_an_input_that_took_long_counts_only_if_it_does_again(tmp_path, capsys):
+    again = 'case "${!#}" in *timeout-*) exit %d ;; esac\n'
+    outcomes = [fuzz_run.fuzz(program(tmp_path / name, again % code + CRASH.replace("crash-", "timeout-")), [], tmp_path / name.upper(), 1, 0,
+                              leaks=False) for name, code in (("slow", 1), ("quick", 0))]
+    assert len(outcomes[0].crashes) >= 2 and outcomes[0].halts == 0
+    assert not outcomes[1].crashes and outcomes[1].halts >= 2 and {path.name for path in (tmp_path / "QUICK").iterdir()} == {"log"}
+    assert fuzz_run.report({"quick": outcomes[1]}) == 0 and f"halted {outcomes[1].halts} times" in capsys.readouterr().err
+
+
 def test_a_target_that_takes_no_input_is_a_failure(tmp_path):
     assert fuzz_run.report({"idle": fuzz_run.fuzz(program(tmp_path / "idle", "exit 0"), [], tmp_path / "crashes", 1, 0, leaks=False)}) == 1
 
