@@ -104,16 +104,10 @@ std::string Hdf5Strings::read_variable_row(int64_t id) const {
   const Hdf5Handle from(H5Dget_space(id_.get()), H5Sclose), one(H5Screate(H5S_SCALAR), H5Sclose);
   const hsize_t start = static_cast<hsize_t>(id), count = 1;
   H5Sselect_hyperslab(from.get(), H5S_SELECT_SET, &start, nullptr, &count, nullptr);
-  const auto read = [&](hid_t type, void* out) {
+  const auto reference = [&](hid_t type, void* out) {
     return H5Dread(id_.get(), type, one.get(), from.get(), H5P_DEFAULT, out) >= 0;
   };
-  const std::string what = where_ + ": row " + std::to_string(id);
-  reference_.check(read, what);
-  char* text = nullptr;
-  if (!read(type_.get(), &text)) throw DataError(what + " cannot be read; the file is damaged, make it anew");
-  std::string copy = text != nullptr ? text : "";
-  H5Dvlen_reclaim(type_.get(), one.get(), H5P_DEFAULT, &text);
-  return copy;
+  return reader_.read(reference, where_ + ": row " + std::to_string(id));
 }
 
 }  // namespace memsieve::diffusion

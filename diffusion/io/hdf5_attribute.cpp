@@ -78,19 +78,19 @@ std::string hdf5_text_attribute(hid_t object, const std::string& name, const std
   const Attribute attribute(object, name, what);
   if (attribute.kind != H5T_STRING) throw DataError(what + " must be a string");
   if (attribute.count != 1) throw DataError(what + " must be one string");
-  if (H5Tis_variable_str(attribute.type.get()) <= 0) {
-    if (attribute.size > kMostText) throw DataError(what + " is a string of more than 64 KiB");
-    std::string text(attribute.size, '\0');
-    attribute.read(attribute.type.get(), text.data(), what);
-    return text.substr(0, text.find('\0'));
+  const auto require_short = [&](size_t size) {
+    if (size > kMostText) throw DataError(what + " is a string of more than 64 KiB");
+  };
+  if (H5Tis_variable_str(attribute.type.get()) > 0) {
+    const auto reference = [&](hid_t as, void* out) { return H5Aread(attribute.id.get(), as, out) >= 0; };
+    std::string text = Hdf5TextReader(attribute.id.get()).read(reference, what);
+    require_short(text.size());
+    return text;
   }
-  Hdf5TextReference(attribute.id.get())
-      .check([&](hid_t as, void* out) { return H5Aread(attribute.id.get(), as, out) >= 0; }, what);
-  char* raw = nullptr;
-  attribute.read(attribute.type.get(), &raw, what);
-  std::string text = raw != nullptr ? raw : "";
-  H5free_memory(raw);
-  return text;
+  require_short(attribute.size);
+  std::string text(attribute.size, '\0');
+  attribute.read(attribute.type.get(), text.data(), what);
+  return text.substr(0, text.find('\0'));
 }
 
 }  // namespace memsieve::diffusion

@@ -96,13 +96,13 @@ Hdf5Strings Hdf5File::strings(const std::string& name) const {
     return strings;
   }
   strings.id_ = open_hdf5_dataset(id_.get(), name, strings.where_);
-  strings.type_ = Hdf5Handle(H5Dget_type(strings.id_.get()), H5Tclose);
+  const Hdf5Handle type(H5Dget_type(strings.id_.get()), H5Tclose);
   const auto shape = hdf5_shape(strings.id_.get());
-  if (H5Tis_variable_str(strings.type_.get()) <= 0 || shape.size() != 1)
+  if (H5Tis_variable_str(type.get()) <= 0 || shape.size() != 1)
     throw DataError(strings.where_ + ": expected one dimension of variable-length UTF-8 strings");
   require_hdf5_size(id_.get(), strings.id_.get(), shape, false, strings.where_);
-  strings.reference_ = Hdf5TextReference(strings.id_.get());
-  strings.chunks_ = std::make_unique<Hdf5Chunks>(strings.id_.get(), strings.reference_.bytes());
+  strings.reader_ = Hdf5TextReader(strings.id_.get());
+  strings.chunks_ = std::make_unique<Hdf5Chunks>(strings.id_.get(), strings.reader_.bytes());
   strings.size_ = shape[0];
   return strings;
 }

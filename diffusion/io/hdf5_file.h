@@ -68,8 +68,8 @@ class Hdf5Strings {
   std::string read_variable_row(int64_t id) const;
   /// [total] uint8 and [size_ + 1] int64; without rows where the texts are variable-length strings
   Hdf5Array bytes_, offsets_;
-  Hdf5Handle id_, type_;
-  Hdf5TextReference reference_;
+  Hdf5Handle id_;
+  Hdf5TextReader reader_;
   std::unique_ptr<Hdf5Chunks> chunks_;
   int64_t size_ = 0;
   std::string where_;

@@ -1,5 +1,6 @@
 // HDF5 data sets. An input is a plan by which HDF5 itself makes the file, so that what is odd about it lies where our
-// code looks: links, types, shapes, layouts, filters, chunks, attributes, values. Without input it is a good data set.
+// code looks: links, types, shapes, layouts, filters, chunks, attributes, values; of the heap, where texts lie, bytes
+// are changed. Without input it is a good data set.
 #include <ATen/ATen.h>
 #include <diffusion/data/dataset.h>
 #include <diffusion/io/hdf5_open.h>
@@ -320,6 +321,18 @@ class Plan {
   Hdf5Handle file_;
 };
 
+/// The first bytes of the heap, which is read without HDF5.
+void change_heap(fuzz::Input& input, const std::string& path) {
+  constexpr size_t kMost = 256;
+  std::string bytes = memsieve::testing::read_file(path);
+  const size_t heap = bytes.find("GCOL");
+  if (heap == std::string::npos) return;
+  for (int left = input.ConsumeIntegralInRange(0, 4); left > 0; --left)
+    bytes[heap + input.ConsumeIntegralInRange<size_t>(0, std::min(bytes.size() - heap, kMost) - 1)] =
+        static_cast<char>(input.ConsumeIntegral<uint8_t>());
+  memsieve::testing::write_file(path, bytes);
+}
+
 int64_t product(const std::vector<int64_t>& shape) {
   int64_t count = 1;
   for (const int64_t n : shape) count *= n;
@@ -352,6 +365,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   fuzz::Input input(data, size);
   const bool cached = input.ConsumeBool(), flips = input.ConsumeBool();
   Plan(input, path).make();
+  change_heap(input, path);
   const bool sound = input.remaining_bytes() == 0 && size < 2;
   const bool refused = fuzz::refused<DataError>([&] { read(path, cached, flips && !sound); });
   fuzz::require(!(sound && refused), "a good data set is read");

@@ -20,6 +20,7 @@ class Hdf5Writer {
  public:
   explicit Hdf5Writer(const std::string& path)
       : file_(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT), H5Fclose) {}
+  explicit Hdf5Writer(Hdf5Handle file) : file_(std::move(file)) {}
 
   /// For what the functions below cannot write.
   hid_t id() const { return file_.get(); }

@@ -73,9 +73,11 @@ TEST_CASE("rows are read one by one, in runs and out of large chunks alike") {
       {0}, {47}, {3, 4, 5, 6}, {6, 5, 4, 3}, {9, 1, 9, 2, 1, 40, 10, 41}, {47, 0, 46, 1}};
   for (const auto& [values, chunk] :
        {std::pair{latents, int64_t{0}}, {latents, 1}, {latents, 5}, {wide, 32}, {wide, 1}}) {
-    auto file = write_latents(folder.file("set.h5"), 48);
-    file.remove("/latents");
-    file.tensor("/latents", values, chunk);
+    {
+      auto file = write_latents(folder.file("set.h5"), 48);
+      file.remove("/latents");
+      file.tensor("/latents", values, chunk);
+    }
     const auto set = Dataset::open(folder.file("set.h5"), uncached());
     for (const auto& ids : orders)
       REQUIRE(at::equal(set.load(ids).latents, values.index_select(0, at::tensor(ids, at::kLong))));

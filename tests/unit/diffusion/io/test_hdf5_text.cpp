@@ -1,12 +1,15 @@
-// Texts of variable length in files from strangers: their lengths are claims, and HDF5 believes them.
+// Texts of variable length in files from strangers: lengths, addresses and what lies there are claims, and HDF5
+// believes them.
 #include <ATen/ATen.h>
 #include <diffusion/data/dataset.h>
+#include <diffusion/io/hdf5_file.h>
 #include <diffusion/io/hdf5_open.h>
 #include <memsieve/error.h>
 #include <support/hdf5_writer.h>
 
 #include <catch2/catch.hpp>  // after torch, whose logging defines a CHECK of its own
 #include <cstring>
+#include <numeric>
 
 namespace of_test_hdf5_text {
 
@@ -16,8 +19,6 @@ using Catch::Contains;
 using memsieve::DataError;
 
 namespace {
-
-constexpr uint32_t kClaimed = 0xf0000000;
 
 // Puts another length in the place of each text of `length` bytes: 4 bytes, the address of a heap ("GCOL"), a number.
 int claim(const std::string& path, uint32_t length, uint32_t claimed) {
@@ -61,34 +62,82 @@ size_t room_for_chunks(const std::string& path, const std::string& name) {
 
 }  // namespace
 
-TEST_CASE("a caption that claims to be longer than its file is refused before there is room for it") {
+TEST_CASE("texts of variable length come back, wherever they lie") {
   const TemporaryFolder folder;
   const std::string path = folder.file("set.h5");
-  const bool chunked = GENERATE(false, true);
+  std::vector<std::string> texts{"", "a \xE2\x9C\x93", std::string(100000, 'x'), "two\nlines"};
+  for (int i = 0; i < 1000; ++i) texts.push_back(std::string(i % 9, 'a' + i % 26));
+  Hdf5Writer(path).strings("/caption", texts);
+  std::vector<int64_t> all(texts.size());
+  std::iota(all.begin(), all.end(), 0);
+  REQUIRE(Hdf5File(path).strings("/caption").read_rows(all) == texts);
+
+  const auto made =
+      GENERATE(table<size_t, hsize_t, bool>({{8, 0, false}, {4, 512, false}, {2, 0, true}, {8, 1024, true}}));
+  const auto& [bytes, before, latest] = made;
+  const Hdf5Handle how(H5Pcreate(H5P_FILE_CREATE), H5Pclose), access(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
+  H5Pset_sizes(how.get(), bytes, bytes);
+  H5Pset_userblock(how.get(), before);
+  if (latest) H5Pset_libver_bounds(access.get(), H5F_LIBVER_LATEST, H5F_LIBVER_LATEST);
   {
-    auto file = write_latents(path);
+    Hdf5Writer file(Hdf5Handle(H5Fcreate(path.c_str(), H5F_ACC_TRUNC, how.get(), access.get()), H5Fclose));
+    file.attribute("/", "format", std::string("memsieve-dataset"));
+    file.attribute("/", "none", std::string());
+    write_captions_in_chunks(file);
+  }
+  const Hdf5File file(path);
+  REQUIRE(file.root_text("format") == "memsieve-dataset");
+  REQUIRE(file.root_text("none").empty());
+  REQUIRE(file.strings("/caption").read_rows({4, 1, 5, 3}) == std::vector<std::string>{"fifth text", "", "six", ""});
+}
+
+TEST_CASE("a text of another length than the file holds is refused before there is room for it") {
+  const TemporaryFolder folder;
+  const bool chunked = GENERATE(false, true);
+  const uint32_t claimed = GENERATE(0xf0000000, 11, 9);
+  const auto write = [&](const std::string& name) {
+    auto file = write_latents(folder.file(name));
     file.remove("/caption");
     if (chunked)
       write_captions_in_chunks(file);
     else
       file.strings("/caption", {"one", "", "three", "", "fifth text", "six"});
-  }
-  REQUIRE(Dataset::open(path).captions({4, 1, 5}) == std::vector<std::string>{"fifth text", "", "six"});
-  REQUIRE(claim(path, 10, kClaimed) == 1);
+  };
+  const std::string path = folder.file("set.h5"), other = folder.file("other.h5");
+  write("set.h5");
+  REQUIRE(claim(path, 10, claimed) == 1);
   const auto set = Dataset::open(path);
-  REQUIRE(set.captions({0, 5}) == std::vector<std::string>{"one", "six"});
-  REQUIRE_THROWS_WITH(
-      set.captions({4}),
-      Contains(path + ": /caption: row 4 would be a text of 4026531840 bytes in a ") && !Contains("\n"));
+  REQUIRE(set.captions({0, 1, 5}) == std::vector<std::string>{"one", "", "six"});
+  const std::string why = " is a text of " + std::to_string(claimed) + " bytes that the file does not hold";
+  REQUIRE_THROWS_WITH(set.captions({4}), Contains(path + ": /caption: row 4" + why) && !Contains("\n"));
+  write("other.h5");
+  REQUIRE(claim(other, 16, claimed) == 1);  // "memsieve-dataset"
+  REQUIRE_THROWS_WITH(Dataset::open(other), Contains(other + ": root attribute 'format'" + why));
 }
 
-TEST_CASE("so is an attribute") {
+TEST_CASE("whatever has become of the place where texts lie, they are read or refused") {
   const TemporaryFolder folder;
   const std::string path = folder.file("set.h5");
   write_latents(path);
-  REQUIRE(claim(path, 16, kClaimed) == 1);  // "memsieve-dataset"
-  REQUIRE_THROWS_WITH(Dataset::open(path),
-                      Contains("root attribute 'format' would be a text of 4026531840 bytes in a file of "));
+  const std::string whole = read_file(path);
+  const size_t heap = whole.find("GCOL"), used = whole.find("caption 5", heap) + 40 - heap;
+  REQUIRE(used < 400);
+  int refused = 0;
+  for (const char value : {'\0', '\1', '\x7f', '\xff'})
+    for (size_t at = heap; at < heap + used; ++at) {
+      INFO("byte " << at - heap << " is " << static_cast<int>(value));
+      std::string bytes = whole;
+      bytes[at] = value;
+      write_file(path, bytes);
+      size_t read = 6;
+      try {
+        read = Dataset::open(path).captions({0, 1, 2, 3, 4, 5}).size();
+      } catch (const DataError&) {
+        ++refused;
+      }
+      REQUIRE(read == 6);
+    }
+  REQUIRE(refused > 100);
 }
 
 TEST_CASE("a chunk without filters that is shorter than its shape needs is not read past its end") {
