@@ -39,6 +39,11 @@ constexpr uint64_t aligned(uint64_t bytes) {
   return (bytes + 7) / 8 * 8;
 }
 
+// Bytes before what a collection, or an object in it, holds; `length`: bytes of a length.
+constexpr uint64_t header_bytes(size_t length) {
+  return aligned(8 + length);
+}
+
 bool read_at(int descriptor, uint64_t place, std::string& bytes) {
   for (size_t done = 0; done < bytes.size();) {
     const ssize_t got = ::pread(descriptor, bytes.data() + done, bytes.size() - done, static_cast<off_t>(place + done));
@@ -48,13 +53,13 @@ bool read_at(int descriptor, uint64_t place, std::string& bytes) {
   return true;
 }
 
-// Object `index` of a collection, whose first `header` bytes are its own; `length`: bytes of a length.
-std::string_view object(std::string_view collection, size_t header, uint64_t index, size_t length) {
-  const uint64_t object_header = aligned(8 + length);
-  for (uint64_t at = header; at + object_header <= collection.size();) {
+// Object `index` of a collection.
+std::string_view object(std::string_view collection, uint64_t index, size_t length) {
+  const uint64_t header = header_bytes(length);
+  for (uint64_t at = header; at + header <= collection.size();) {
     const uint64_t found = number(collection.substr(at, 2)), bytes = number(collection.substr(at + 8, length));
     if (found == 0) break;  // what is left is free
-    at += object_header;
+    at += header;
     if (bytes > collection.size() - at) break;
     if (found == index) return collection.substr(at, bytes);
     at += aligned(bytes);
@@ -80,7 +85,7 @@ Hdf5TextReader::Hdf5TextReader(hid_t object) : file_(H5Iget_file_id(object), H5F
 
 // The bytes of the collection at an address, or "" if there is none.
 std::string Hdf5TextReader::collection(uint64_t address) const {
-  const uint64_t there = file_bytes_ - std::min<uint64_t>(base_, file_bytes_), header = aligned(8 + length_);
+  const uint64_t there = file_bytes_ - std::min<uint64_t>(base_, file_bytes_), header = header_bytes(length_);
   if (length_ > 8 || address > there || header > there - address) return {};
   std::string bytes(header, '\0');
   if (!read_at(descriptor_, base_ + address, bytes) || bytes.compare(0, 4, "GCOL") != 0 || bytes[4] != 1) return {};
@@ -98,7 +103,7 @@ std::string Hdf5TextReader::read(const Read& reference, const std::string& what)
   const uint64_t size = number(view.substr(0, kLength)), address = number(view.substr(kLength, address_));
   if (address == 0) return {};
   const std::string heap = collection(address);
-  const std::string_view text = object(heap, aligned(8 + length_), number(view.substr(kLength + address_)), length_);
+  const std::string_view text = object(heap, number(view.substr(kLength + address_)), length_);
   if (text.size() != size)
     throw DataError(what + " is a text of " + std::to_string(size) +
                     " bytes that the file does not hold; it is damaged, make it anew");
